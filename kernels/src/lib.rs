@@ -1,1 +1,47 @@
-//! placeholder
+//! # weir-kernels: each op once
+//!
+//! The operations that a forward pass is made of, as bodies that write into preallocated candle tensors. `models` calls the free
+//! functions in [`ops`]; each is a candle in-place op with a CPU body, and room for a CUDA body beside it.
+//!
+//! **The numeric rule.** Each output element is a fixed sequence of f32 operations that does not depend on the batch, on chunk
+//! boundaries, on threads or on the instruction set. That is what makes a row computed in a batch equal the same row computed
+//! alone, byte for byte. Products run `acc = fma(x[k], w[k], acc)` over k in order; weights are packed so that vector lanes are
+//! outputs and nothing is ever summed across lanes; sums inside a row (norms, softmax) use 16 partial sums and one fixed tree;
+//! `exp`, `tanh` and `erf` are our own ([`math`]).
+//!
+//! **What it must never do:** know a model or a tenant, make a thread that [`Pool`] does not own, read a clock or the
+//! environment, panic on bad shapes or ids (a [`KernelError`] instead), or turn a whole quantised matrix into f32.
+//!
+//! **Main types:** [`PackedMatrix`] (weights, packed once at load), [`Pool`] (the threads every op takes), [`Isa`] (which bodies
+//! run), [`ops`] (the ops), [`spec`] (the plain loop of each op, its specification).
+//!
+//! **How to test:** `cargo test --release -p weir-kernels` compares every body that this machine can run with [`spec`], bit for
+//! bit; `cargo run --release -p weir-kernels --example rates` prints rates.
+
+mod attention;
+mod elementwise;
+mod error;
+mod isa;
+mod kv;
+mod lanes;
+mod lines;
+pub mod math;
+mod norm;
+pub mod ops;
+mod packed;
+mod pool;
+mod pooling;
+mod product;
+mod rope;
+mod segment;
+pub mod spec;
+mod tile;
+mod unpack;
+mod view;
+mod weight;
+
+pub use error::KernelError;
+pub use isa::Isa;
+pub use packed::{PackedMatrix, PackedSource};
+pub use pool::{Pool, THREADS_MAX};
+pub use weight::WeightType;
