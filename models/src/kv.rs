@@ -1,0 +1,57 @@
+//! The paged KV store.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{ModelError, ModelInfo};
+
+/// Positions in a block.
+pub const BLOCK_LEN: usize = 32;
+
+/// Keys and values of one model on one device, in blocks of [`BLOCK_LEN`] positions.
+///
+/// One f16 tensor `[blocks, layers, 2, kv_heads, 32, head_dim]`: the block comes first, so that moving a block is one copy.
+/// Which block belongs to whom is the scheduler's business; a model reads and writes what its rows name.
+#[derive(Debug)]
+pub struct KvStore {
+    tensor: Tensor,
+    blocks: u32,
+}
+
+impl KvStore {
+    /// A store of `blocks` blocks, all zero. The system hands out its memory as blocks are first written.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    pub fn new(info: &ModelInfo, blocks: u32) -> Result<Self, ModelError> {
+        // A failed allocation would end the process, so this one is tried first. It is only reserved, not touched.
+        let bytes = Self::bytes_per_block(info).checked_mul(u64::from(blocks));
+        let fits = bytes
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
+        if !fits {
+            return Err(ModelError::step(format!("there is no memory for {blocks} KV blocks")));
+        }
+        let shape =
+            (blocks as usize, info.layers as usize, 2, info.kv_heads as usize, BLOCK_LEN, info.head_dim as usize);
+        // [blocks, layers, 2, kv_heads, 32, head_dim] f16
+        Ok(Self { tensor: Tensor::zeros(shape, DType::F16, &Device::Cpu)?, blocks })
+    }
+
+    /// Bytes that one block takes.
+    pub fn bytes_per_block(info: &ModelInfo) -> u64 {
+        [info.layers, 2, info.kv_heads, BLOCK_LEN as u32, info.head_dim, 2]
+            .into_iter()
+            .map(u64::from)
+            .fold(1, u64::saturating_mul)
+    }
+
+    /// Blocks in the store.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The tensor `[blocks, layers, 2, kv_heads, 32, head_dim]`.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+}
