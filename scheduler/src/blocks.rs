@@ -1,0 +1,374 @@
+//! A model's KV blocks on a device: who holds them, which can be shared, and which is given up first.
+//!
+//! A block is *free*; or *private* (held, not indexed); or *coming* (held and indexed, but not computed yet: a request that would
+//! want it waits for it); or *ready* (computed and indexed). Only ready blocks outlive their last holder: they stay cached, on their
+//! owner's LRU list, until somebody needs the room. A block belongs to the tenant that computed it and is never found for another.
+//!
+//! Room is found in this order: a tenant at its ceiling gives up its own oldest cached block; a free block; the oldest cached
+//! block of whoever is furthest above its floor by weight. Blocks that a tenant holds up to its floor are not taken from it.
+
+use alloc::vec::Vec;
+
+use crate::ids::{BlockHash, BlockId};
+use crate::prefix::Prefix;
+use crate::request::{NONE, Requests};
+use crate::tenant::{Account, Tenants};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockState {
+    Free,
+    Private,
+    Coming,
+    Ready,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    pub(crate) state: BlockState,
+    pub(crate) refs: u32,
+    /// Slot of the tenant that holds it or has it cached.
+    pub(crate) owner: u32,
+    pub(crate) hash: BlockHash,
+    /// Next in its index bucket.
+    pub(crate) chain: u32,
+    // Neighbours in the owner's LRU list while it is cached: `older` was released before it.
+    older: u32,
+    newer: u32,
+    /// First of the requests parked on it.
+    pub(crate) parked: u32,
+}
+
+/// What one tenant has in the pool.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    /// Blocks with holders.
+    pub(crate) used: u32,
+    /// Ready blocks without.
+    pub(crate) cached: u32,
+    oldest: u32,
+    newest: u32,
+}
+
+impl Held {
+    pub(crate) fn total(&self) -> u32 {
+        self.used + self.cached
+    }
+}
+
+/// Whether floors and ceilings bind. They give way only when a device would otherwise stand still with work waiting, which happens
+/// when they were changed under running requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limits {
+    Bind,
+    GiveWay,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    pub(crate) blocks: Vec<Block>,
+    free: Vec<u32>,
+    pub(crate) held: Vec<Held>,
+    index: Prefix,
+    /// Requests whose block was published or given up: they go back to their queues.
+    pub(crate) woken: Vec<u32>,
+    pub(crate) evictions: u64,
+}
+
+impl Pool {
+    pub(crate) fn new(len: u32, tenants: usize) -> Pool {
+        let block = Block {
+            state: BlockState::Free,
+            refs: 0,
+            owner: 0,
+            hash: BlockHash([0; 32]),
+            chain: NONE,
+            older: NONE,
+            newer: NONE,
+            parked: NONE,
+        };
+        let mut pool = Pool {
+            blocks: alloc::vec![block; len as usize],
+            free: (0..len).rev().collect(),
+            held: Vec::new(),
+            index: Prefix::new(len),
+            woken: Vec::new(),
+            evictions: 0,
+        };
+        pool.grow(tenants);
+        pool
+    }
+
+    /// Makes room in the tables for tenants added since.
+    pub(crate) fn grow(&mut self, tenants: usize) {
+        self.held.resize(tenants, Held { used: 0, cached: 0, oldest: NONE, newest: NONE });
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.blocks.len() as u32
+    }
+
+    pub(crate) fn free_len(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    /// Blocks in use, and blocks only cached.
+    pub(crate) fn counts(&self) -> (u32, u32) {
+        self.held.iter().fold((0, 0), |(used, cached), held| (used + held.used, cached + held.cached))
+    }
+
+    pub(crate) fn held(&self, tenant: u32) -> &Held {
+        &self.held[tenant as usize]
+    }
+
+    pub(crate) fn find(&self, tenant: u32, hash: &BlockHash) -> Option<u32> {
+        self.index.find(&self.blocks, tenant, hash)
+    }
+
+    /// How many blocks could be given to the tenant now.
+    pub(crate) fn room(&self, tenant: u32, tenants: &Tenants, limits: Limits) -> u32 {
+        let own = self.held(tenant);
+        let mut room = self.free_len() + own.cached;
+        for (held, account) in self.held.iter().zip(tenants.iter()) {
+            if held.cached > 0 {
+                room += above_floor(held, account, limits);
+            }
+        }
+        room -= above_floor(own, tenants.get(tenant), limits);
+        room.min(ceiling(tenants.get(tenant), limits).saturating_sub(own.used))
+    }
+
+    /// A private block for the tenant, with one reference.
+    pub(crate) fn take(&mut self, tenant: u32, tenants: &Tenants, limits: Limits) -> Option<BlockId> {
+        let own = self.held(tenant);
+        let ceiling = ceiling(tenants.get(tenant), limits);
+        if own.used >= ceiling {
+            return None;
+        }
+        if own.total() >= ceiling {
+            self.evict(tenant);
+        } else if self.free.is_empty() {
+            let victim = self.fattest(tenant, tenants, limits)?;
+            self.evict(victim);
+        }
+        let at = self.free.pop()?;
+        let block = &mut self.blocks[at as usize];
+        debug_assert_eq!((block.state, block.refs, block.parked), (BlockState::Free, 0, NONE));
+        block.state = BlockState::Private;
+        block.refs = 1;
+        block.owner = tenant;
+        self.held[tenant as usize].used += 1;
+        Some(BlockId(at))
+    }
+
+    /// The tenant with cached blocks that is furthest above its floor by weight; the asking tenant's own may always go.
+    fn fattest(&self, tenant: u32, tenants: &Tenants, limits: Limits) -> Option<u32> {
+        let mut best: Option<(u64, u64, u32)> = None;
+        for (slot, (held, account)) in self.held.iter().zip(tenants.iter()).enumerate() {
+            let slot = slot as u32;
+            if held.cached == 0 || (slot != tenant && above_floor(held, account, limits) == 0) {
+                continue;
+            }
+            let above = u64::from(held.total().saturating_sub(account.plan.kv_blocks_floor));
+            let weight = u64::from(account.weight());
+            // above / weight, compared without division.
+            if best.is_none_or(|(most, by, _)| above * by > most * weight) {
+                best = Some((above, weight, slot));
+            }
+        }
+        best.map(|(_, _, slot)| slot)
+    }
+
+    /// One more holder for a ready block.
+    pub(crate) fn share(&mut self, at: u32) {
+        debug_assert_eq!(self.blocks[at as usize].state, BlockState::Ready);
+        if self.blocks[at as usize].refs == 0 {
+            self.unlink(at);
+            let held = &mut self.held[self.blocks[at as usize].owner as usize];
+            held.cached -= 1;
+            held.used += 1;
+        }
+        self.blocks[at as usize].refs += 1;
+    }
+
+    /// One holder less. The last one leaves a ready block cached and any other free.
+    pub(crate) fn release(&mut self, at: BlockId) {
+        let at = at.0;
+        self.blocks[at as usize].refs -= 1;
+        let Block { refs, state, owner, .. } = self.blocks[at as usize];
+        if refs > 0 {
+            return;
+        }
+        let held = &mut self.held[owner as usize];
+        held.used -= 1;
+        match state {
+            BlockState::Ready => {
+                held.cached += 1;
+                self.link_newest(at);
+            }
+            BlockState::Coming => {
+                self.index.remove(&mut self.blocks, at);
+                self.liberate(at);
+            }
+            BlockState::Private => self.liberate(at),
+            BlockState::Free => unreachable!("a held block is not free"),
+        }
+    }
+
+    /// Announces under its hash a private block that is about to be computed, unless the hash is known already.
+    pub(crate) fn announce(&mut self, at: BlockId, hash: BlockHash) {
+        self.enter(at, hash, BlockState::Coming);
+    }
+
+    /// Makes a computed block available to the tenant's later requests, unless the hash is known already.
+    pub(crate) fn publish(&mut self, at: BlockId, hash: BlockHash) {
+        match self.blocks[at.0 as usize].state {
+            BlockState::Private => self.enter(at, hash, BlockState::Ready),
+            BlockState::Coming => {
+                self.blocks[at.0 as usize].state = BlockState::Ready;
+                self.wake(at.0);
+            }
+            BlockState::Ready | BlockState::Free => {}
+        }
+    }
+
+    fn enter(&mut self, at: BlockId, hash: BlockHash, state: BlockState) {
+        let owner = self.blocks[at.0 as usize].owner;
+        if self.find(owner, &hash).is_some() {
+            return;
+        }
+        let block = &mut self.blocks[at.0 as usize];
+        debug_assert_eq!(block.state, BlockState::Private);
+        block.hash = hash;
+        block.state = state;
+        self.index.insert(&mut self.blocks, at.0);
+    }
+
+    /// Takes a held block out of the index for good: what it holds is not to be trusted.
+    pub(crate) fn withdraw(&mut self, at: BlockId) {
+        let state = self.blocks[at.0 as usize].state;
+        if matches!(state, BlockState::Coming | BlockState::Ready) {
+            self.index.remove(&mut self.blocks, at.0);
+            self.blocks[at.0 as usize].state = BlockState::Private;
+            self.wake(at.0);
+        }
+    }
+
+    fn evict(&mut self, tenant: u32) {
+        let at = self.held[tenant as usize].oldest;
+        assert!(at != NONE, "a tenant with cached blocks has an oldest one");
+        self.unlink(at);
+        self.held[tenant as usize].cached -= 1;
+        self.index.remove(&mut self.blocks, at);
+        self.evictions += 1;
+        self.liberate(at);
+    }
+
+    fn liberate(&mut self, at: u32) {
+        self.wake(at);
+        self.blocks[at as usize].state = BlockState::Free;
+        self.free.push(at);
+    }
+
+    fn wake(&mut self, at: u32) {
+        let parked = core::mem::replace(&mut self.blocks[at as usize].parked, NONE);
+        if parked != NONE {
+            self.woken.push(parked);
+        }
+    }
+
+    /// Parks a request until the coming block is ready or given up.
+    pub(crate) fn park(&mut self, requests: &mut Requests, slot: u32, at: u32) {
+        let block = &mut self.blocks[at as usize];
+        debug_assert_eq!(block.state, BlockState::Coming);
+        let request = requests.get_mut(slot);
+        request.parked_on = at;
+        request.parked_next = core::mem::replace(&mut block.parked, slot);
+    }
+
+    /// Takes a request off the list it is parked on.
+    pub(crate) fn unpark(&mut self, requests: &mut Requests, slot: u32) {
+        let request = requests.get_mut(slot);
+        let at = core::mem::replace(&mut request.parked_on, NONE) as usize;
+        let after = core::mem::replace(&mut request.parked_next, NONE);
+        if self.blocks[at].parked == slot {
+            self.blocks[at].parked = after;
+            return;
+        }
+        let mut before = self.blocks[at].parked;
+        while requests.get(before).parked_next != slot {
+            before = requests.get(before).parked_next;
+        }
+        requests.get_mut(before).parked_next = after;
+    }
+
+    fn unlink(&mut self, at: u32) {
+        let Block { older, newer, owner, .. } = self.blocks[at as usize];
+        match older {
+            NONE => self.held[owner as usize].oldest = newer,
+            _ => self.blocks[older as usize].newer = newer,
+        }
+        match newer {
+            NONE => self.held[owner as usize].newest = older,
+            _ => self.blocks[newer as usize].older = older,
+        }
+    }
+
+    fn link_newest(&mut self, at: u32) {
+        let owner = self.blocks[at as usize].owner as usize;
+        let older = core::mem::replace(&mut self.held[owner].newest, at);
+        let block = &mut self.blocks[at as usize];
+        (block.older, block.newer) = (older, NONE);
+        match older {
+            NONE => self.held[owner].oldest = at,
+            _ => self.blocks[older as usize].newer = at,
+        }
+    }
+
+    /// Recounts everything; panics where the books do not agree. `refs[b]` is the number of tables that name block `b`.
+    pub(crate) fn check(&self, refs: &[u32]) {
+        let mut held = alloc::vec![(0u32, 0u32); self.held.len()];
+        let (mut free, mut indexed) = (0, 0);
+        for (at, block) in self.blocks.iter().enumerate() {
+            assert_eq!(block.refs, refs[at], "references of block {at}");
+            match block.state {
+                BlockState::Free => free += 1,
+                _ if block.refs > 0 => held[block.owner as usize].0 += 1,
+                BlockState::Ready => held[block.owner as usize].1 += 1,
+                _ => panic!("block {at} is lost"),
+            }
+            if matches!(block.state, BlockState::Coming | BlockState::Ready) {
+                indexed += 1;
+                assert_eq!(self.find(block.owner, &block.hash), Some(at as u32));
+            }
+            assert!(block.parked == NONE || block.state == BlockState::Coming);
+        }
+        assert_eq!(free, self.free.len(), "free blocks");
+        assert_eq!(indexed, self.index.entries(&self.blocks), "indexed blocks");
+        assert!(self.woken.is_empty(), "woken requests were put back");
+        for (slot, held_now) in self.held.iter().enumerate() {
+            assert_eq!((held_now.used, held_now.cached), held[slot], "blocks of tenant slot {slot}");
+            let (mut cached, mut at) = (0, held_now.oldest);
+            while at != NONE {
+                cached += 1;
+                at = self.blocks[at as usize].newer;
+            }
+            assert_eq!(cached, held_now.cached, "LRU list of tenant slot {slot}");
+        }
+    }
+}
+
+fn ceiling(account: &Account, limits: Limits) -> u32 {
+    match limits {
+        Limits::Bind => account.plan.kv_blocks_ceiling.unwrap_or(u32::MAX),
+        Limits::GiveWay => u32::MAX,
+    }
+}
+
+/// Cached blocks that others may take.
+fn above_floor(held: &Held, account: &Account, limits: Limits) -> u32 {
+    let floor = match limits {
+        Limits::Bind => account.plan.kv_blocks_floor,
+        Limits::GiveWay => 0,
+    };
+    held.cached.min(held.total().saturating_sub(floor))
+}

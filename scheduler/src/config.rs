@@ -1,0 +1,56 @@
+//! What the scheduler is told about itself and about a model on a device.
+
+use crate::ids::Nanos;
+
+/// Settings of the whole scheduler. `Default` suits one node with a few devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Requests that may wait at once, over all tenants and devices. Beyond it, [`crate::RejectReason::QueueFull`].
+    pub queue_len_max: u32,
+    /// Steps planned and not yet finished, per device. With two, step n+1 is planned while n runs.
+    pub steps_in_flight_max: u32,
+    /// How often a request may lose its blocks before it is protected: it then restarts with every block it can need.
+    pub preemptions_max: u32,
+    /// How much more weighted device time a tenant must be owed than another, beyond the redo it causes, before its waiting request
+    /// may take the blocks of the other's running one. Smaller is fairer, larger redoes less. Leads below it do not decide whose
+    /// blocks are taken; the number of blocks held does.
+    pub start_preempts_at: Nanos,
+    /// The step latency that prompt chunks and embedding items are sized for. Decode rows are bounded by `rows_max` only, and
+    /// one prompt row per step always gets [`crate::BLOCK_LEN`] tokens, so a slow device still makes progress.
+    pub step_latency_max: Nanos,
+    /// How much later a request of priority `p` counts as having arrived, times `p`. This is also the ageing: a request of
+    /// class `p` is overtaken by class 0 for at most `p * priority_spacing`.
+    pub priority_spacing: Nanos,
+    /// The cost of a new token assumed before the first step of a model was measured.
+    pub token_cost_prior: Nanos,
+    /// The constant cost of a step assumed before the first step of a model was measured.
+    pub step_cost_prior: Nanos,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            queue_len_max: 4096,
+            steps_in_flight_max: 2,
+            preemptions_max: 4,
+            start_preempts_at: Nanos::from_secs(1),
+            step_latency_max: Nanos::from_millis(250),
+            priority_spacing: Nanos::from_secs(2),
+            token_cost_prior: Nanos::from_micros(20),
+            step_cost_prior: Nanos::from_millis(1),
+        }
+    }
+}
+
+/// What a model on a device can hold and do in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelLimits {
+    /// KV blocks in the pool; 0 for encoders, which hold none.
+    pub blocks: u32,
+    /// Rows in one step.
+    pub rows_max: u32,
+    /// New tokens in one step; should be at least `rows_max` + [`crate::BLOCK_LEN`], so that prompts move beside a full batch.
+    pub tokens_max: u32,
+    /// Positions of one sequence, prompt and new tokens together; for encoders the length of one item.
+    pub context_len_max: u32,
+}

@@ -1,0 +1,223 @@
+//! A device: its models, its tenants' shares, its steps in flight, and where its time went.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::cost::Load;
+use crate::ids::{DeviceId, ModelId, Nanos, StepId};
+use crate::model::Model;
+use crate::share::{Share, Virtual};
+
+/// Where a device's wall time went. At every moment `wall == tenants + operator + idle + in_flight`, to the nanosecond: the time of
+/// the step that runs now is `in_flight`, and is booked to the others when it ends. None of the others ever shrinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceAccounts {
+    /// Since the device was added.
+    pub wall: Nanos,
+    /// Charged to tenants.
+    pub tenants: Nanos,
+    /// The operator's: its own requests, redo after preemptions, overrun rows, failed rows, the part of a step's wall time in
+    /// which the device did not compute, and the time the device was lost.
+    pub operator: Nanos,
+    /// No step was running.
+    pub idle: Nanos,
+    /// The step that runs now, so far, with what the report before it left open.
+    pub in_flight: Nanos,
+}
+
+/// A row as it was planned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) slot: u32,
+    /// First position, or the item.
+    pub(crate) from: u32,
+    pub(crate) len: u32,
+    pub(crate) samples: bool,
+    /// An item of an embedding request rather than a stretch of a sequence.
+    pub(crate) is_item: bool,
+    pub(crate) load: Load,
+}
+
+/// A step planned and not finished.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Step {
+    pub(crate) id: StepId,
+    pub(crate) model: u32,
+    pub(crate) rows: Vec<Row>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    pub(crate) id: DeviceId,
+    pub(crate) up: bool,
+    /// Removed: the entry may be reused.
+    pub(crate) gone: bool,
+    pub(crate) models: Vec<Model>,
+    /// By tenant slot.
+    pub(crate) shares: Vec<Share>,
+    /// Tenants with live requests here, in the order of their arrival.
+    pub(crate) active: Vec<u32>,
+    /// The device's virtual time; see [`crate::share`].
+    pub(crate) clock: Virtual,
+    /// In the order they were planned.
+    pub(crate) in_flight: VecDeque<Step>,
+    /// Steps kept for their buffers.
+    pub(crate) spare: Vec<Step>,
+
+    /// When the books begin, and until when they are kept: a step that runs now began at `booked`.
+    pub(crate) since: Nanos,
+    pub(crate) booked: Nanos,
+    /// When the last report came, or the device was last idle. Not before `booked`: see [`Device::book_step`].
+    pub(crate) reported: Nanos,
+    pub(crate) tenants: Nanos,
+    pub(crate) operator: Nanos,
+    pub(crate) idle: Nanos,
+
+    /// Estimates held for running requests.
+    pub(crate) held_time: Nanos,
+    last_start: Nanos,
+    start_interval: u64,
+}
+
+impl Device {
+    pub(crate) fn new(id: DeviceId, now: Nanos, tenants: usize) -> Device {
+        let mut device = Device {
+            id,
+            up: true,
+            gone: false,
+            models: Vec::new(),
+            shares: Vec::new(),
+            active: Vec::new(),
+            clock: 0,
+            in_flight: VecDeque::new(),
+            spare: Vec::new(),
+            since: now,
+            booked: now,
+            reported: now,
+            tenants: Nanos::ZERO,
+            operator: Nanos::ZERO,
+            idle: Nanos::ZERO,
+            held_time: Nanos::ZERO,
+            last_start: now,
+            start_interval: 0,
+        };
+        device.grow(tenants);
+        device
+    }
+
+    pub(crate) fn grow(&mut self, tenants: usize) {
+        self.shares.resize(tenants, Share::default());
+        for model in &mut self.models {
+            model.grow(tenants);
+        }
+    }
+
+    pub(crate) fn model_index(&self, id: ModelId) -> Option<usize> {
+        self.models.iter().position(|model| model.id == id)
+    }
+
+    /// Books the time up to `now` in which no step ran.
+    pub(crate) fn book_idle(&mut self, now: Nanos) {
+        debug_assert!(self.in_flight.is_empty());
+        let gap = now.saturating_sub(self.booked);
+        match self.up {
+            true => self.idle += gap,
+            false => self.operator += gap,
+        }
+        self.booked = self.booked.max(now);
+        self.reported = self.booked;
+    }
+
+    /// Books the wall time of the step that was just taken from the front, and returns the part of it in which the device worked.
+    ///
+    /// A report takes a moment to arrive, and with a step queued behind it the device works on in that moment. So time left over
+    /// between the device's work and the report stays open until the next report: if that one says that the device worked
+    /// longer than since this report, it was then. What is still left over is the operator's.
+    pub(crate) fn book_step(&mut self, now: Nanos, device_time: Nanos) -> Nanos {
+        let now = now.max(self.reported);
+        let since_report = now - self.reported;
+        let open = now - self.booked;
+        let time = device_time.min(open);
+        let left_open = match self.in_flight.is_empty() {
+            true => Nanos::ZERO,
+            false => since_report.saturating_sub(time),
+        };
+        self.operator += open - time - left_open;
+        self.booked = now - left_open;
+        self.reported = now;
+        time
+    }
+
+    pub(crate) fn accounts(&self, now: Nanos) -> DeviceAccounts {
+        let mut books = DeviceAccounts {
+            wall: now.max(self.booked).saturating_sub(self.since),
+            tenants: self.tenants,
+            operator: self.operator,
+            idle: self.idle,
+            in_flight: Nanos::ZERO,
+        };
+        let open = now.saturating_sub(self.booked);
+        match (self.in_flight.is_empty(), self.up) {
+            (false, _) => books.in_flight = open,
+            (true, true) => books.idle += open,
+            (true, false) => books.operator += open,
+        }
+        books
+    }
+
+    /// A request of the tenant arrived.
+    pub(crate) fn enter(&mut self, tenant: u32) {
+        let share = &mut self.shares[tenant as usize];
+        share.live += 1;
+        if !share.active {
+            share.active = true;
+            self.active.push(tenant);
+        }
+    }
+
+    /// Brings the virtual clock up to date and lifts every tenant that was not short; then forgets those that left.
+    pub(crate) fn lift(&mut self) {
+        let shares = &mut self.shares;
+        let (mut least, mut greatest) = (None, 0);
+        for &tenant in &self.active {
+            let share = &shares[tenant as usize];
+            let time = share.virtual_time();
+            greatest = time.max(greatest);
+            if share.short && share.live > 0 {
+                least = Some(least.map_or(time, |least: Virtual| least.min(time)));
+            }
+        }
+        self.clock = self.clock.max(least.unwrap_or(greatest));
+        self.active.retain(|&tenant| {
+            let share = &mut shares[tenant as usize];
+            share.lift(self.clock);
+            share.active = share.live > 0;
+            share.short &= share.active;
+            share.active
+        });
+    }
+
+    /// Device time that all waiting requests are expected to take.
+    pub(crate) fn demand(&self) -> Nanos {
+        self.active.iter().map(|tenant| self.shares[*tenant as usize].demand).sum()
+    }
+
+    /// Device time until a request that comes now is expected to be reached, if it came last.
+    pub(crate) fn backlog(&self) -> Nanos {
+        self.demand().saturating_add(self.held_time)
+    }
+
+    /// The measured time between two starts while requests wait.
+    pub(crate) fn start_interval(&self) -> Nanos {
+        Nanos(self.start_interval)
+    }
+
+    /// A request left its queue.
+    pub(crate) fn observe_start(&mut self, now: Nanos, still_waiting: bool) {
+        if still_waiting {
+            let gap = now.saturating_sub(self.last_start).0;
+            self.start_interval = self.start_interval - self.start_interval / 16 + gap / 16;
+        }
+        self.last_start = now;
+    }
+}

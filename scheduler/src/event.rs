@@ -1,0 +1,50 @@
+//! What happened to a request, told to the caller.
+
+use crate::ids::{Nanos, RequestId, TenantId};
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// The caller judged a stop, the last item was embedded, or the longest allowed text was drawn.
+    Finished,
+    /// [`crate::Scheduler::cancel`] was called.
+    Cancelled,
+    /// A row of it was reported as [`crate::RowOutcome::Failed`].
+    Failed,
+    /// Its device went away.
+    Lost,
+}
+
+/// One fact about one request, in the order they came true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The request left the queue for the first time. A restart after a preemption is not announced.
+    Started {
+        /// Which request.
+        request: RequestId,
+        /// Prompt tokens found in the tenant's prefix cache, and so not computed.
+        cached_tokens: u32,
+    },
+    /// The request lost its blocks and waits again; its known tokens will be computed anew, at the operator's cost.
+    Preempted {
+        /// Which request.
+        request: RequestId,
+    },
+    /// The request's one end. Its id is stale from here on.
+    Settled {
+        /// Which request.
+        request: RequestId,
+        /// Who pays.
+        tenant: TenantId,
+        /// How it ended.
+        end: End,
+        /// The bill: device time attributed to the request, without redo and overrun.
+        charge: Nanos,
+        /// Prompt tokens taken from the prefix cache at its first start.
+        cached_tokens: u32,
+        /// From admission to its first start, or to its end if it never started.
+        queued: Nanos,
+        /// How often it lost its blocks.
+        preemptions: u32,
+    },
+}

@@ -1,0 +1,441 @@
+//! Planning a step: which model, which rows.
+//!
+//! There are no phases. Every running request has computed tokens chasing known tokens; a row computes some of the gap, and where it
+//! closes the gap an id is drawn. A prompt is a wide gap, a decode a gap of one.
+//!
+//! *Order.* The tenant with the least virtual time gives one row; the row's expected cost is added to a copy of its virtual time, and
+//! the next tenant is picked, until rows or tokens are used up. Inside a tenant, requests go by rank (arrival, put off by
+//! priority class), running and waiting ones alike. So when rows are short, rows of a tenant over its share skip steps, and a tenant that
+//! comes back finds room at once.
+//!
+//! *Chunks.* A prompt row takes what the token budget and the latency cap leave, less one token for each running row still to come, so
+//! long prompts do not stall decodes. The first prompt row of a step always gets a block's worth, so decodes do not stall
+//! prompts.
+//!
+//! *Two steps in flight.* Planning goes by what will be known when the steps in flight have ended, on the guess that their requests go on.
+//!
+//! Blocks are `room`'s matter.
+//!
+//! Cost: O(active tenants) to start, O(log tenants) per row, no allocation once the buffers have grown.
+
+use crate::BLOCK_LEN;
+use crate::admit::Work;
+use crate::blocks::Limits;
+use crate::cost::Load;
+use crate::device::{Device, Row, Step};
+use crate::event::Event;
+use crate::ids::{DeviceId, Nanos, StepId};
+use crate::model::{Lane, Model};
+use crate::plan::{BlockRange, PlanRow, RowKind, StepPlan};
+use crate::request::{Rank, Requests};
+use crate::scheduler::Scheduler;
+use crate::share::{Virtual, virtual_time};
+use crate::tenant::Tenants;
+
+use alloc::collections::BinaryHeap;
+use alloc::collections::binary_heap::PeekMut;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+/// Tokens of the prompts in a step before the cost of a token is known on this device.
+const UNPROVEN_TOKENS: u64 = 128;
+
+impl Scheduler {
+    /// Fills `plan` with the device's next step. False if there is nothing to run now, or enough steps are in flight; then the plan is
+    /// empty. Worth calling again after every admission, cancellation and finished step.
+    pub fn next_step(&mut self, now: Nanos, id: DeviceId, plan: &mut StepPlan) -> bool {
+        plan.clear();
+        let Some(d) = self.device(id) else {
+            return false;
+        };
+        let device = &mut self.devices[d];
+        if !device.up || device.in_flight.len() >= self.config.steps_in_flight_max.max(1) as usize {
+            return false;
+        }
+        device.lift();
+        if device.active.is_empty() {
+            return false;
+        }
+        let planned = self.plan_step(now, d, plan, Limits::Bind)
+            || self.devices[d].in_flight.is_empty() && self.plan_step(now, d, plan, Limits::GiveWay);
+        self.devices[d].note_short();
+        planned
+    }
+
+    fn plan_step(&mut self, now: Nanos, d: usize, plan: &mut StepPlan, limits: Limits) -> bool {
+        for model in &mut self.devices[d].models {
+            model.tried = false;
+        }
+        while let Some(m) = self.devices[d].choose_model() {
+            self.devices[d].models[m].tried = true;
+            if self.fill(now, d, m, plan, limits) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn fill(&mut self, now: Nanos, d: usize, m: usize, plan: &mut StepPlan, limits: Limits) -> bool {
+        let id = StepId(self.next_step);
+        let device = &mut self.devices[d];
+        let mut step = device.spare.pop().unwrap_or_default();
+        step.id = id;
+        step.model = m as u32;
+        let model = &mut device.models[m];
+        (plan.step, plan.device, plan.model) = (id, device.id, model.id);
+        let reserve = match model.limits.blocks {
+            0 => 0,
+            _ => model.running,
+        };
+        let mut fill = Fill {
+            now,
+            id,
+            m,
+            limits,
+            preemptions_max: self.config.preemptions_max,
+            start_preempts_at: self.config.start_preempts_at,
+            rows_left: model.limits.rows_max.max(1),
+            tokens_left: model.limits.tokens_max.max(1),
+            time_left: self.config.step_latency_max.saturating_sub(model.cost.step()),
+            reserve,
+            prompt_given: false,
+            no_room: false,
+            device,
+            tenants: &mut self.tenants,
+            requests: &mut self.requests,
+            events: &mut self.events,
+            preemptions: &mut self.preemptions,
+            plan,
+            step: &mut step,
+        };
+        fill.run(&mut self.order);
+
+        let device = &mut self.devices[d];
+        if step.rows.is_empty() {
+            device.spare.push(step);
+            return false;
+        }
+        self.next_step += 1;
+        if device.in_flight.is_empty() {
+            device.book_idle(now);
+        }
+        device.models[m].last_step = id;
+        device.in_flight.push_back(step);
+        true
+    }
+}
+
+impl Device {
+    /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least
+    /// recently, so that a long text of one model does not hold up the same tenant's work for another.
+    fn choose_model(&self) -> Option<usize> {
+        let mut best: Option<(Virtual, u32, StepId, usize)> = None;
+        for (m, model) in self.models.iter().enumerate().filter(|(_, model)| !model.tried) {
+            for &tenant in &self.active {
+                if model.lanes[tenant as usize].is_empty() {
+                    continue;
+                }
+                let time = self.shares[tenant as usize].virtual_time();
+                let candidate = (time, tenant, model.last_step, m);
+                if best.is_none_or(|best| candidate < best) {
+                    best = Some(candidate);
+                }
+            }
+        }
+        best.map(|(_, _, _, m)| m)
+    }
+
+    /// Notes which tenants wanted more than the step gives them.
+    fn note_short(&mut self) {
+        for &tenant in &self.active {
+            self.shares[tenant as usize].short = self.models.iter().any(|model| {
+                let lane = &model.lanes[tenant as usize];
+                if model.tried { lane.short } else { !lane.is_empty() }
+            });
+        }
+    }
+}
+
+/// What a tenant gave when it was asked for a row.
+enum Pick {
+    /// A row of this expected cost.
+    Row(Nanos),
+    /// Nothing, now.
+    Nothing,
+}
+
+/// What became of a waiting request at the head of its lane.
+pub(crate) enum Start {
+    Row(Nanos),
+    /// Another request computes the block it needs next.
+    Parked,
+    /// Too few tokens or too little time are left in this step.
+    NoBudget,
+    /// Too few blocks.
+    NoRoom,
+    /// The tenant's ceiling.
+    Capped,
+}
+
+/// A step being filled.
+pub(crate) struct Fill<'a> {
+    pub(crate) now: Nanos,
+    pub(crate) id: StepId,
+    pub(crate) m: usize,
+    pub(crate) limits: Limits,
+    pub(crate) preemptions_max: u32,
+    pub(crate) start_preempts_at: Nanos,
+    pub(crate) rows_left: u32,
+    pub(crate) tokens_left: u32,
+    pub(crate) time_left: Nanos,
+    /// Running rows not looked at yet: a token is kept for each.
+    pub(crate) reserve: u32,
+    /// A prompt row is in the plan.
+    pub(crate) prompt_given: bool,
+    /// A request did not start for want of blocks.
+    pub(crate) no_room: bool,
+    pub(crate) device: &'a mut Device,
+    pub(crate) tenants: &'a mut Tenants,
+    pub(crate) requests: &'a mut Requests,
+    pub(crate) events: &'a mut Vec<Event>,
+    pub(crate) preemptions: &'a mut u64,
+    pub(crate) plan: &'a mut StepPlan,
+    pub(crate) step: &'a mut Step,
+}
+
+impl Fill<'_> {
+    pub(crate) fn model(&mut self) -> &mut Model {
+        &mut self.device.models[self.m]
+    }
+
+    fn lane(&mut self, tenant: u32) -> &mut Lane {
+        &mut self.device.models[self.m].lanes[tenant as usize]
+    }
+
+    fn run(&mut self, order: &mut BinaryHeap<Reverse<(Virtual, u32)>>) {
+        order.clear();
+        for &tenant in &self.device.active {
+            let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+            (lane.cursor, lane.capped, lane.short) = (0, false, false);
+            if !lane.is_empty() {
+                order.push(Reverse((self.device.shares[tenant as usize].virtual_time(), tenant)));
+            }
+        }
+        while self.rows_left > 0 && self.tokens_left > 0 {
+            let Some(mut first) = order.peek_mut() else {
+                return;
+            };
+            let Reverse((time, tenant)) = &mut *first;
+            match self.pick(*tenant) {
+                // At least one unit, so that tenants take turns even where rows are free.
+                Pick::Row(cost) => *time += virtual_time(cost, self.tenants.get(*tenant).weight()).max(1),
+                Pick::Nothing => drop(PeekMut::pop(first)),
+            }
+        }
+        while let Some(Reverse((_, tenant))) = order.pop() {
+            let more = self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some();
+            self.lane(tenant).short |= more;
+        }
+    }
+
+    /// One row of the tenant's, by rank.
+    fn pick(&mut self, tenant: u32) -> Pick {
+        loop {
+            let running = self.next_running(tenant);
+            let waiting = self.next_waiting(tenant);
+            let start = match (running, waiting) {
+                (None, None) => return Pick::Nothing,
+                (Some(running), Some(waiting)) => waiting.0 < running.0,
+                (running, _) => running.is_none(),
+            };
+            if let (false, Some((_, slot))) = (start, running) {
+                if let Some(cost) = self.go_on(slot) {
+                    return Pick::Row(cost);
+                }
+                let lane = self.lane(tenant);
+                lane.short = true;
+                lane.cursor += 1;
+            } else if let Some((_, slot)) = waiting {
+                match self.start(slot) {
+                    Start::Row(cost) => return Pick::Row(cost),
+                    Start::Parked => {}
+                    Start::Capped => self.lane(tenant).capped = true,
+                    Start::NoBudget => {
+                        let lane = self.lane(tenant);
+                        (lane.capped, lane.short) = (true, true);
+                    }
+                    Start::NoRoom => {
+                        self.no_room = true;
+                        self.lane(tenant).short = true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tenant's next running request that can have a row in this step.
+    fn next_running(&mut self, tenant: u32) -> Option<(Rank, u32)> {
+        let id = self.id;
+        let requests = &*self.requests;
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        while let Some(&slot) = lane.running.get(lane.cursor) {
+            let request = requests.get(slot);
+            let is_list = matches!(request.work, Work::Embed { .. });
+            if request.ready_len() > 0 && (is_list || request.last_step != id) {
+                return Some((request.rank, slot));
+            }
+            lane.cursor += 1;
+        }
+        None
+    }
+
+    /// The tenant's next waiting request, if it may start.
+    fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
+        let no_room = self.no_room;
+        let may_start = self.tenants.get(tenant).may_start();
+        let lane = self.lane(tenant);
+        let head = lane.waiting.head().filter(|_| may_start && !lane.capped)?;
+        if no_room {
+            lane.short = true;
+            return None;
+        }
+        Some(head)
+    }
+
+    /// A row for a running request, unless tokens, time or blocks are short.
+    fn go_on(&mut self, slot: u32) -> Option<Nanos> {
+        self.reserve = self.reserve.saturating_sub(1);
+        let request = self.requests.get(slot);
+        if let Work::Embed { lens } = &request.work {
+            let len = lens[request.planned as usize];
+            return self.fits_item(len).then(|| self.push_item(slot, len));
+        }
+        let from = request.planned;
+        let len = self.chunk(from, request.ready_len())?;
+        self.grow(slot, (from + len).div_ceil(BLOCK_LEN))?;
+        Some(self.push_stretch(slot, len))
+    }
+
+    /// How many of `ready` tokens from position `from` go into this step.
+    pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {
+        if ready == 1 {
+            return Some(1);
+        }
+        let cost = &self.device.models[self.m].cost;
+        let kept = self.reserve.min(self.rows_left.saturating_sub(1));
+        let tokens = self.tokens_left.saturating_sub(kept);
+        let timely = match cost.proven() {
+            true => {
+                let kept = cost.marginal(Load::new(0, 1)).0.saturating_mul(u64::from(kept));
+                cost.tokens_within(from, self.time_left.saturating_sub(Nanos(kept)))
+            }
+            false => UNPROVEN_TOKENS.saturating_sub(self.plan.tokens()),
+        };
+        let mut len = ready.min(tokens).min(u32::try_from(timely).unwrap_or(u32::MAX));
+        if !self.prompt_given {
+            len = len.max(ready.min(BLOCK_LEN).min(self.tokens_left));
+        } else if len < ready.min(BLOCK_LEN) {
+            return None;
+        }
+        let aligned = ((from + len) / BLOCK_LEN * BLOCK_LEN).saturating_sub(from);
+        if len < ready && aligned >= BLOCK_LEN {
+            len = aligned;
+        }
+        Some(len)
+    }
+
+    /// Whether an item goes into this step. The first always does.
+    fn fits_item(&self, len: u32) -> bool {
+        if self.step.rows.is_empty() {
+            return true;
+        }
+        let cost = &self.device.models[self.m].cost;
+        let timely = match cost.proven() {
+            true => cost.marginal(Load::new(0, len)) <= self.time_left,
+            false => self.plan.tokens() + u64::from(len) <= UNPROVEN_TOKENS,
+        };
+        len <= self.tokens_left && timely
+    }
+
+    fn push_item(&mut self, slot: u32, len: u32) -> Nanos {
+        let request = self.requests.get_mut(slot);
+        let item = request.planned;
+        request.planned += 1;
+        let kind = RowKind::Embed { item, len };
+        let row = Row { slot, from: item, len, samples: false, is_item: true, load: Load::new(0, len) };
+        self.push_row(row, kind)
+    }
+
+    pub(crate) fn push_stretch(&mut self, slot: u32, len: u32) -> Nanos {
+        let request = self.requests.get_mut(slot);
+        let from = request.planned;
+        let draws_left = request.draws_max() - request.drawn - request.drawing;
+        let samples = from + len == request.known + request.drawing && draws_left > 0;
+        request.planned += len;
+        request.drawing += u32::from(samples);
+        self.prompt_given |= len > 1;
+        let request = self.requests.get(slot);
+        let start = self.plan.blocks.len() as u32;
+        self.plan.blocks.extend_from_slice(&request.blocks);
+        let blocks = BlockRange { start, len: request.blocks.len() as u32 };
+        let kind = RowKind::Generate { from, len, samples, blocks };
+        let row = Row { slot, from, len, samples, is_item: false, load: Load::new(from, len) };
+        self.push_row(row, kind)
+    }
+
+    fn push_row(&mut self, row: Row, kind: RowKind) -> Nanos {
+        let request = self.requests.get_mut(row.slot);
+        request.in_flight += 1;
+        request.last_step = self.id;
+        self.plan.rows.push(PlanRow { request: self.requests.id(row.slot), kind });
+        self.rows_left -= 1;
+        self.tokens_left = self.tokens_left.saturating_sub(row.len);
+        let cost = &self.device.models[self.m].cost;
+        self.time_left = self.time_left.saturating_sub(cost.marginal(row.load));
+        let expected = cost.attributed(row.load, 1);
+        self.step.rows.push(row);
+        expected
+    }
+
+    /// Starts a waiting request and gives it its first row.
+    fn start(&mut self, slot: u32) -> Start {
+        let request = self.requests.get(slot);
+        match &request.work {
+            Work::Embed { lens } => {
+                let len = lens[request.planned as usize];
+                if !self.fits_item(len) {
+                    return Start::NoBudget;
+                }
+                self.enter(slot, 0);
+                Start::Row(self.push_item(slot, len))
+            }
+            Work::Generate { .. } => self.start_sequence(slot),
+        }
+    }
+
+    /// Moves a request from the queue to the running ones, with `cached` blocks that need not be computed.
+    pub(crate) fn enter(&mut self, slot: u32, cached: u32) {
+        self.device.start(self.requests, self.tenants, slot);
+        let request = self.requests.get_mut(slot);
+        let first = request.started_at.is_none();
+        let still_waiting = self.device.shares[request.tenant as usize].waiting > 0;
+        if let Work::Generate { .. } = request.work {
+            let model = &mut self.device.models[self.m];
+            request.computed = cached * BLOCK_LEN;
+            request.planned = request.computed;
+            request.published = cached;
+            if request.uses_cache {
+                model.prefix_queries += u64::from(request.known);
+                model.prefix_hits += u64::from(request.computed);
+            }
+        }
+        if first {
+            request.started_at = Some(self.now);
+            request.cached_tokens = cached * BLOCK_LEN;
+            let cached_tokens = request.cached_tokens;
+            self.device.observe_start(self.now, still_waiting);
+            self.events.push(Event::Started { request: self.requests.id(slot), cached_tokens });
+        }
+        self.device.hold(self.requests, self.tenants, slot);
+    }
+}

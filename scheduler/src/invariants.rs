@@ -1,0 +1,137 @@
+//! A recount of everything that is kept in step on the way, for tests and the simulator.
+
+use alloc::vec;
+
+use crate::BLOCK_LEN;
+use crate::ids::Nanos;
+use crate::request::{NONE, State};
+use crate::scheduler::Scheduler;
+
+impl Scheduler {
+    /// Recomputes every count, sum and list from the requests themselves, and panics where one disagrees. Takes time in proportion
+    /// to everything there is.
+    pub fn check_invariants(&self) {
+        for d in 0..self.devices.len() {
+            if !self.devices[d].gone {
+                self.check_device(d);
+            }
+        }
+        let counted = |states: &[State], tenant: Option<usize>| {
+            let matches = |state, of: u32| states.contains(&state) && tenant.is_none_or(|tenant| tenant == of as usize);
+            self.requests.iter().filter(|(_, r)| matches(r.state, r.tenant)).count() as u32
+        };
+        let waiting = [State::Waiting, State::Parked];
+        assert_eq!(self.tenants.waiting, counted(&waiting, None), "waiting");
+        for (slot, account) in self.tenants.iter().enumerate() {
+            assert_eq!(account.waiting, counted(&waiting, Some(slot)), "waiting of {:?}", account.id);
+            let running = counted(&[State::Running], Some(slot));
+            assert_eq!(account.running, running, "running of {:?}", account.id);
+        }
+        for (slot, request) in self.requests.iter() {
+            if request.state == State::Free {
+                assert!(request.blocks.is_empty() && request.in_flight == 0, "free slot {slot}");
+                continue;
+            }
+            let in_flight = self.devices[request.device as usize]
+                .in_flight
+                .iter()
+                .flat_map(|step| &step.rows)
+                .filter(|row| row.slot == slot);
+            let drawing = in_flight.clone().filter(|row| row.samples).count() as u32;
+            assert_eq!(request.in_flight, in_flight.count() as u32, "rows in flight of {slot}");
+            assert_eq!(request.drawing, drawing, "ids being drawn by {slot}");
+            let queued = request.queue_pos != NONE;
+            assert_eq!(queued, request.state == State::Waiting, "queue place of {slot}");
+            assert_eq!(request.parked_on != NONE, request.state == State::Parked, "parking of {slot}");
+            if matches!(request.state, State::Waiting | State::Parked) {
+                assert!(request.blocks.is_empty() && request.in_flight == 0 && request.held == 0);
+            }
+            if matches!(request.state, State::Ending | State::Draining | State::Ghost) {
+                assert!(request.in_flight > 0, "{slot} waits for rows that are not there");
+            }
+            if request.holds_blocks() {
+                assert!(request.computed <= request.planned && request.planned <= request.target());
+            }
+            if request.holds_blocks() && request.draws_max() > 0 {
+                assert!(request.blocks.len() as u32 * BLOCK_LEN >= request.planned, "blocks of {slot}");
+            }
+        }
+    }
+
+    fn check_device(&self, d: usize) {
+        let device = &self.devices[d];
+        let books = device.accounts(Nanos(device.booked.0 + 1));
+        let sum = books.tenants + books.operator + books.idle + books.in_flight;
+        assert_eq!(books.wall, sum, "books of {:?}", device.id);
+
+        let mut held_time = Nanos::ZERO;
+        let mut live = vec![0u32; device.shares.len()];
+        let mut waiting = vec![0u32; device.shares.len()];
+        let mut held = vec![0u128; device.shares.len()];
+        let mut demand = vec![Nanos::ZERO; device.shares.len()];
+        let here = |device: u32| device as usize == d;
+        for (_, request) in self.requests.iter().filter(|(_, request)| here(request.device)) {
+            let tenant = request.tenant as usize;
+            if matches!(request.state, State::Free | State::Ghost) {
+                continue;
+            }
+            live[tenant] += 1;
+            held[tenant] += request.held;
+            held_time += request.held_time;
+            if matches!(request.state, State::Waiting | State::Parked) {
+                waiting[tenant] += 1;
+                demand[tenant] += request.estimate;
+            }
+        }
+        assert_eq!(device.held_time, held_time, "held time");
+        for (tenant, share) in device.shares.iter().enumerate() {
+            assert_eq!(share.live, live[tenant], "live requests of slot {tenant}");
+            assert_eq!(share.waiting, waiting[tenant], "waiting requests of slot {tenant}");
+            assert_eq!(share.held, held[tenant], "virtual time held for slot {tenant}");
+            assert_eq!(share.demand, demand[tenant], "demand of slot {tenant}");
+            assert!(share.live == 0 || share.active, "slot {tenant} is in the list");
+            assert_eq!(share.active, device.active.contains(&(tenant as u32)));
+        }
+        for m in 0..device.models.len() {
+            self.check_model(d, m);
+        }
+    }
+
+    fn check_model(&self, d: usize, m: usize) {
+        let model = &self.devices[d].models[m];
+        let mut refs = vec![0u32; model.pool.len() as usize];
+        let (mut running, mut releasing, mut queued, mut enlisted) = (0, 0, 0, 0);
+        for (slot, request) in self.requests.iter() {
+            if (request.device as usize, request.model as usize) != (d, m) || request.state == State::Free {
+                continue;
+            }
+            for (n, block) in request.blocks.iter().enumerate() {
+                refs[block.0 as usize] += 1;
+                let owner = model.pool.blocks[block.0 as usize].owner;
+                assert_eq!(owner, request.tenant, "block {n} of {slot} is another tenant's");
+            }
+            let lane = &model.lanes[request.tenant as usize];
+            match request.state {
+                State::Running => {
+                    running += 1;
+                    assert!(lane.running.contains(&slot), "{slot} is in its lane");
+                }
+                State::Draining | State::Ending | State::Ghost => releasing += 1,
+                State::Waiting => {
+                    queued += 1;
+                    assert!(lane.waiting.slots().any(|other| other == slot), "{slot} is queued");
+                }
+                State::Parked | State::Free => {}
+            }
+        }
+        for lane in &model.lanes {
+            enlisted += lane.running.len();
+            queued -= lane.waiting.len();
+            assert!(lane.running.is_sorted_by_key(|slot| self.requests.get(*slot).rank));
+        }
+        assert_eq!((model.running, enlisted as u32), (running, running), "running");
+        assert_eq!(queued, 0, "queued");
+        assert_eq!(model.releasing, releasing, "releasing");
+        model.pool.check(&refs);
+    }
+}

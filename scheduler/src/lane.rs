@@ -1,0 +1,154 @@
+//! A request's way through its device: into the queue, parked, running, out again. Each move keeps the counts of tenant, share,
+//! model and pool in step; nothing else changes them.
+
+use crate::BLOCK_LEN;
+use crate::device::Device;
+use crate::ids::Nanos;
+use crate::request::{NONE, Requests, State};
+use crate::share::{Virtual, virtual_time};
+use crate::tenant::Tenants;
+
+impl Device {
+    /// Puts a request into its lane's queue, and its expected cost into the demand.
+    pub(crate) fn enqueue(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
+        let request = requests.get_mut(slot);
+        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        request.state = State::Waiting;
+        request.estimate = model.estimate_request(request);
+        let share = &mut self.shares[tenant as usize];
+        share.demand += request.estimate;
+        share.waiting += 1;
+        tenants.get_mut(tenant).waiting += 1;
+        tenants.waiting += 1;
+        model.lanes[tenant as usize].waiting.push(requests, slot);
+    }
+
+    /// The opposite, also for a parked request. Its state is for the caller to set.
+    pub(crate) fn dequeue(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
+        let request = requests.get(slot);
+        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        let share = &mut self.shares[tenant as usize];
+        share.demand = share.demand - request.estimate;
+        share.waiting -= 1;
+        tenants.get_mut(tenant).waiting -= 1;
+        tenants.waiting -= 1;
+        match request.state {
+            State::Parked => model.pool.unpark(requests, slot),
+            _ => model.lanes[tenant as usize].waiting.remove(requests, slot),
+        }
+    }
+
+    /// Takes a waiting request out of its queue until the block `at` is ready or given up. It still counts as waiting.
+    pub(crate) fn park(&mut self, requests: &mut Requests, slot: u32, at: u32) {
+        let request = requests.get_mut(slot);
+        let (tenant, model) = (request.tenant as usize, &mut self.models[request.model as usize]);
+        request.state = State::Parked;
+        model.lanes[tenant].waiting.remove(requests, slot);
+        model.pool.park(requests, slot, at);
+    }
+
+    /// Puts the requests whose block became ready, or was given up, back into their queues.
+    pub(crate) fn wake(&mut self, requests: &mut Requests, model: usize) {
+        let model = &mut self.models[model];
+        while let Some(mut slot) = model.pool.woken.pop() {
+            while slot != NONE {
+                let request = requests.get_mut(slot);
+                request.state = State::Waiting;
+                request.parked_on = NONE;
+                let tenant = request.tenant as usize;
+                let next = core::mem::replace(&mut request.parked_next, NONE);
+                model.lanes[tenant].waiting.push(requests, slot);
+                slot = next;
+            }
+        }
+    }
+
+    /// Moves a waiting request among the running ones; its blocks and counters are for the caller to set.
+    pub(crate) fn start(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
+        self.dequeue(requests, tenants, slot);
+        let request = requests.get_mut(slot);
+        request.state = State::Running;
+        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        model.lanes[tenant as usize].insert_running(requests, slot);
+        model.running += 1;
+        tenants.get_mut(tenant).running += 1;
+    }
+
+    /// Takes a running request out of its lane, so that no more rows are planned for it; others are left alone. Its state is for
+    /// the caller to set.
+    pub(crate) fn leave_lane(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
+        let request = requests.get(slot);
+        if request.state != State::Running {
+            return;
+        }
+        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        model.lanes[tenant as usize].remove_running(requests, slot);
+        model.running -= 1;
+        tenants.get_mut(tenant).running -= 1;
+        self.set_held(requests, slot, Nanos::ZERO, 0);
+    }
+
+    /// Sends a preempted request, whose rows have all ended, back to its queue.
+    pub(crate) fn restart(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
+        self.release_blocks(requests, slot);
+        let request = requests.get_mut(slot);
+        debug_assert_eq!((request.in_flight, request.drawing), (0, 0));
+        request.computed = 0;
+        request.planned = 0;
+        self.enqueue(requests, tenants, slot);
+    }
+
+    /// Lets go of all blocks of a request, the last ones first, so that the start of a prefix outlives its end in the cache.
+    pub(crate) fn release_blocks(&mut self, requests: &mut Requests, slot: u32) {
+        let request = requests.get_mut(slot);
+        let m = request.model as usize;
+        request.published = 0;
+        while let Some(block) = request.blocks.pop() {
+            self.models[m].pool.release(block);
+        }
+        self.wake(requests, m);
+    }
+
+    /// Publishes the request's blocks that are computed and whose hashes are known.
+    pub(crate) fn publish(&mut self, requests: &mut Requests, slot: u32) {
+        let request = requests.get_mut(slot);
+        if !request.holds_blocks() {
+            return;
+        }
+        let m = request.model as usize;
+        let full = (request.computed / BLOCK_LEN).min(request.hashes.len() as u32);
+        while request.published < full {
+            let at = request.published as usize;
+            self.models[m].pool.publish(request.blocks[at], request.hashes[at]);
+            request.published += 1;
+        }
+        self.wake(requests, m);
+    }
+
+    /// Takes the request's blocks out of the prefix index: what they hold is not to be trusted.
+    pub(crate) fn withdraw(&mut self, requests: &mut Requests, slot: u32) {
+        let request = requests.get(slot);
+        let m = request.model as usize;
+        for block in &request.blocks {
+            self.models[m].pool.withdraw(*block);
+        }
+        self.wake(requests, m);
+    }
+
+    /// Brings what is held for a running request up to what it is known to need.
+    pub(crate) fn hold(&mut self, requests: &mut Requests, tenants: &Tenants, slot: u32) {
+        let request = requests.get(slot);
+        let time = self.models[request.model as usize].estimate_known(request);
+        let held = virtual_time(time, tenants.get(request.tenant).weight());
+        self.set_held(requests, slot, time, held);
+    }
+
+    fn set_held(&mut self, requests: &mut Requests, slot: u32, time: Nanos, held: Virtual) {
+        let request = requests.get_mut(slot);
+        let share = &mut self.shares[request.tenant as usize];
+        share.held = share.held - request.held + held;
+        self.held_time = self.held_time - request.held_time + time;
+        request.held = held;
+        request.held_time = time;
+    }
+}

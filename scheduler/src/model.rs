@@ -1,0 +1,177 @@
+//! A model on a device: its limits, blocks, fitted cost, and one lane of requests per tenant.
+
+use alloc::vec::Vec;
+
+use crate::BLOCK_LEN;
+use crate::admit::Work;
+use crate::blocks::Pool;
+use crate::config::{Config, ModelLimits};
+use crate::cost::{Cost, Load};
+use crate::ids::{BlockHash, ModelId, Nanos, StepId};
+use crate::queue::Queue;
+use crate::request::{Rank, Request, Requests};
+
+/// One tenant's requests for the model.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lane {
+    /// Running requests by rank.
+    pub(crate) running: Vec<u32>,
+    pub(crate) waiting: Queue,
+    /// While a step is planned: the next running request to look at.
+    pub(crate) cursor: usize,
+    /// While a step is planned: the tenant's own limits let no more of its requests start.
+    pub(crate) capped: bool,
+    /// While a step is planned: the lane wanted more than it got.
+    pub(crate) short: bool,
+}
+
+impl Lane {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Enters a running request at its rank. Before the cursor, a sequence is passed over, for it gets its row from whoever enters
+    /// it; a list may want more rows.
+    pub(crate) fn insert_running(&mut self, requests: &Requests, slot: u32) {
+        let rank = requests.get(slot).rank;
+        let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
+        self.running.insert(at, slot);
+        if at < self.cursor {
+            self.cursor = match requests.get(slot).work {
+                Work::Generate { .. } => self.cursor + 1,
+                Work::Embed { .. } => at,
+            };
+        }
+    }
+
+    pub(crate) fn remove_running(&mut self, requests: &Requests, slot: u32) {
+        let rank: Rank = requests.get(slot).rank;
+        let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
+        debug_assert_eq!(self.running[at], slot);
+        self.running.remove(at);
+        if at < self.cursor {
+            self.cursor -= 1;
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) id: ModelId,
+    pub(crate) limits: ModelLimits,
+    pub(crate) cost: Cost,
+    pub(crate) pool: Pool,
+    pub(crate) lanes: Vec<Lane>,
+    /// Running requests over all lanes.
+    pub(crate) running: u32,
+    /// Requests that will give their blocks back when their rows in flight have ended.
+    pub(crate) releasing: u32,
+    /// The last step that ran it.
+    pub(crate) last_step: StepId,
+    /// While a step is planned: this model was tried for it and had nothing to run.
+    pub(crate) tried: bool,
+    /// Mean ids drawn by a finished request, with 8 fractional bits.
+    drawn_mean: u64,
+    pub(crate) prefix_queries: u64,
+    pub(crate) prefix_hits: u64,
+}
+
+/// Ids that a request is expected to draw before any has finished.
+const DRAWN_PRIOR: u64 = 128;
+
+impl Model {
+    pub(crate) fn new(id: ModelId, limits: ModelLimits, config: &Config, tenants: usize) -> Model {
+        let mut model = Model {
+            id,
+            limits,
+            cost: Cost::new(config.step_cost_prior, config.token_cost_prior),
+            pool: Pool::new(limits.blocks, tenants),
+            lanes: Vec::new(),
+            running: 0,
+            releasing: 0,
+            last_step: StepId(0),
+            tried: false,
+            drawn_mean: DRAWN_PRIOR << 8,
+            prefix_queries: 0,
+            prefix_hits: 0,
+        };
+        model.grow(tenants);
+        model
+    }
+
+    pub(crate) fn grow(&mut self, tenants: usize) {
+        self.pool.grow(tenants);
+        self.lanes.resize(tenants, Lane::default());
+    }
+
+    /// Learns how long answers are.
+    pub(crate) fn observe_drawn(&mut self, drawn: u32) {
+        self.drawn_mean = self.drawn_mean - self.drawn_mean / 32 + (u64::from(drawn) << 8) / 32;
+    }
+
+    /// Leading blocks that are ready in the tenant's cache, out of those that need not be computed anyway: the last known token
+    /// always is, for its logits.
+    pub(crate) fn cached_blocks(&self, tenant: u32, hashes: &[BlockHash], known: u32) -> u32 {
+        let usable = (known.saturating_sub(1) / BLOCK_LEN).min(hashes.len() as u32);
+        let ready = |hash| {
+            let at = self.pool.find(tenant, hash);
+            at.is_some_and(|at| self.pool.blocks[at as usize].state == crate::blocks::BlockState::Ready)
+        };
+        hashes[..usable as usize].iter().take_while(|hash| ready(hash)).count() as u32
+    }
+
+    /// Device time that work from outside is expected to take here.
+    pub(crate) fn estimate(&self, tenant: u32, work: &Work) -> Nanos {
+        match work {
+            Work::Generate { prompt_len, new_tokens_max, hashes } => {
+                self.estimate_generate(tenant, hashes, *prompt_len, *new_tokens_max)
+            }
+            Work::Embed { lens } => self.estimate_embed(lens),
+        }
+    }
+
+    /// The same for a request that waits (again).
+    pub(crate) fn estimate_request(&self, request: &Request) -> Nanos {
+        match &request.work {
+            Work::Generate { new_tokens_max, .. } => {
+                let left = new_tokens_max.saturating_sub(request.drawn);
+                self.estimate_generate(request.tenant, &request.hashes, request.known, left)
+            }
+            Work::Embed { lens } => self.estimate_embed(&lens[request.computed as usize..]),
+        }
+    }
+
+    fn estimate_generate(&self, tenant: u32, hashes: &[BlockHash], known: u32, draws: u32) -> Nanos {
+        let cached = self.cached_blocks(tenant, hashes, known) * BLOCK_LEN;
+        let draws = u64::from(draws).min((self.drawn_mean >> 8).max(1)) as u32;
+        let prompt = Load::new(cached, known - cached);
+        let steps = prompt.tokens.div_ceil(u64::from(self.limits.tokens_max.max(1)));
+        self.cost
+            .attributed(prompt, steps)
+            .saturating_add(self.cost.attributed(Load::new(known, draws), u64::from(draws)))
+    }
+
+    fn estimate_embed(&self, lens: &[u32]) -> Nanos {
+        let mut load = Load::default();
+        for len in lens {
+            load.add(Load::new(0, *len));
+        }
+        self.cost.attributed(load, lens.len() as u64)
+    }
+
+    /// Device time for what a running request is known to need next: the rest of its known tokens, or of its items.
+    pub(crate) fn estimate_known(&self, request: &Request) -> Nanos {
+        match &request.work {
+            Work::Generate { .. } => {
+                let len = request.known.min(request.limit()).saturating_sub(request.computed);
+                let steps = u64::from(len).div_ceil(u64::from(self.limits.tokens_max.max(1)));
+                self.cost.attributed(Load::new(request.computed, len), steps)
+            }
+            // One item at a time is enough: a list yields between its items anyway.
+            Work::Embed { lens } => match lens.get(request.computed as usize) {
+                Some(len) => self.cost.attributed(Load::new(0, *len), 1),
+                None => Nanos::ZERO,
+            },
+        }
+    }
+}

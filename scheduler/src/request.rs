@@ -1,0 +1,219 @@
+//! One request's state, and the slab they live in.
+
+use alloc::vec::Vec;
+
+use crate::admit::Work;
+use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
+
+/// "No request", where a slot is meant.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// A request's place in its tenant's order: when it counts as having arrived, then the order of admission. Smaller is sooner.
+pub(crate) type Rank = (u64, u64);
+
+/// Where a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The slot is free.
+    Free,
+    /// In its lane's queue.
+    Waiting,
+    /// Out of the queue until another request has computed the block it needs next (or gave up on it).
+    Parked,
+    /// Holds its blocks and gets rows.
+    Running,
+    /// Preempted while rows of it were in flight: it goes back to the queue when they have ended.
+    Draining,
+    /// Cancelled while rows of it were in flight: it settles when they have ended, for the tenant pays for them.
+    Ending,
+    /// Settled while rows of it were in flight: it only keeps its blocks until they have ended.
+    Ghost,
+}
+
+/// A slot of the slab.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) generation: u32,
+    pub(crate) state: State,
+    /// Slots of its tenant, device and model.
+    pub(crate) tenant: u32,
+    pub(crate) device: u32,
+    pub(crate) model: u32,
+    pub(crate) rank: Rank,
+    pub(crate) work: Work,
+
+    /// Tokens (or items) whose values the caller knows: the prompt and what was drawn.
+    pub(crate) known: u32,
+    /// Tokens (or items) whose computation was reported.
+    pub(crate) computed: u32,
+    /// `computed` and what is in flight.
+    pub(crate) planned: u32,
+    /// Rows in flight that draw an id.
+    pub(crate) drawing: u32,
+    /// Ids drawn.
+    pub(crate) drawn: u32,
+    /// Rows in flight.
+    pub(crate) in_flight: u32,
+    /// The last step that a row of it was planned for.
+    pub(crate) last_step: StepId,
+
+    pub(crate) blocks: Vec<BlockId>,
+    /// Known hashes of its full blocks, in order.
+    pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) uses_cache: bool,
+    /// Blocks from the first on that are in the prefix index, or need not be looked at again.
+    pub(crate) published: u32,
+    /// Positions below this were computed before a preemption: computing them again is redo.
+    pub(crate) redo_until: u32,
+    /// Redo does not advance the tenant's virtual time, because the tenant was inside its floor when it was preempted.
+    pub(crate) redo_free: bool,
+
+    pub(crate) preemptions: u32,
+    pub(crate) cached_tokens: u32,
+    pub(crate) admitted_at: Nanos,
+    pub(crate) started_at: Option<Nanos>,
+    pub(crate) charge: Nanos,
+    /// Virtual time held on its tenant's share for work that has not been measured yet.
+    pub(crate) held: u128,
+    /// The same in device time.
+    pub(crate) held_time: Nanos,
+    /// Device time it is expected to take, counted in its model's demand while it waits.
+    pub(crate) estimate: Nanos,
+
+    /// Position in its lane's queue while it waits.
+    pub(crate) queue_pos: u32,
+    /// The next request parked on the same block, and that block.
+    pub(crate) parked_next: u32,
+    pub(crate) parked_on: u32,
+}
+
+impl Request {
+    fn vacant() -> Request {
+        Request {
+            generation: 0,
+            state: State::Free,
+            tenant: 0,
+            device: 0,
+            model: 0,
+            rank: (0, 0),
+            work: Work::Embed { lens: Vec::new() },
+            known: 0,
+            computed: 0,
+            planned: 0,
+            drawing: 0,
+            drawn: 0,
+            in_flight: 0,
+            last_step: StepId(0),
+            blocks: Vec::new(),
+            hashes: Vec::new(),
+            uses_cache: false,
+            published: 0,
+            redo_until: 0,
+            redo_free: false,
+            preemptions: 0,
+            cached_tokens: 0,
+            admitted_at: Nanos::ZERO,
+            started_at: None,
+            charge: Nanos::ZERO,
+            held: 0,
+            held_time: Nanos::ZERO,
+            estimate: Nanos::ZERO,
+            queue_pos: NONE,
+            parked_next: NONE,
+            parked_on: NONE,
+        }
+    }
+
+    /// Positions (or items) that will be computed at most: the last id drawn is never fed back.
+    pub(crate) fn limit(&self) -> u32 {
+        match &self.work {
+            Work::Generate { prompt_len, new_tokens_max, .. } => prompt_len + new_tokens_max.saturating_sub(1),
+            Work::Embed { lens } => lens.len() as u32,
+        }
+    }
+
+    /// Ids it may draw.
+    pub(crate) fn draws_max(&self) -> u32 {
+        match self.work {
+            Work::Generate { new_tokens_max, .. } => new_tokens_max,
+            Work::Embed { .. } => 0,
+        }
+    }
+
+    /// Known tokens once everything in flight has ended, as far as they will be computed.
+    pub(crate) fn target(&self) -> u32 {
+        (self.known + self.drawing).min(self.limit())
+    }
+
+    /// Tokens (or items) that can be planned now.
+    pub(crate) fn ready_len(&self) -> u32 {
+        self.target() - self.planned
+    }
+
+    /// Whether its blocks hold computed positions that may be shared.
+    pub(crate) fn holds_blocks(&self) -> bool {
+        matches!(self.state, State::Running | State::Draining)
+    }
+}
+
+/// The slab. Slots are reused last in, first out, and keep their buffers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Requests {
+    slots: Vec<Request>,
+    free: Vec<u32>,
+}
+
+impl Requests {
+    /// Takes a free slot and gives it a clean state; the generation stays.
+    pub(crate) fn claim(&mut self) -> u32 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Request::vacant());
+            self.slots.len() as u32 - 1
+        });
+        let old = &mut self.slots[slot as usize];
+        let mut blocks = core::mem::take(&mut old.blocks);
+        blocks.clear();
+        let generation = old.generation;
+        *old = Request { generation, blocks, ..Request::vacant() };
+        slot
+    }
+
+    /// Makes every id of the slot's present request stale.
+    pub(crate) fn retire(&mut self, slot: u32) {
+        let request = &mut self.slots[slot as usize];
+        request.generation = request.generation.wrapping_add(1);
+    }
+
+    /// Returns the slot.
+    pub(crate) fn release(&mut self, slot: u32) {
+        let request = &mut self.slots[slot as usize];
+        debug_assert!(request.blocks.is_empty());
+        request.state = State::Free;
+        request.hashes = Vec::new();
+        request.work = Work::Embed { lens: Vec::new() };
+        self.free.push(slot);
+    }
+
+    pub(crate) fn id(&self, slot: u32) -> RequestId {
+        RequestId::new(slot, self.slots[slot as usize].generation)
+    }
+
+    /// The slot of a live request; nothing for a stale id.
+    pub(crate) fn find(&self, id: RequestId) -> Option<u32> {
+        let request = self.slots.get(id.index())?;
+        let live = !matches!(request.state, State::Free | State::Ghost);
+        (live && request.generation == id.generation()).then_some(id.index() as u32)
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> &Request {
+        &self.slots[slot as usize]
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> &mut Request {
+        &mut self.slots[slot as usize]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Request)> {
+        self.slots.iter().enumerate().map(|(slot, request)| (slot as u32, request))
+    }
+}

@@ -1,0 +1,229 @@
+//! Blocks for a step being filled: for a request that starts, for one that grows, and whose are taken when there are none.
+//!
+//! A request starts when all its known tokens have blocks, plus some headroom for the growth of those that run. When the
+//! pool is empty, a row takes the blocks of the request of lowest rank of the tenant furthest over its share. A request that
+//! does not start for want of blocks stops all later starts of the step: passing it over would starve long prompts. It takes
+//! blocks from a running one only if its tenant is owed a good deal: giving up running work for small debts redoes
+//! more than fairness gains.
+//!
+//! *Why this cannot lock up.* The tenants are in a total order of how far they are over their shares, a tenant's requests in the order of
+//! their ranks. The first in both can take blocks from any unprotected request; a protected one, preempted often enough, restarts
+//! only with every block it can ever need, so it ends. Parked requests wait only for running ones. What remains is floors and
+//! ceilings changed under way: they give way when nothing else could run and nothing is in flight.
+
+use crate::BLOCK_LEN;
+use crate::blocks::{BlockState, Limits};
+use crate::cost::Load;
+use crate::event::Event;
+use crate::fill::{Fill, Start};
+use crate::ids::BlockId;
+use crate::request::{Rank, Request, State};
+use crate::share::{Virtual, virtual_time};
+
+impl Fill<'_> {
+    pub(crate) fn start_sequence(&mut self, slot: u32) -> Start {
+        let request = self.requests.get(slot);
+        let pool = &self.device.models[self.m].pool;
+        let (tenant, known) = (request.tenant, request.known);
+        let usable = ((known - 1) / BLOCK_LEN).min(request.hashes.len() as u32);
+        let mut cached = 0;
+        for hash in &request.hashes[..usable as usize] {
+            let Some(at) = pool.find(tenant, hash) else {
+                break;
+            };
+            if pool.blocks[at as usize].state == BlockState::Coming {
+                self.device.park(self.requests, slot, at);
+                return Start::Parked;
+            }
+            cached += 1;
+        }
+        let from = cached * BLOCK_LEN;
+        // A protected request takes all it can ever need, and so will never have to ask again.
+        let protected = request.preemptions >= self.preemptions_max;
+        let positions = if protected { request.limit() } else { known };
+        let ready = request.ready_len() - from;
+        let Some(len) = self.chunk(from, ready) else {
+            return Start::NoBudget;
+        };
+        let wanted = positions.div_ceil(BLOCK_LEN) - cached;
+        self.hold_cached(slot, cached);
+        if let Err(why) = self.room_to_start(slot, wanted) {
+            self.device.release_blocks(self.requests, slot);
+            return why;
+        }
+        for _ in 0..wanted {
+            let block = self.take(tenant).expect("the room was counted");
+            self.requests.get_mut(slot).blocks.push(block);
+        }
+        let request = self.requests.get(slot);
+        let pool = &mut self.device.models[self.m].pool;
+        for n in cached as usize..request.hashes.len() {
+            pool.announce(request.blocks[n], request.hashes[n]);
+        }
+        self.enter(slot, cached);
+        Start::Row(self.push_stretch(slot, len))
+    }
+
+    /// Takes hold of the blocks found in the cache, so that making room does not take them.
+    fn hold_cached(&mut self, slot: u32, cached: u32) {
+        let request = self.requests.get_mut(slot);
+        let pool = &mut self.device.models[self.m].pool;
+        for n in 0..cached as usize {
+            let at = pool.find(request.tenant, &request.hashes[n]).expect("it was found a moment ago");
+            pool.share(at);
+            request.blocks.push(BlockId(at));
+        }
+    }
+
+    fn take(&mut self, tenant: u32) -> Option<BlockId> {
+        let limits = self.limits;
+        let model = &mut self.device.models[self.m];
+        let block = model.pool.take(tenant, self.tenants, limits);
+        self.device.wake(self.requests, self.m);
+        block
+    }
+
+    /// Whether `wanted` blocks can be had for a request that wants to start, if need be from a tenant further over its share.
+    fn room_to_start(&mut self, slot: u32, wanted: u32) -> Result<(), Start> {
+        let tenant = self.requests.get(slot).tenant;
+        loop {
+            let model = &self.device.models[self.m];
+            let ceiling = match self.limits {
+                Limits::Bind => self.tenants.get(tenant).plan.kv_blocks_ceiling.unwrap_or(u32::MAX),
+                Limits::GiveWay => u32::MAX,
+            };
+            if model.pool.held(tenant).used.saturating_add(wanted) > ceiling {
+                return Err(Start::Capped);
+            }
+            let headroom = model.running.min(model.pool.len() / 8);
+            let room = model.pool.room(tenant, self.tenants, self.limits);
+            let needed = if self.limits == Limits::Bind { wanted + headroom } else { wanted };
+            // The tenant's ceiling bounds the room too, but needs no headroom.
+            if room >= needed.min(ceiling - model.pool.held(tenant).used).max(wanted) {
+                return Ok(());
+            }
+            if !self.make_room(tenant, None) {
+                return Err(Start::NoRoom);
+            }
+        }
+    }
+
+    /// Gives a running request blocks until it has `wanted`, if need be from a request behind it.
+    pub(crate) fn grow(&mut self, slot: u32, wanted: u32) -> Option<()> {
+        while (self.requests.get(slot).blocks.len() as u32) < wanted {
+            let Request { tenant, rank, .. } = *self.requests.get(slot);
+            match self.take(tenant) {
+                Some(block) => {
+                    let request = self.requests.get_mut(slot);
+                    let n = request.blocks.len();
+                    request.blocks.push(block);
+                    if let Some(hash) = request.hashes.get(n) {
+                        self.device.models[self.m].pool.announce(block, *hash);
+                    }
+                }
+                None => self.make_room(tenant, Some(rank)).then_some(())?,
+            }
+        }
+        Some(())
+    }
+
+    /// Preempts one request for the tenant's sake; `rank` is that of its running request, or nothing for one that wants to
+    /// start. True if blocks came free at once. While requests are about to give their blocks back, nobody else is preempted.
+    fn make_room(&mut self, tenant: u32, rank: Option<Rank>) -> bool {
+        if self.model().releasing > 0 {
+            return false;
+        }
+        let Some(slot) = self.victim(tenant, rank) else {
+            return false;
+        };
+        self.preempt(slot);
+        self.model().releasing == 0
+    }
+
+    /// The request of lowest rank of the tenant furthest over its share: the one that is most whole [`Fill::start_preempts_at`] of
+    /// virtual time ahead, then the one with the most blocks by weight. Small leads in time are noise, and do not choose.
+    fn victim(&self, tenant: u32, rank: Option<Rank>) -> Option<u32> {
+        let model = &self.device.models[self.m];
+        let plan = &self.tenants.get(tenant).plan;
+        let bind = self.limits == Limits::Bind;
+        let floor = |tenant: u32| {
+            if bind { self.tenants.get(tenant).plan.kv_blocks_floor } else { 0 }
+        };
+        let inside_floor = model.pool.held(tenant).total() < floor(tenant);
+        // At its own ceiling only the tenant's own blocks help.
+        let ceiling = plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
+        let only_own = bind && model.pool.held(tenant).used >= ceiling;
+        let mine = self.excess(tenant);
+        let mut best = None;
+        for &other in &self.device.active {
+            let own = other == tenant;
+            if own && rank.is_none() || !own && only_own {
+                continue;
+            }
+            if !own && model.pool.held(other).total() <= floor(other) {
+                continue;
+            }
+            let Some(slot) = self.last_of(other, rank.filter(|_| own)) else {
+                continue;
+            };
+            let excess = self.excess(other);
+            let over = match rank {
+                _ if own || inside_floor => true,
+                Some(_) => excess > mine,
+                None => self.is_owed(tenant, other, slot),
+            };
+            if over && best.is_none_or(|(most, _)| excess > most) {
+                best = Some((excess, slot));
+            }
+        }
+        best.map(|(_, slot)| slot)
+    }
+
+    /// How far a tenant is over its share, for comparison with others: a total order.
+    fn excess(&self, tenant: u32) -> (Virtual, u64, u32) {
+        let share = &self.device.shares[tenant as usize];
+        let unit = virtual_time(self.start_preempts_at, 1).max(1);
+        let lead = share.virtual_time().saturating_sub(self.device.clock) / unit;
+        let used = u64::from(self.device.models[self.m].pool.held(tenant).used);
+        (lead, (used << 32) / u64::from(self.tenants.get(tenant).weight()), tenant)
+    }
+
+    /// Whether the tenant is owed so much more than another that its waiting request may take the blocks of the other's `slot`: more
+    /// than the redo this causes, and a good deal besides.
+    fn is_owed(&self, tenant: u32, other: u32, slot: u32) -> bool {
+        let time = |tenant: u32| self.device.shares[tenant as usize].virtual_time();
+        let redo = Load::new(0, self.requests.get(slot).computed);
+        let cost = &self.device.models[self.m].cost;
+        let owed = self.start_preempts_at.saturating_add(cost.attributed(redo, 1));
+        time(other) > time(tenant) + virtual_time(owed, self.tenants.get(other).weight())
+    }
+
+    /// The tenant's preemptible request of lowest rank, and behind `rank` if that is given.
+    fn last_of(&self, tenant: u32, rank: Option<Rank>) -> Option<u32> {
+        let lane = &self.device.models[self.m].lanes[tenant as usize];
+        lane.running.iter().rev().copied().find(|&slot| {
+            let request = self.requests.get(slot);
+            request.preemptions < self.preemptions_max
+                && !request.blocks.is_empty()
+                && rank.is_none_or(|rank| request.rank > rank)
+        })
+    }
+
+    /// Takes a running request's blocks, now or as soon as its rows in flight have ended, and sends it back to its queue.
+    fn preempt(&mut self, slot: u32) {
+        self.events.push(Event::Preempted { request: self.requests.id(slot) });
+        *self.preemptions += 1;
+        self.device.leave_lane(self.requests, self.tenants, slot);
+        let request = self.requests.get_mut(slot);
+        let held = self.device.models[self.m].pool.held(request.tenant).total();
+        request.preemptions += 1;
+        request.redo_until = request.redo_until.max(request.computed);
+        request.redo_free = held <= self.tenants.get(request.tenant).plan.kv_blocks_floor;
+        if request.in_flight == 0 {
+            self.device.restart(self.requests, self.tenants, slot);
+        } else {
+            request.state = State::Draining;
+            self.model().releasing += 1;
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The state machine's outside: tenants, devices, cancellation, draining, and the books. Admission is in [`crate::admit`], planning
+//! in `fill`, what follows a step in `step`.
+
+use alloc::collections::BinaryHeap;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+
+use crate::BLOCK_LEN;
+use crate::config::{Config, ModelLimits};
+use crate::device::{Device, DeviceAccounts};
+use crate::event::{End, Event};
+use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
+use crate::model::Model;
+use crate::request::{Requests, State};
+use crate::share::Virtual;
+use crate::tenant::{Tenant, Tenants};
+
+/// Who runs next, where, and who pays. One per node, owned by one thread; every method takes the caller's clock and returns at once.
+#[derive(Clone, Debug)]
+pub struct Scheduler {
+    pub(crate) config: Config,
+    pub(crate) tenants: Tenants,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) requests: Requests,
+    pub(crate) draining: bool,
+    pub(crate) next_seq: u64,
+    pub(crate) next_step: u64,
+    /// Events not yet handed out.
+    pub(crate) events: Vec<Event>,
+    pub(crate) preemptions: u64,
+    /// Scratch of the planner: tenants by virtual time.
+    pub(crate) order: BinaryHeap<Reverse<(Virtual, u32)>>,
+}
+
+impl Scheduler {
+    /// A scheduler with no devices, and with the operator as its only tenant.
+    pub fn new(config: Config) -> Scheduler {
+        Scheduler {
+            config,
+            tenants: Tenants::new(),
+            devices: Vec::new(),
+            requests: Requests::default(),
+            draining: false,
+            next_seq: 0,
+            next_step: 1,
+            events: Vec::new(),
+            preemptions: 0,
+            order: BinaryHeap::new(),
+        }
+    }
+
+    /// Adds a tenant, or changes what it bought. What it has at work stays at work.
+    pub fn add_tenant(&mut self, id: TenantId, tenant: Tenant) {
+        self.tenants.set(id, tenant);
+        let tenants = self.tenants.len();
+        for device in &mut self.devices {
+            device.grow(tenants);
+        }
+    }
+
+    /// The same as [`Scheduler::add_tenant`], under the name it has for a tenant that exists.
+    pub fn set_tenant(&mut self, id: TenantId, tenant: Tenant) {
+        self.add_tenant(id, tenant);
+    }
+
+    /// Adds a device, or takes one back that was lost: its books go on, its models must be added again. A device that is up is left
+    /// as it is.
+    pub fn add_device(&mut self, now: Nanos, id: DeviceId) {
+        if let Some(d) = self.device(id) {
+            let device = &mut self.devices[d];
+            if !device.up {
+                device.book_idle(now);
+                device.up = true;
+            }
+            return;
+        }
+        let device = Device::new(id, now, self.tenants.len());
+        match self.devices.iter_mut().find(|device| device.gone) {
+            Some(vacant) => *vacant = device,
+            None => self.devices.push(device),
+        }
+    }
+
+    /// Adds a model to a device. False, and nothing happens, if the device is not up or has the model already.
+    pub fn add_model(&mut self, device: DeviceId, id: ModelId, limits: ModelLimits) -> bool {
+        let Some(d) = self.device(device) else {
+            return false;
+        };
+        let device = &mut self.devices[d];
+        if !device.up || device.model_index(id).is_some() {
+            return false;
+        }
+        device.models.push(Model::new(id, limits, &self.config, self.tenants.len()));
+        true
+    }
+
+    /// Takes a device out for good: its requests end as lost, its books are closed.
+    pub fn remove_device(&mut self, now: Nanos, id: DeviceId) {
+        self.device_lost(now, id);
+        if let Some(d) = self.device(id) {
+            self.devices[d].gone = true;
+        }
+    }
+
+    /// The device's process died or its driver gave up. All its requests end as [`End::Lost`], its models and their caches are gone,
+    /// and the time of its steps in flight and of the outage is the operator's, until [`Scheduler::add_device`] takes it back.
+    pub fn device_lost(&mut self, now: Nanos, id: DeviceId) {
+        let Some(d) = self.device(id) else { return };
+        if !self.devices[d].up {
+            return;
+        }
+        let device = &mut self.devices[d];
+        if device.in_flight.is_empty() {
+            device.book_idle(now);
+        }
+        device.up = false;
+        device.in_flight.clear();
+        device.book_idle(now);
+        let slots: Vec<u32> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.state != State::Free && request.device as usize == d)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in slots {
+            let state = self.requests.get(slot).state;
+            if matches!(state, State::Waiting | State::Parked) {
+                self.devices[d].dequeue(&mut self.requests, &mut self.tenants, slot);
+            }
+            self.devices[d].leave_lane(&mut self.requests, &mut self.tenants, slot);
+            self.requests.get_mut(slot).in_flight = 0;
+            match state {
+                State::Ghost => self.discard(slot),
+                _ => self.settle(now, slot, End::Lost),
+            }
+        }
+        let device = &mut self.devices[d];
+        device.models.clear();
+        device.lift();
+    }
+
+    /// Ends a request. Blocks used by steps in flight stay until those have ended, and so does the [`Event::Settled`], for the
+    /// tenant pays for them. A stale id, or a request that is ending already, is left alone.
+    pub fn cancel(&mut self, now: Nanos, id: RequestId) {
+        let Some(slot) = self.requests.find(id) else {
+            return;
+        };
+        let Scheduler { devices, requests, tenants, .. } = self;
+        let device = &mut devices[requests.get(slot).device as usize];
+        match requests.get(slot).state {
+            State::Waiting | State::Parked => device.dequeue(requests, tenants, slot),
+            State::Running => device.leave_lane(requests, tenants, slot),
+            State::Draining => {}
+            State::Ending | State::Ghost | State::Free => return,
+        }
+        if self.requests.get(slot).in_flight == 0 {
+            self.settle(now, slot, End::Cancelled);
+            return;
+        }
+        let request = self.requests.get_mut(slot);
+        let counted = request.state == State::Draining;
+        request.state = State::Ending;
+        if !counted {
+            let model = request.model as usize;
+            self.devices[request.device as usize].models[model].releasing += 1;
+        }
+    }
+
+    /// The caller computed the hash of the request's next full block of known tokens. The block is published once it is
+    /// computed. Ignored for a stale id, for a request that stays out of the cache, and beyond the known tokens.
+    pub fn block_hashed(&mut self, id: RequestId, hash: BlockHash) {
+        let Some(slot) = self.requests.find(id) else {
+            return;
+        };
+        let request = self.requests.get_mut(slot);
+        let device = request.device as usize;
+        let full = request.known / BLOCK_LEN;
+        if request.draws_max() == 0 || !request.uses_cache || request.hashes.len() as u32 >= full {
+            return;
+        }
+        request.hashes.push(hash);
+        self.devices[device].publish(&mut self.requests, slot);
+    }
+
+    /// Admits nothing more; what was accepted runs to its end.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Appends the events that happened outside [`Scheduler::finish_step`]: starts, preemptions, cancellations, losses.
+    pub fn take_events(&mut self, events: &mut Vec<Event>) {
+        events.append(&mut self.events);
+    }
+
+    /// Where the device's time went; all zero for a device that is not there.
+    pub fn accounts(&self, now: Nanos, id: DeviceId) -> DeviceAccounts {
+        self.device(id).map_or(DeviceAccounts::default(), |d| self.devices[d].accounts(now))
+    }
+
+    /// What the tenant was billed so far, over all devices.
+    pub fn tenant_charge(&self, id: TenantId) -> Nanos {
+        self.tenants.slot(id).map_or(Nanos::ZERO, |slot| self.tenants.get(slot).charge)
+    }
+
+    pub(crate) fn device(&self, id: DeviceId) -> Option<usize> {
+        self.devices.iter().position(|device| device.id == id && !device.gone)
+    }
+
+    /// The request's one end. It must be out of queue and lane. With rows in flight it stays as a ghost that holds its blocks.
+    pub(crate) fn settle(&mut self, now: Nanos, slot: u32, end: End) {
+        let id = self.requests.id(slot);
+        let request = self.requests.get(slot);
+        let account = self.tenants.get(request.tenant);
+        self.events.push(Event::Settled {
+            request: id,
+            tenant: account.id,
+            end,
+            charge: request.charge,
+            cached_tokens: request.cached_tokens,
+            queued: request.started_at.unwrap_or(now).saturating_sub(request.admitted_at),
+            preemptions: request.preemptions,
+        });
+        let (d, m) = (request.device as usize, request.model as usize);
+        let (state, in_flight) = (request.state, request.in_flight);
+        let device = &mut self.devices[d];
+        device.shares[request.tenant as usize].live -= 1;
+        let model = &mut device.models[m];
+        if end == End::Finished && request.draws_max() > 0 {
+            model.observe_drawn(request.drawn);
+        }
+        if matches!(state, State::Draining | State::Ending) {
+            model.releasing -= 1;
+        }
+        self.requests.retire(slot);
+        if in_flight == 0 {
+            self.discard(slot);
+            return;
+        }
+        model.releasing += 1;
+        self.requests.get_mut(slot).state = State::Ghost;
+    }
+
+    /// Frees the blocks and the slot of a settled request.
+    pub(crate) fn discard(&mut self, slot: u32) {
+        let request = self.requests.get(slot);
+        let device = &mut self.devices[request.device as usize];
+        if request.state == State::Ghost {
+            device.models[request.model as usize].releasing -= 1;
+        }
+        device.release_blocks(&mut self.requests, slot);
+        self.requests.release(slot);
+    }
+}

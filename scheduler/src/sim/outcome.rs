@@ -1,0 +1,69 @@
+//! What came of a simulated history.
+
+use alloc::vec::Vec;
+
+use crate::device::DeviceAccounts;
+use crate::event::End;
+use crate::ids::{Nanos, TenantId};
+
+/// One tenant's part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantOutcome {
+    /// Who.
+    pub tenant: TenantId,
+    /// Accepted requests.
+    pub accepted: u64,
+    /// Refused requests.
+    pub rejected: u64,
+    /// Settled requests by [`End`]: finished, cancelled, failed, lost.
+    pub ends: [u64; 4],
+    /// The sum of the bills.
+    pub charge: Nanos,
+    /// From admission to the first drawn id or embedded item, of each request that got so far, in ascending order.
+    pub waits: Vec<Nanos>,
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: u64,
+}
+
+impl TenantOutcome {
+    /// The wait that `per_mille` of the requests stay under; zero if there was none.
+    pub fn wait(&self, per_mille: usize) -> Nanos {
+        let at = self.waits.len() * per_mille / 1_000;
+        self.waits.get(at.min(self.waits.len().saturating_sub(1))).copied().unwrap_or(Nanos::ZERO)
+    }
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// When the last event happened.
+    pub end: Nanos,
+    /// Steps run to their end.
+    pub steps: u64,
+    /// Rows in them.
+    pub rows: u64,
+    /// New tokens in them.
+    pub tokens: u64,
+    /// Preemptions.
+    pub preemptions: u64,
+    /// The most that one backlogged tenant's charge, divided by its weight, ever ran ahead of another's since both were backlogged.
+    pub gap_max: Nanos,
+    /// By tenant, in order of first appearance.
+    pub tenants: Vec<TenantOutcome>,
+    /// By device, at the end.
+    pub devices: Vec<DeviceAccounts>,
+    /// A digest of every plan and event in order: equal histories have equal digests.
+    pub digest: u64,
+}
+
+impl Outcome {
+    /// Accepted requests of all tenants.
+    pub fn accepted(&self) -> u64 {
+        self.tenants.iter().map(|tenant| tenant.accepted).sum()
+    }
+
+    /// Requests of all tenants that ended so.
+    pub fn ended(&self, end: End) -> u64 {
+        self.tenants.iter().map(|tenant| tenant.ends[end as usize]).sum()
+    }
+}

@@ -1,0 +1,121 @@
+//! What is simulated: devices, models and their costs, tenants and their habits, faults.
+
+use alloc::vec::Vec;
+
+use crate::config::{Config, ModelLimits};
+use crate::ids::{DeviceId, ModelId, Nanos, TenantId};
+use crate::tenant::Tenant;
+
+/// What a step costs on the simulated device.
+#[derive(Clone, Copy, Debug)]
+pub struct StepCost {
+    /// Per step.
+    pub step: Nanos,
+    /// Per new token.
+    pub token: Nanos,
+    /// Per 1,000 (new token, earlier position) pairs.
+    pub kiloread: Nanos,
+    /// Wall time per step in which the device does not compute.
+    pub overhead: Nanos,
+}
+
+/// A model, loaded on every device.
+#[derive(Clone, Copy, Debug)]
+pub struct SimModel {
+    /// Which.
+    pub id: ModelId,
+    /// Its limits on each device.
+    pub limits: ModelLimits,
+    /// What its steps cost.
+    pub cost: StepCost,
+}
+
+/// When a source's requests come.
+#[derive(Clone, Copy, Debug)]
+pub enum Arrivals {
+    /// A Poisson process with this mean gap.
+    Poisson(Nanos),
+    /// This many requests are always at hand: a new one comes when one ends.
+    Backlog(u32),
+}
+
+/// Lowest and highest of a uniform draw.
+pub type Range = (u32, u32);
+
+/// What a source asks for.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    /// Text.
+    Generate {
+        /// Prompt tokens.
+        prompt_len: Range,
+        /// Ids drawn until the text ends.
+        drawn: Range,
+        /// Blocks that the prompt shares with others of the tenant, if it is long enough.
+        shared_blocks: u32,
+        /// How many different shared beginnings there are; 0 keeps the source out of the prefix cache.
+        beginnings: u32,
+    },
+    /// Vectors.
+    Embed {
+        /// Items per request.
+        items: Range,
+        /// Tokens per item.
+        len: Range,
+    },
+}
+
+/// One kind of traffic of one tenant.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Who.
+    pub tenant: TenantId,
+    /// What it bought.
+    pub plan: Tenant,
+    /// Which model it asks.
+    pub model: ModelId,
+    /// Its requests' priority class.
+    pub priority: u8,
+    /// From when on.
+    pub from: Nanos,
+    /// How often.
+    pub arrivals: Arrivals,
+    /// What for.
+    pub ask: Ask,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Requests that are cancelled at some time, per mille.
+    pub cancel_per_mille: u32,
+    /// Rows that fail, per mille.
+    pub fail_per_mille: u32,
+    /// Steps that take `slow_factor` times as long, per mille.
+    pub slow_per_mille: u32,
+    /// See `slow_per_mille`.
+    pub slow_factor: u32,
+    /// Devices that are lost, when, and for how long.
+    pub lost: Vec<(Nanos, DeviceId, Nanos)>,
+}
+
+/// A history to be played.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// Of all randomness.
+    pub seed: u64,
+    /// The scheduler's settings.
+    pub config: Config,
+    /// How many devices.
+    pub devices: u16,
+    /// The models, on every device.
+    pub models: Vec<SimModel>,
+    /// The traffic.
+    pub sources: Vec<Source>,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// No more requests come after this many.
+    pub requests_max: u64,
+    /// A full recount after every so many steps; the cheap checks run always.
+    pub recount_every: u64,
+}

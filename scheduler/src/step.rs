@@ -1,0 +1,150 @@
+//! What follows a step: the time is charged, the cost model learns, the requests advance.
+//!
+//! *Whose time.* The measured time is split over the rows by their fitted cost. A row's part is the tenant's, except that the operator
+//! pays for a request that had settled before (its row was planned on the guess that it would go on), for a row that
+//! failed, and for positions that were computed before a preemption. The last two advance the tenant's virtual time all the same, so that
+//! neither failing nor thrashing earns anything.
+
+use alloc::vec::Vec;
+
+use crate::charge::Split;
+use crate::cost::Load;
+use crate::device::Row;
+use crate::event::{End, Event};
+use crate::ids::{DeviceId, Nanos};
+use crate::plan::{RowOutcome, StepReport};
+use crate::request::State;
+use crate::scheduler::Scheduler;
+use crate::share::virtual_time;
+use crate::tenant::OPERATOR_SLOT;
+
+impl Scheduler {
+    /// Takes the report of a device's oldest step in flight and appends everything that happened to `events`.
+    ///
+    /// Device time beyond the wall time in which the step can have run is cut off: two clocks disagree, and the wall's is the one
+    /// the books are kept in. False, and nothing happens, if the report is not of that step or has another number of rows: the
+    /// executor and the scheduler have lost each other, and [`Scheduler::device_lost`] is the way out. The report of a step that
+    /// was in flight when its device was lost is such a one, and may be dropped.
+    pub fn finish_step(&mut self, now: Nanos, id: DeviceId, report: &StepReport<'_>, events: &mut Vec<Event>) -> bool {
+        let Some(d) = self.device(id) else {
+            return false;
+        };
+        let device = &mut self.devices[d];
+        let expected = device.in_flight.front();
+        if expected.is_none_or(|step| step.id != report.step || step.rows.len() != report.rows.len()) {
+            return false;
+        }
+        let mut step = device.in_flight.pop_front().expect("the step was just seen");
+        let m = step.model as usize;
+        events.append(&mut self.events);
+
+        let time = device.book_step(now, report.device_time);
+        let cost = &device.models[m].cost;
+        let rows = step.rows.len() as u64;
+        let total = step.rows.iter().map(|row| u128::from(cost.weight(row.load, rows))).sum();
+        let mut split = Split::new(time, total);
+        for (row, outcome) in step.rows.iter().zip(report.rows) {
+            // The model learns from the step only after its split, so the weights still add up to `total`.
+            let weight = self.devices[d].models[m].cost.weight(row.load, rows);
+            let part = split.part(weight);
+            self.charge(d, row, *outcome, part);
+            self.advance(now, d, row, *outcome);
+        }
+
+        let device = &mut self.devices[d];
+        let mut load = Load::default();
+        for row in &step.rows {
+            load.add(row.load);
+        }
+        device.models[m].cost.observe(load, rows, time);
+        step.rows.clear();
+        device.spare.push(step);
+        events.append(&mut self.events);
+        true
+    }
+
+    /// Books a row's part of the step.
+    fn charge(&mut self, d: usize, row: &Row, outcome: RowOutcome, part: Nanos) {
+        let device = &mut self.devices[d];
+        let request = self.requests.get_mut(row.slot);
+        if request.state == State::Ghost {
+            device.operator += part;
+            return;
+        }
+        let tenant = request.tenant;
+        let redo_len = request.redo_until.saturating_sub(row.from).min(row.len);
+        let redo = match outcome {
+            RowOutcome::Failed => part,
+            _ if redo_len == 0 => Nanos::ZERO,
+            _ => Nanos((u128::from(part.0) * u128::from(redo_len) / u128::from(row.len)) as u64),
+        };
+        let bill = part - redo;
+        device.operator += redo;
+        match tenant {
+            OPERATOR_SLOT => device.operator += bill,
+            _ => device.tenants += bill,
+        }
+        request.charge += bill;
+        let account = self.tenants.get_mut(tenant);
+        account.charge += bill;
+        let counted = if request.redo_free && outcome != RowOutcome::Failed { bill } else { part };
+        device.shares[tenant as usize].measured += virtual_time(counted, account.weight());
+    }
+
+    /// Moves a row's request on.
+    fn advance(&mut self, now: Nanos, d: usize, row: &Row, outcome: RowOutcome) {
+        let Scheduler { devices, requests, tenants, .. } = self;
+        let device = &mut devices[d];
+        let slot = row.slot;
+        let request = requests.get_mut(slot);
+        request.in_flight -= 1;
+        request.drawing -= u32::from(row.samples);
+        let (state, in_flight) = (request.state, request.in_flight);
+        match state {
+            State::Ghost | State::Ending => {
+                if in_flight == 0 {
+                    match state {
+                        State::Ghost => self.discard(slot),
+                        _ => self.settle(now, slot, End::Cancelled),
+                    }
+                }
+                return;
+            }
+            State::Running | State::Draining => {}
+            State::Free | State::Waiting | State::Parked => unreachable!("it has rows in flight"),
+        }
+        if outcome == RowOutcome::Failed {
+            device.withdraw(requests, slot);
+            device.leave_lane(requests, tenants, slot);
+            self.settle(now, slot, End::Failed);
+            return;
+        }
+        // Embedding rows end in the order of their items, so the count of items is enough.
+        request.computed = match row.is_item {
+            true => request.computed + 1,
+            false => row.from + row.len,
+        };
+        if row.samples {
+            request.known += 1;
+            request.drawn += 1;
+        }
+        let drawn_all = request.draws_max() > 0 && request.drawn == request.draws_max();
+        let computed_all = request.draws_max() == 0 && request.computed == request.limit();
+        let done = outcome == RowOutcome::Finished && !row.is_item || drawn_all || computed_all;
+        device.publish(requests, slot);
+        if done {
+            device.leave_lane(requests, tenants, slot);
+            self.settle(now, slot, End::Finished);
+            return;
+        }
+        match state {
+            State::Draining if in_flight == 0 => {
+                let model = &mut device.models[requests.get(slot).model as usize];
+                model.releasing -= 1;
+                device.restart(requests, tenants, slot);
+            }
+            State::Draining => {}
+            _ => device.hold(requests, tenants, slot),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Tenants: what each bought, and what it has at work.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use crate::ids::{Nanos, TenantId};
+
+/// What a tenant bought, as far as the scheduler acts on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenant {
+    /// Share of each device relative to the other tenants with work there; 0 counts as 1.
+    pub weight: u32,
+    /// Requests that may wait at once. Beyond it, [`crate::RejectReason::TenantQueueFull`].
+    pub queue_len_max: u32,
+    /// Requests that may run at once, over all devices; 0 counts as 1.
+    pub running_max: u32,
+    /// KV blocks in each pool that no other tenant can take away, be they cached or in use.
+    pub kv_blocks_floor: u32,
+    /// KV blocks in each pool that it can hold at most, cached and in use together.
+    pub kv_blocks_ceiling: Option<u32>,
+}
+
+impl Default for Tenant {
+    fn default() -> Tenant {
+        Tenant { weight: 1, queue_len_max: 1024, running_max: u32::MAX, kv_blocks_floor: 0, kv_blocks_ceiling: None }
+    }
+}
+
+/// A tenant with its counters.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) id: TenantId,
+    pub(crate) plan: Tenant,
+    /// The bill so far.
+    pub(crate) charge: Nanos,
+    pub(crate) waiting: u32,
+    pub(crate) running: u32,
+}
+
+impl Account {
+    pub(crate) fn weight(&self) -> u32 {
+        self.plan.weight.max(1)
+    }
+
+    pub(crate) fn may_start(&self) -> bool {
+        self.running < self.plan.running_max.max(1)
+    }
+}
+
+/// All tenants, in dense slots: the step path indexes, only admission searches. Tenants are never removed.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenants {
+    slots: BTreeMap<TenantId, u32>,
+    accounts: Vec<Account>,
+    /// Waiting requests over all tenants and devices, parked ones included.
+    pub(crate) waiting: u32,
+}
+
+/// The operator's slot.
+pub(crate) const OPERATOR_SLOT: u32 = 0;
+
+impl Tenants {
+    pub(crate) fn new() -> Tenants {
+        let mut tenants = Tenants { slots: BTreeMap::new(), accounts: Vec::new(), waiting: 0 };
+        tenants.set(TenantId::OPERATOR, Tenant::default());
+        tenants
+    }
+
+    /// Adds a tenant or changes what it bought.
+    pub(crate) fn set(&mut self, id: TenantId, plan: Tenant) {
+        if let Some(&slot) = self.slots.get(&id) {
+            self.accounts[slot as usize].plan = plan;
+            return;
+        }
+        self.slots.insert(id, self.accounts.len() as u32);
+        self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0 });
+    }
+
+    pub(crate) fn slot(&self, id: TenantId) -> Option<u32> {
+        self.slots.get(&id).copied()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.accounts.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Account> {
+        self.accounts.iter()
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> &Account {
+        &self.accounts[slot as usize]
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> &mut Account {
+        &mut self.accounts[slot as usize]
+    }
+}

@@ -1,0 +1,10 @@
+//! Facts about the scheduler as a whole, from outside.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod admission;
+mod histories;
+mod memory;
+mod money;
+mod rig;
+mod rows;
+mod shares;
