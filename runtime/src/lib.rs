@@ -1,1 +1,40 @@
-//! placeholder
+//! Threads and time: the engine that joins the scheduler's decisions with the executors' work.
+//!
+//! **Owns** every thread, every clock and every pool; the engine thread ([`Engine`]), the executors and their process
+//! boundary ([`executor`]), templates, tokenising and detokenising, sampling, charges and the metrics registry.
+//!
+//! **Never** speaks HTTP, knows a wire type of the API, or decides what runs next: that is `weir-scheduler`'s.
+//!
+//! A request's path: [`Engine::submit`] renders, tokenises and checks on the caller's side, sends the engine thread a
+//! message, and returns a [`TokenStream`]. The engine thread admits it, plans steps, sends batches to executors, judges
+//! their reports, and writes text into the stream's bounded outbox. Dropping the stream cancels.
+//!
+//! **Test** with `cargo test --release -p weir-runtime`; everything but real weights runs on the `fake:` executor.
+
+mod card;
+mod codec;
+mod config;
+mod doctor;
+mod engine;
+mod error;
+pub mod executor;
+#[cfg(feature = "hub")]
+pub mod hub;
+mod metrics;
+mod node;
+mod sampler;
+mod status;
+mod stream;
+mod submission;
+
+pub use card::ModelCard;
+pub use config::{
+    CpuConfig, EngineConfig, ExecutorMode, FakeCost, ModelLocation, ModelSpec, TenantSpec, parse_duration,
+};
+pub use doctor::{Finding, FindingStatus, doctor};
+pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine};
+pub use error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError};
+pub use executor::executor_main;
+pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
+pub use submission::{ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, Submission, Usage};
+pub use weir_scheduler::TenantId;

@@ -1,0 +1,272 @@
+//! What an engine is started with. Values are already checked by the caller's configuration; `FromStr` parses the one
+//! grammar that the command line and the file share: `[NAME=]MODEL`.
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use crate::error::EngineError;
+
+/// Everything `Engine::start` needs.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// The models to serve, at least one; names are unique.
+    pub models: Vec<ModelSpec>,
+    /// Who may submit; the index in this list plus one is the tenant's id (0 is the operator).
+    pub tenants: Vec<TenantSpec>,
+    /// The CPU device.
+    pub cpu: CpuConfig,
+    /// Where the executor runs.
+    pub executor: ExecutorMode,
+    /// Requests that may wait on the whole node, beyond which submissions are refused as busy.
+    pub queue_len_max: u32,
+    /// How long the node may be idle before a canary request proves that steps still complete.
+    pub canary_interval: Duration,
+    /// Root of every seed that a request does not bring itself.
+    pub seed: u64,
+}
+
+/// Shape of the CPU device.
+#[derive(Debug, Clone)]
+pub struct CpuConfig {
+    /// Compute threads; 0 takes one per available core.
+    pub threads: usize,
+    /// Bytes of KV cache per generation model.
+    pub kv_bytes: u64,
+    /// Tokens in one step, all rows together.
+    pub step_tokens_max: u32,
+    /// Rows in one step.
+    pub rows_max: u32,
+    /// What a step should stay under; the scheduler fits the token budget to it.
+    pub step_latency_max: Duration,
+}
+
+impl Default for CpuConfig {
+    fn default() -> Self {
+        CpuConfig {
+            threads: 0,
+            kv_bytes: 1 << 30,
+            step_tokens_max: 512,
+            rows_max: 64,
+            step_latency_max: Duration::from_millis(200),
+        }
+    }
+}
+
+/// Where the executor of a device runs.
+#[derive(Debug, Clone)]
+pub enum ExecutorMode {
+    /// A process of its own: `program args...`, which must call [`crate::executor_main`].
+    Process {
+        /// The executable, usually this one.
+        program: PathBuf,
+        /// Its arguments, usually the hidden subcommand.
+        args: Vec<String>,
+    },
+    /// A thread of this process; for tests.
+    Thread,
+}
+
+/// One model to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// The name clients use.
+    pub name: String,
+    /// Where its weights are.
+    pub source: ModelLocation,
+}
+
+/// Where a model's weights are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelLocation {
+    /// A folder, or a `.gguf` file.
+    Path(PathBuf),
+    /// A Hugging Face id.
+    Hub {
+        /// `org/name`.
+        id: String,
+        /// Branch, tag or commit; `main` when absent.
+        revision: Option<String>,
+        /// One file of the repository, for GGUF.
+        file: Option<String>,
+    },
+    /// No weights: fixed costs and seeded output.
+    Fake(FakeCost),
+}
+
+/// What a fake model's step costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FakeCost {
+    /// Time of every step.
+    pub step: Duration,
+    /// Time of every new token in it.
+    pub token: Duration,
+}
+
+/// A tenant as the engine knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantSpec {
+    /// Its name, unique.
+    pub name: String,
+    /// Its share of each device against the others'.
+    pub weight: u32,
+    /// Requests it may have waiting.
+    pub queue_len_max: u32,
+    /// Requests it may have running.
+    pub running_max: u32,
+    /// KV blocks that no other tenant can take from it.
+    pub kv_blocks_floor: u32,
+    /// KV blocks it may hold at most.
+    pub kv_blocks_ceiling: Option<u32>,
+}
+
+impl TenantSpec {
+    /// A tenant of weight 1 with the default bounds.
+    pub fn named(name: &str) -> Self {
+        TenantSpec {
+            name: name.to_owned(),
+            weight: 1,
+            queue_len_max: 256,
+            running_max: 64,
+            kv_blocks_floor: 0,
+            kv_blocks_ceiling: None,
+        }
+    }
+}
+
+impl FromStr for ModelSpec {
+    type Err = EngineError;
+
+    /// Parses `[NAME=]MODEL`. An existing path wins, then `fake:`, then a hub id `org/name[@revision][:file.gguf]`.
+    fn from_str(text: &str) -> Result<Self, EngineError> {
+        let bad = |message: String| EngineError::ModelSpec { spec: text.to_owned(), message };
+        let (name, model) = match text.split_once('=') {
+            // `fake:step=4ms` has an equals sign of its own, and so may a path that exists as it stands.
+            Some((name, model)) if !name.starts_with("fake:") && !PathBuf::from(text).exists() => {
+                (Some(name.to_owned()), model)
+            }
+            _ => (None, text),
+        };
+        if model.is_empty() {
+            return Err(bad("the model is empty".into()));
+        }
+        let path = PathBuf::from(model);
+        let (source, default_name) = if path.exists() {
+            let stem = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            (ModelLocation::Path(path), stem)
+        } else if model == "fake" || model.starts_with("fake:") {
+            (ModelLocation::Fake(FakeCost::parse(model).map_err(bad)?), "fake".to_owned())
+        } else {
+            let (rest, file) = match model.split_once(':') {
+                Some((rest, file)) => (rest, Some(file.to_owned())),
+                None => (model, None),
+            };
+            let (id, revision) = match rest.split_once('@') {
+                Some((id, revision)) => (id, Some(revision.to_owned())),
+                None => (rest, None),
+            };
+            let part = |p: &str| {
+                !p.is_empty()
+                    && p != "."
+                    && p != ".."
+                    && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+            };
+            let mut parts = id.split('/');
+            let shaped =
+                matches!((parts.next(), parts.next(), parts.next()), (Some(a), Some(b), None) if part(a) && part(b));
+            if !shaped {
+                return Err(bad(format!("no file or folder `{model}`, and it is not a Hugging Face id (org/name)")));
+            }
+            let last = file.as_deref().unwrap_or(id).rsplit('/').next().unwrap_or(id).to_owned();
+            (ModelLocation::Hub { id: id.to_owned(), revision, file }, last)
+        };
+        let name = match name {
+            Some(name) => name,
+            None => default_name.strip_suffix(".gguf").unwrap_or(&default_name).to_lowercase(),
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
+        if name.is_empty() || name.len() > 128 || !name.chars().all(plain) {
+            return Err(bad(format!("`{name}` cannot be a model name: use letters, digits and -_./:@")));
+        }
+        Ok(ModelSpec { name, source })
+    }
+}
+
+impl FakeCost {
+    /// Parses `fake:step=4ms,token=20us`; what is missing takes 4 ms and 20 us.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut cost = FakeCost { step: Duration::from_millis(4), token: Duration::from_micros(20) };
+        let list = text.strip_prefix("fake").unwrap_or(text).trim_start_matches(':');
+        for part in list.split(',').filter(|p| !p.is_empty()) {
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=TIME"))?;
+            let time = parse_duration(value).ok_or_else(|| format!("`{value}` is not a time such as 4ms or 20us"))?;
+            match key {
+                "step" => cost.step = time,
+                "token" => cost.token = time,
+                _ => return Err(format!("unknown key `{key}`: use step and token")),
+            }
+        }
+        Ok(cost)
+    }
+}
+
+/// Parses a time with a unit: `20us`, `4ms`, `1.5s`, `2m`. None when it is not one, or is over a day.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+    let (number, unit) = text.split_at(split);
+    let nanos = match unit {
+        "ns" => 1.0,
+        "us" | "µs" => 1e3,
+        "ms" => 1e6,
+        "s" => 1e9,
+        "m" => 60e9,
+        _ => return None,
+    } * number.parse::<f64>().ok()?;
+    (0.0..=86_400e9).contains(&nanos).then(|| Duration::from_nanos(nanos as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> ModelSpec {
+        text.parse().expect("parses")
+    }
+
+    #[test]
+    fn existing_path_wins_and_names_itself() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let file = folder.path().join("Tiny.Q4.gguf");
+        std::fs::write(&file, b"x").expect("write");
+        let got = spec(file.to_str().expect("utf-8"));
+        assert_eq!(got.name, "tiny.q4");
+        assert_eq!(got.source, ModelLocation::Path(file));
+    }
+
+    #[test]
+    fn hub_ids_take_revision_and_file() {
+        let got = spec("mini=org/Model-1@v2:weights.gguf");
+        assert_eq!(got.name, "mini");
+        let expected = ModelLocation::Hub {
+            id: "org/Model-1".into(),
+            revision: Some("v2".into()),
+            file: Some("weights.gguf".into()),
+        };
+        assert_eq!(got.source, expected);
+        assert_eq!(spec("org/Model-1").name, "model-1");
+    }
+
+    #[test]
+    fn fake_costs_are_read() {
+        let ModelLocation::Fake(cost) = spec("f=fake:step=1.5ms,token=7us").source else { panic!("fake") };
+        assert_eq!((cost.step, cost.token), (Duration::from_micros(1500), Duration::from_micros(7)));
+        assert_eq!(spec("fake:step=1ms").name, "fake");
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        for bad in
+            ["", "name=", "fake:step=fast", "fake:speed=1ms", "no/such/thing", "missing.gguf", "a b=org/m", "../x"]
+        {
+            assert!(bad.parse::<ModelSpec>().is_err(), "{bad} was accepted");
+        }
+    }
+}

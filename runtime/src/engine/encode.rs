@@ -1,0 +1,171 @@
+//! From what a caller wrote to ids, off the async threads and a bounded number at a time; and the checks that only the
+//! engine can make: vocabulary, context, template.
+
+use crate::{
+    card::ModelCard,
+    codec::CodecError,
+    error::SubmitError,
+    submission::{EmbedInput, Prompt, Submission},
+};
+
+use super::Engine;
+
+impl Engine {
+    pub(super) async fn encode_prompt(&self, index: usize, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
+        let card = &self.shared.cards[index];
+        let ids = match prompt {
+            Prompt::Tokens(ids) => {
+                check_ids(&ids, card.vocab_size, "prompt")?;
+                ids
+            }
+            Prompt::Text(text) => {
+                check_bytes(text.len(), card.context_len, "prompt")?;
+                let codec = self.shared.models[index].codec.clone();
+                self.on_encoder(move || codec.encode_text(&text)).await?.map_err(|e| encode_error(e, "prompt"))?
+            }
+            Prompt::Chat(messages) => {
+                check_bytes(messages.iter().map(|m| m.content.len()).sum(), card.context_len, "messages")?;
+                let codec = self.shared.models[index].codec.clone();
+                self.on_encoder(move || codec.encode_chat(&messages)).await?.map_err(|e| encode_error(e, "messages"))?
+            }
+        };
+        if ids.is_empty() {
+            return Err(invalid("the prompt is empty".into(), "prompt"));
+        }
+        Ok(ids)
+    }
+
+    pub(super) fn echo_text(&self, index: usize, prompt: &Prompt) -> Option<String> {
+        match prompt {
+            Prompt::Chat(_) => None,
+            Prompt::Text(text) => Some(text.clone()),
+            Prompt::Tokens(ids) => {
+                let codec = &self.shared.models[index].codec;
+                let bytes: Vec<u8> = ids.iter().flat_map(|&id| codec.output_bytes(id).to_vec()).collect();
+                Some(String::from_utf8_lossy(&bytes).into_owned())
+            }
+        }
+    }
+
+    pub(super) async fn encode_inputs(
+        &self,
+        index: usize,
+        inputs: Vec<EmbedInput>,
+        truncate: bool,
+    ) -> Result<Vec<Vec<u32>>, SubmitError> {
+        let model = &self.shared.models[index];
+        let (codec, vocab_size) = (model.codec.clone(), self.shared.cards[index].vocab_size);
+        let len_max = model.embed_len_max as usize;
+        let encode = move || {
+            let mut all = Vec::with_capacity(inputs.len());
+            for (at, input) in inputs.into_iter().enumerate() {
+                let mut ids = match input {
+                    EmbedInput::Text(text) => {
+                        if !truncate {
+                            check_bytes(text.len(), len_max as u32, "input")?;
+                        }
+                        codec.encode_text(&text).map_err(|e| encode_error(e, "input"))?
+                    }
+                    EmbedInput::Tokens(ids) => {
+                        check_ids(&ids, vocab_size, "input")?;
+                        ids
+                    }
+                };
+                if ids.is_empty() {
+                    return Err(invalid(format!("input {at} is empty"), "input"));
+                }
+                if ids.len() > len_max {
+                    if !truncate {
+                        let message = format!(
+                            "input {at} has {} tokens; the model takes {len_max} (set `truncate` to cut it)",
+                            ids.len()
+                        );
+                        return Err(SubmitError::ContextTooLong { message, param: "input" });
+                    }
+                    // The closing special token is part of what the model was trained on: keep it.
+                    let last = ids.last().copied();
+                    ids.truncate(len_max);
+                    if let (Some(slot), Some(last)) = (ids.last_mut(), last) {
+                        *slot = last;
+                    }
+                }
+                all.push(ids);
+            }
+            Ok(all)
+        };
+        self.on_encoder(encode).await?
+    }
+
+    /// Runs tokenising off the async threads, a bounded number at a time.
+    async fn on_encoder<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, SubmitError> {
+        let failed = |_| SubmitError::Internal { message: "The tokenizer failed".into() };
+        let permit = self.shared.encoders.clone().acquire_owned().await.map_err(|e| failed(e.to_string()))?;
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        })
+        .await
+        .map_err(|e| failed(e.to_string()))
+    }
+}
+
+pub(super) fn invalid(message: String, param: &'static str) -> SubmitError {
+    SubmitError::Invalid { message, param: Some(param), code: None }
+}
+
+fn encode_error(error: CodecError, param: &'static str) -> SubmitError {
+    invalid(error.to_string(), param)
+}
+
+fn check_ids(ids: &[u32], vocab_size: u32, param: &'static str) -> Result<(), SubmitError> {
+    match ids.iter().find(|&&id| id >= vocab_size) {
+        Some(id) => Err(invalid(format!("token id {id} is outside the vocabulary of {vocab_size}"), param)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses text that cannot fit before it is tokenised: no tokenizer makes less than a token of 16 bytes on average of
+/// a text this long, except of runs built for it.
+fn check_bytes(len: usize, context_len: u32, param: &'static str) -> Result<(), SubmitError> {
+    let len_max = (context_len as usize).saturating_mul(16).max(64 << 10);
+    if len <= len_max {
+        return Ok(());
+    }
+    let message = format!("{len} bytes of text are more than {len_max}, the most that is read for this model");
+    Err(SubmitError::ContextTooLong { message, param })
+}
+
+pub(super) fn check_sampling(submission: &Submission, card: &ModelCard) -> Result<(), SubmitError> {
+    for &(id, _) in &submission.sampling.logit_bias {
+        if id >= card.vocab_size {
+            let message = format!("logit_bias: token id {id} is outside the vocabulary of {}", card.vocab_size);
+            return Err(invalid(message, "logit_bias"));
+        }
+    }
+    if submission.n == 0 {
+        return Err(invalid("n must be at least 1".into(), "n"));
+    }
+    Ok(())
+}
+
+/// Tokens a choice may add, checked against the context.
+pub(super) fn new_tokens_max(
+    prompt_len: usize,
+    wanted: Option<u32>,
+    card: &ModelCard,
+    param: &'static str,
+) -> Result<u32, SubmitError> {
+    let context = card.context_len as usize;
+    let too_long = |message: String| SubmitError::ContextTooLong { message, param };
+    if prompt_len >= context {
+        return Err(too_long(format!("The prompt has {prompt_len} tokens; the model's context holds {context}")));
+    }
+    let left = (context - prompt_len) as u32;
+    match wanted {
+        Some(wanted) if wanted > left => Err(too_long(format!(
+            "The prompt has {prompt_len} tokens and {wanted} new ones were asked for; the model's context holds {context}"
+        ))),
+        Some(wanted) => Ok(wanted),
+        None => Ok(left),
+    }
+}

@@ -1,0 +1,365 @@
+//! The handle that the server holds: submit, watch, drain. Everything that takes time but not the device (templates,
+//! tokenising, hashing) happens here, on the callers' side of the inbox.
+
+mod encode;
+mod open;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::sync::{Semaphore, oneshot};
+use weir_scheduler::{Config, ModelId, Nanos, Scheduler, Tenant, TenantId};
+
+use self::{
+    encode::{check_sampling, invalid, new_tokens_max},
+    open::{OpenedModel, open_model},
+};
+use crate::{
+    card::ModelCard,
+    codec::{
+        Codec,
+        hash::{BlockChain, ChainSalt},
+    },
+    config::{EngineConfig, TenantSpec},
+    error::{EngineError, NotReady, SubmitError},
+    executor::wire::Load,
+    metrics::{Metrics, Outcome},
+    node::{
+        Node, NodeParts,
+        message::{GroupId, NodeMessage, Submit, SubmitWork},
+        sequence::SequenceSpec,
+    },
+    sampler::mix,
+    status::Status,
+    stream::{CancelOnDrop, Outbox, TokenStream},
+    submission::{EmbedSubmission, Embeddings, Prompt, Submission},
+};
+
+/// Inputs of one embedding request.
+pub const EMBED_INPUTS_MAX: usize = 2048;
+/// How long a scrape waits for fresh gauges.
+const METRICS_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Tokens of one embedding request, all inputs together.
+pub const EMBED_TOKENS_MAX: usize = 300_000;
+
+/// A running node. Cloning shares it.
+#[derive(Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    models: Vec<EngineModel>,
+    cards: Vec<ModelCard>,
+    tenants: Vec<TenantSpec>,
+    inbox: flume::Sender<NodeMessage>,
+    inbox_len_max: u32,
+    metrics: Arc<Metrics>,
+    status: Arc<Status>,
+    secret: [u8; 32],
+    seed: u64,
+    groups: AtomicU64,
+    /// Conversations and texts being encoded; more wait, so that a burst of long prompts cannot take every core.
+    encoders: Arc<Semaphore>,
+}
+
+/// A model on the callers' side.
+struct EngineModel {
+    codec: Arc<Codec>,
+    eos: Arc<[u32]>,
+    embed_len_max: u32,
+}
+
+impl Engine {
+    /// Loads the models, starts the executors and runs a first step.
+    ///
+    /// # Errors
+    /// When a model cannot be read, downloaded or loaded, or an executor does not start.
+    pub async fn start(config: EngineConfig) -> Result<Engine, EngineError> {
+        let mut names: Vec<&str> = config.models.iter().map(|m| m.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(EngineError::DuplicateModel(pair[0].to_owned()));
+        }
+        if names.is_empty() {
+            return Err(EngineError::Config("no model to serve".into()));
+        }
+        let specs = config.models.clone();
+        let opened = tokio::task::spawn_blocking(move || specs.iter().map(open_model).collect::<Result<Vec<_>, _>>())
+            .await
+            .map_err(|e| EngineError::Config(format!("opening the models failed: {e}")))??;
+        let (inbox, messages) = flume::unbounded();
+        let model_names: Vec<String> = config.models.iter().map(|m| m.name.clone()).collect();
+        let metrics = Arc::new(Metrics::new(&model_names));
+        let status = Arc::new(Status::new());
+        let (started, starting) = oneshot::channel();
+        let parts = NodeParts {
+            scheduler: scheduler(&config),
+            models: opened.iter().map(|m| m.node_model()).collect(),
+            loads: vec![Load {
+                models: opened.iter().map(|m| m.load.clone()).collect(),
+                threads: config.cpu.threads as u32,
+                kv_bytes: config.cpu.kv_bytes,
+                step_tokens_max: config.cpu.step_tokens_max,
+            }],
+            executor: config.executor.clone(),
+            rows_max: config.cpu.rows_max,
+            canary_interval: config.canary_interval,
+            inbox: messages,
+            outlet: inbox.clone(),
+            metrics: metrics.clone(),
+            status: status.clone(),
+            started,
+        };
+        thread::Builder::new()
+            .name("weir-node".into())
+            .spawn(move || Node::new(parts).run())
+            .map_err(|e| EngineError::Config(format!("the engine thread did not start: {e}")))?;
+        starting.await.map_err(|_| EngineError::Executor("the engine thread ended".into()))??;
+        let (models, cards) = opened.into_iter().map(OpenedModel::split).unzip();
+        let encoders = thread::available_parallelism().map_or(1, usize::from);
+        let shared = Shared {
+            models,
+            cards,
+            tenants: config.tenants,
+            inbox,
+            inbox_len_max: config.queue_len_max,
+            metrics,
+            status,
+            secret: secret(config.seed),
+            seed: config.seed,
+            groups: AtomicU64::new(1),
+            encoders: Arc::new(Semaphore::new(encoders)),
+        };
+        Ok(Engine { shared: Arc::new(shared) })
+    }
+
+    /// The served models.
+    pub fn models(&self) -> &[ModelCard] {
+        &self.shared.cards
+    }
+
+    /// One of them.
+    pub fn model(&self, name: &str) -> Option<&ModelCard> {
+        self.shared.cards.iter().find(|m| m.name == name)
+    }
+
+    /// A tenant's id, by the name it was configured with.
+    pub fn tenant(&self, name: &str) -> Option<TenantId> {
+        let index = self.shared.tenants.iter().position(|t| t.name == name)?;
+        Some(TenantId(index as u32 + 1))
+    }
+
+    /// Time since a step completed; `None` before the first.
+    pub fn last_step_age(&self) -> Option<Duration> {
+        self.shared.status.last_step_age()
+    }
+
+    /// Whether requests can be expected to be answered.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> Result<(), NotReady> {
+        self.shared.status.ready()
+    }
+
+    /// The executor's process id, where it is a process.
+    pub fn executor_pid(&self) -> Option<u32> {
+        self.shared.status.executor_pid()
+    }
+
+    /// All metrics, as Prometheus text. Gauges are brought up to date by the engine thread, which never waits for a
+    /// device; should it be gone, they are as it left them.
+    pub async fn metrics_text(&self) -> String {
+        let (observed, fresh) = oneshot::channel();
+        if self.shared.inbox.send(NodeMessage::Observe(observed)).is_ok() {
+            let _ = tokio::time::timeout(METRICS_WAIT_MAX, fresh).await;
+        }
+        self.shared.metrics.text()
+    }
+
+    /// Accepts a generation request: template, ids, checks, admission.
+    ///
+    /// # Errors
+    /// Why it was not accepted; nothing was charged.
+    pub async fn submit(&self, submission: Submission) -> Result<TokenStream, SubmitError> {
+        let index = self.model_index(&submission.model)?;
+        let card = &self.shared.cards[index];
+        if !card.generates {
+            let message = "is an embedding model: use /v1/embeddings";
+            return Err(SubmitError::WrongKind { model: submission.model, message });
+        }
+        check_sampling(&submission, card)?;
+        let echoed = if submission.echo { self.echo_text(index, &submission.prompt) } else { None };
+        let prompt_param = match submission.prompt {
+            Prompt::Chat(_) => "messages",
+            _ => "prompt",
+        };
+        let prompt: Arc<[u32]> = self.encode_prompt(index, submission.prompt).await?.into();
+        let new_tokens_max = new_tokens_max(prompt.len(), submission.max_tokens, card, prompt_param)?;
+        let salt = ChainSalt::new(&self.shared.secret, submission.tenant.0, &card.name);
+        let mut chain = BlockChain::new(salt);
+        let mut hashes = Vec::new();
+        chain.extend(&prompt, |hash| hashes.push(hash));
+        let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
+        let seed = submission.sampling.seed.unwrap_or_else(|| mix(self.shared.seed ^ mix(group.0)));
+        let choices = (0..submission.n)
+            .map(|choice| {
+                let mut sampling = submission.sampling.clone();
+                sampling.seed = Some(if choice == 0 { seed } else { mix(seed.wrapping_add(u64::from(choice))) });
+                SequenceSpec {
+                    sampling,
+                    new_tokens_max,
+                    min_tokens: submission.min_tokens.min(new_tokens_max),
+                    stop: submission.stop.clone(),
+                    ignore_eos: submission.ignore_eos,
+                    eos: self.shared.models[index].eos.clone(),
+                    logprobs: submission.logprobs,
+                }
+            })
+            .collect();
+        let outbox = Arc::new(Outbox::default());
+        if let Some(text) = echoed {
+            for choice in 0..submission.n {
+                // A prompt larger than the outbox is larger than any context by far; it was refused above.
+                let _ = outbox.delta(choice, &text, 0, Vec::new());
+            }
+        }
+        let prompt_tokens = prompt.len() as u32;
+        let work = SubmitWork::Generate { choices, prompt, hashes, chain, outbox: outbox.clone() };
+        self.admit(group, submission.tenant, index, work).await?;
+        let cancel_inbox = self.shared.inbox.clone();
+        let cancel = CancelOnDrop(Box::new(move || {
+            // The engine thread is gone only when every request has ended.
+            let _ = cancel_inbox.send(NodeMessage::Cancel(group));
+        }));
+        Ok(TokenStream::new(outbox, prompt_tokens, cancel))
+    }
+
+    /// Embeds a list of inputs.
+    ///
+    /// # Errors
+    /// Why not; what was computed before a failure is charged.
+    pub async fn embed(&self, submission: EmbedSubmission) -> Result<Embeddings, SubmitError> {
+        let index = self.model_index(&submission.model)?;
+        let card = &self.shared.cards[index];
+        if !card.embeds {
+            let message = "does not make embeddings: use /v1/chat/completions or /v1/completions";
+            return Err(SubmitError::WrongKind { model: submission.model, message });
+        }
+        if submission.inputs.is_empty() || submission.inputs.len() > EMBED_INPUTS_MAX {
+            return Err(invalid(format!("input must hold 1 to {EMBED_INPUTS_MAX} items"), "input"));
+        }
+        let inputs = self.encode_inputs(index, submission.inputs, submission.truncate).await?;
+        let tokens: usize = inputs.iter().map(Vec::len).sum();
+        if tokens > EMBED_TOKENS_MAX {
+            return Err(invalid(
+                format!("input holds {tokens} tokens; at most {EMBED_TOKENS_MAX} are allowed"),
+                "input",
+            ));
+        }
+        let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
+        let (reply, answer) = oneshot::channel();
+        self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }).await?;
+        let cancel_inbox = self.shared.inbox.clone();
+        let guard = CancelGuard(Some(Box::new(move || {
+            let _ = cancel_inbox.send(NodeMessage::Cancel(group));
+        })));
+        let answer = answer.await;
+        guard.disarm();
+        let lost = || SubmitError::Internal { message: "The server is shutting down".into() };
+        let (vectors, usage) =
+            answer.map_err(|_| lost())?.map_err(|failure| SubmitError::Internal { message: failure.message })?;
+        Ok(Embeddings { vectors, usage })
+    }
+
+    /// Admits nothing more, waits until what runs has ended or the deadline passes, then ends everything.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.shared.status.begin_drain();
+        let (drained, drain) = oneshot::channel();
+        if self.shared.inbox.send(NodeMessage::Drain(drained)).is_ok() {
+            let _ = tokio::time::timeout(deadline, drain).await;
+        }
+        let _ = self.shared.inbox.send(NodeMessage::Stop);
+    }
+
+    fn model_index(&self, name: &str) -> Result<usize, SubmitError> {
+        let unknown = || SubmitError::UnknownModel { model: name.to_owned() };
+        self.shared.cards.iter().position(|m| m.name == name).ok_or_else(unknown)
+    }
+
+    async fn admit(&self, group: GroupId, tenant: TenantId, model: usize, work: SubmitWork) -> Result<(), SubmitError> {
+        if self.shared.status.is_draining() {
+            return Err(SubmitError::Draining);
+        }
+        if !self.shared.status.enter_inbox(self.shared.inbox_len_max) {
+            self.shared.metrics.ended(Outcome::Rejected);
+            let message = "The server has too many requests waiting".to_owned();
+            return Err(SubmitError::Busy { message, retry_after: Duration::from_secs(1), tenant_limit: false });
+        }
+        let (accepted, answer) = oneshot::channel();
+        let submit = Submit { group, tenant, model: ModelId(model as u16), work, accepted };
+        let gone = || SubmitError::Internal { message: "The engine has ended".into() };
+        self.shared.inbox.send(NodeMessage::Submit(Box::new(submit))).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// Cancels when a waiting caller goes away.
+struct CancelGuard(Option<Box<dyn FnOnce() + Send>>);
+
+impl CancelGuard {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelGuard {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take() {
+            cancel();
+        }
+    }
+}
+
+fn scheduler(config: &EngineConfig) -> Scheduler {
+    let mut scheduler = Scheduler::new(Config {
+        queue_len_max: config.queue_len_max,
+        step_latency_max: Nanos(config.cpu.step_latency_max.as_nanos() as u64),
+        ..Config::default()
+    });
+    for (index, tenant) in config.tenants.iter().enumerate() {
+        let plan = Tenant {
+            weight: tenant.weight,
+            queue_len_max: tenant.queue_len_max,
+            running_max: tenant.running_max,
+            kv_blocks_floor: tenant.kv_blocks_floor,
+            kv_blocks_ceiling: tenant.kv_blocks_ceiling,
+        };
+        scheduler.add_tenant(TenantId(index as u32 + 1), plan);
+    }
+    scheduler
+}
+
+/// The root of every tenant's block names: unknown outside this process, new at each start.
+fn secret(seed: u64) -> [u8; 32] {
+    use std::hash::{BuildHasher, Hasher};
+    // RandomState is keyed by the operating system's randomness, once per process.
+    let mut words = [0u64; 4];
+    for (i, word) in words.iter_mut().enumerate() {
+        let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+        hasher.write_u64(seed ^ i as u64);
+        *word = hasher.finish();
+    }
+    let mut hasher = blake3::Hasher::new();
+    words.iter().for_each(|word| {
+        hasher.update(&word.to_le_bytes());
+    });
+    *hasher.finalize().as_bytes()
+}

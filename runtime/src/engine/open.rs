@@ -1,0 +1,121 @@
+//! Models before they are loaded: where their files are, what they say of themselves, their codec.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use weir_models::{ModelInfo, ModelKind, ModelSource};
+
+use super::EngineModel;
+use crate::{
+    card::ModelCard,
+    codec::{BYTES_VOCABULARY, Codec},
+    config::{ModelLocation, ModelSpec},
+    error::EngineError,
+    executor::{
+        fake::{FAKE_CONTEXT_LEN, FAKE_EMBEDDING_DIM},
+        wire::LoadModel,
+    },
+    node::NodeModel,
+};
+
+/// A model whose files were read, but not its weights.
+pub(super) struct OpenedModel {
+    card: ModelCard,
+    codec: Arc<Codec>,
+    eos: Vec<u32>,
+    path: PathBuf,
+    pub(super) load: LoadModel,
+}
+
+impl OpenedModel {
+    pub(super) fn node_model(&self) -> NodeModel {
+        NodeModel {
+            name: self.card.name.clone(),
+            codec: self.codec.clone(),
+            context_len: self.card.context_len,
+            embeds_only: !self.card.generates,
+            path: self.path.clone(),
+        }
+    }
+
+    pub(super) fn split(self) -> (EngineModel, ModelCard) {
+        let embed_len_max = match self.load {
+            // A fake model has no limit of its own; this is what encoders usually take.
+            LoadModel::Fake { .. } => 512,
+            LoadModel::Path(_) => self.card.context_len,
+        };
+        (EngineModel { codec: self.codec, eos: self.eos.into(), embed_len_max }, self.card)
+    }
+}
+
+pub(super) fn open_model(spec: &ModelSpec) -> Result<OpenedModel, EngineError> {
+    match &spec.source {
+        ModelLocation::Fake(cost) => {
+            let codec = Codec::bytes().map_err(|e| model_error(spec, Path::new("fake"), e))?;
+            let card = ModelCard {
+                name: spec.name.clone(),
+                generates: true,
+                embeds: true,
+                context_len: FAKE_CONTEXT_LEN,
+                vocab_size: BYTES_VOCABULARY.size,
+                embedding_dim: Some(FAKE_EMBEDDING_DIM),
+                has_chat_template: true,
+                created: unix_seconds(),
+                parameters: 0,
+                quantization: "none".into(),
+                architecture: "fake".into(),
+            };
+            let load = LoadModel::Fake { cost: *cost, seed: 0 };
+            let eos = vec![BYTES_VOCABULARY.end];
+            Ok(OpenedModel { card, codec: Arc::new(codec), eos, path: PathBuf::from("fake"), load })
+        }
+        ModelLocation::Path(path) => open_path(spec, path),
+        #[cfg(feature = "hub")]
+        ModelLocation::Hub { id, revision, file } => {
+            let folder = crate::hub::fetch(id, revision.as_deref(), file.as_deref())
+                .map_err(|e| EngineError::Hub { name: spec.name.clone(), message: e.to_string() })?;
+            open_path(spec, &folder)
+        }
+        #[cfg(not(feature = "hub"))]
+        ModelLocation::Hub { .. } => Err(EngineError::Hub {
+            name: spec.name.clone(),
+            message: "this build cannot download: the `hub` feature is off".into(),
+        }),
+    }
+}
+
+fn open_path(spec: &ModelSpec, path: &Path) -> Result<OpenedModel, EngineError> {
+    let source = ModelSource::open(path).map_err(|e| model_error(spec, path, e))?;
+    let tokenizer = source.tokenizer().map_err(|e| model_error(spec, path, e))?;
+    let template = source.chat_template();
+    let codec = Codec::new(tokenizer, template.as_ref()).map_err(|e| model_error(spec, path, e))?;
+    let info: &ModelInfo = source.info();
+    let embeds = info.kind == ModelKind::Embed;
+    let card = ModelCard {
+        name: spec.name.clone(),
+        generates: !embeds,
+        embeds,
+        context_len: if embeds { info.max_input_len } else { info.context_len },
+        vocab_size: info.vocab_size,
+        embedding_dim: info.embedding_dim,
+        has_chat_template: codec.has_template(),
+        created: unix_seconds(),
+        parameters: info.parameters,
+        quantization: info.quantization.clone(),
+        architecture: info.architecture.clone(),
+    };
+    let absolute = std::path::absolute(path).map_err(|e| model_error(spec, path, e))?;
+    let load = LoadModel::Path(absolute.to_string_lossy().into_owned());
+    Ok(OpenedModel { card, codec: Arc::new(codec), eos: info.eos.clone(), path: path.to_owned(), load })
+}
+
+fn model_error(spec: &ModelSpec, path: &Path, error: impl std::fmt::Display) -> EngineError {
+    EngineError::Model { name: spec.name.clone(), path: path.to_owned(), message: error.to_string() }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,139 @@
+//! What can go wrong, told apart by what happened to the caller. HTTP statuses are the server's business.
+
+use std::{path::PathBuf, time::Duration};
+
+/// The engine could not be started, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A `[NAME=]MODEL` that means nothing.
+    #[error("model `{spec}`: {message}")]
+    ModelSpec {
+        /// The text as given.
+        spec: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Two models of one name.
+    #[error("two models are named `{0}`; write NAME=MODEL to tell them apart")]
+    DuplicateModel(String),
+    /// A model that cannot be read or run.
+    #[error("model `{name}` ({path}): {message}")]
+    Model {
+        /// Its served name.
+        name: String,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
+    /// A model that could not be downloaded.
+    #[error("model `{name}`: {message}")]
+    Hub {
+        /// Its served name.
+        name: String,
+        /// Why not.
+        message: String,
+    },
+    /// The executor did not start or did not speak the protocol.
+    #[error("executor: {0}")]
+    Executor(String),
+    /// The configuration contradicts itself.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// A submission that was not accepted. Nothing was charged.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// Something about the request is wrong.
+    #[error("{message}")]
+    Invalid {
+        /// For the client.
+        message: String,
+        /// The field.
+        param: Option<&'static str>,
+        /// A machine-readable word.
+        code: Option<&'static str>,
+    },
+    /// No such model.
+    #[error("The model `{model}` does not exist")]
+    UnknownModel {
+        /// As asked for.
+        model: String,
+    },
+    /// The model exists but does something else.
+    #[error("The model `{model}` {message}")]
+    WrongKind {
+        /// As asked for.
+        model: String,
+        /// What it does not do.
+        message: &'static str,
+    },
+    /// Prompt and wanted tokens do not fit.
+    #[error("{message}")]
+    ContextTooLong {
+        /// For the client.
+        message: String,
+        /// The field to shorten.
+        param: &'static str,
+    },
+    /// Too much is waiting.
+    #[error("{message}")]
+    Busy {
+        /// For the client.
+        message: String,
+        /// When to come back, from the measured drain rate.
+        retry_after: Duration,
+        /// The tenant's own limit, or the node's.
+        tenant_limit: bool,
+    },
+    /// The server is going down.
+    #[error("The server is shutting down")]
+    Draining,
+    /// Not the caller's fault.
+    #[error("{message}")]
+    Internal {
+        /// For the client; details are in the log.
+        message: String,
+    },
+}
+
+/// An accepted request that could not be finished.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RequestFailure {
+    /// For the client.
+    pub message: String,
+    /// Why.
+    pub kind: FailureKind,
+}
+
+/// Why an accepted request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The executor died or lost the device.
+    ExecutorLost,
+    /// The model produced something that is not a number.
+    BadOutput,
+    /// The reader left too much unread.
+    SlowReader,
+    /// The server is going down.
+    Draining,
+}
+
+/// Why the node is not ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// No step has completed yet.
+    #[error("no step has completed yet")]
+    NoStep,
+    /// The last step is too long ago.
+    #[error("the last step completed {0} s ago")]
+    Stale(u64),
+    /// An executor is gone and not back.
+    #[error("the executor is down: {0}")]
+    ExecutorDown(String),
+    /// Drain has begun.
+    #[error("the server is draining")]
+    Draining,
+}

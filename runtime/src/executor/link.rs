@@ -1,0 +1,132 @@
+//! The near side of the boundary: starts an executor, feeds it, and tells the engine what it says and when it is gone.
+//!
+//! Two threads a link: a writer, so that the engine thread never waits for a full socket, and a reader. The executor's
+//! socket is its file descriptor 0; when this side drops, it reads an end of file and exits.
+
+use std::{
+    io::{self, BufReader},
+    os::{fd::OwnedFd, unix::net::UnixStream, unix::process::CommandExt},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use super::{
+    wire::{self, FromExecutor, Load, ToExecutor},
+    worker,
+};
+use crate::config::ExecutorMode;
+
+/// Messages that wait for the executor's socket: a load, and the steps in flight.
+const WRITER_QUEUE_LEN: usize = 8;
+/// Stack of an executor thread; the forward pass keeps its buffers on the heap.
+const STACK_BYTES: usize = 8 << 20;
+
+/// What a link tells the engine.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// The executor said something.
+    Said(FromExecutor),
+    /// The executor is gone; nothing follows.
+    Down(String),
+}
+
+/// A running executor.
+#[derive(Debug)]
+pub(crate) struct Link {
+    to_writer: flume::Sender<ToExecutor>,
+    child: Option<Arc<Mutex<Child>>>,
+}
+
+/// The executor cannot take the message: it is gone, or far behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+impl Link {
+    /// Starts an executor and sends it its load. `tell` is called from the reader thread.
+    ///
+    /// # Errors
+    /// When the socket, the process or a thread cannot be made.
+    pub(crate) fn start(
+        mode: &ExecutorMode,
+        load: Load,
+        tell: impl Fn(LinkEvent) + Send + 'static,
+    ) -> io::Result<Link> {
+        let (near, far) = UnixStream::pair()?;
+        let child = match mode {
+            ExecutorMode::Process { program, args } => {
+                let child = Command::new(program)
+                    .args(args)
+                    .stdin(Stdio::from(OwnedFd::from(far)))
+                    .stdout(Stdio::null())
+                    // Its own group: an interrupt from the terminal drains the server first.
+                    .process_group(0)
+                    .spawn()
+                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
+                Some(Arc::new(Mutex::new(child)))
+            }
+            ExecutorMode::Thread => {
+                let mut reader = far.try_clone()?;
+                let mut writer = far;
+                thread::Builder::new().name("executor".into()).stack_size(STACK_BYTES).spawn(move || {
+                    if let Err(error) = worker::serve(&mut reader, &mut writer) {
+                        tracing::error!(%error, "executor thread ended");
+                    }
+                })?;
+                None
+            }
+        };
+        let (to_writer, outgoing) = flume::bounded::<ToExecutor>(WRITER_QUEUE_LEN);
+        let mut writer = near.try_clone()?;
+        thread::Builder::new().name("executor-writer".into()).spawn(move || {
+            for message in outgoing {
+                if wire::write_frame(&mut writer, &message).is_err() {
+                    break;
+                }
+            }
+            // Tells the executor that nothing more comes; the reader sees its answer and then its end.
+            let _ = writer.shutdown(std::net::Shutdown::Write);
+        })?;
+        let reaped = child.clone();
+        thread::Builder::new().name("executor-reader".into()).spawn(move || {
+            let reason = read_all(near, &tell);
+            tell(LinkEvent::Down(reap(reaped, reason)));
+        })?;
+        let link = Link { to_writer, child };
+        link.send(ToExecutor::Load(load)).map_err(|Gone| io::ErrorKind::BrokenPipe)?;
+        Ok(link)
+    }
+
+    /// Queues a message; never waits.
+    pub(crate) fn send(&self, message: ToExecutor) -> Result<(), Gone> {
+        self.to_writer.try_send(message).map_err(|_| Gone)
+    }
+
+    /// The executor's process id, where it is one.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(|child| child.lock().unwrap_or_else(PoisonError::into_inner).id())
+    }
+}
+
+/// Passes frames on until the stream ends; says why it did.
+fn read_all(stream: UnixStream, tell: &impl Fn(LinkEvent)) -> String {
+    let mut reader = BufReader::new(stream);
+    loop {
+        match wire::read_frame::<FromExecutor>(&mut reader) {
+            Ok(Some(message)) => tell(LinkEvent::Said(message)),
+            Ok(None) => return "the executor ended".into(),
+            Err(error) => return format!("the executor's stream broke: {error}"),
+        }
+    }
+}
+
+/// Waits for a process that has closed its stream (killing it if it only broke it) and adds how it ended.
+fn reap(child: Option<Arc<Mutex<Child>>>, reason: String) -> String {
+    let Some(child) = child else { return reason };
+    let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = child.kill();
+    match child.wait() {
+        Ok(status) => format!("{reason} ({status})"),
+        Err(error) => format!("{reason} ({error})"),
+    }
+}

@@ -1,0 +1,66 @@
+//! The sequences an executor keeps: their ids and their sampling state.
+
+use std::collections::HashMap;
+
+use super::wire::{OpenSequence, RowResult};
+use crate::sampler::Sampler;
+
+/// One open sequence.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// Every id known so far: the prompt's, then the drawn ones.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) sampler: Sampler,
+}
+
+/// The open sequences of one model.
+#[derive(Debug, Default)]
+pub(crate) struct Sequences(HashMap<u64, Sequence>);
+
+impl Sequences {
+    pub(crate) fn open(&mut self, opened: Vec<OpenSequence>) {
+        for open in opened {
+            let sampler = Sampler::new(open.sampling, open.logprobs, open.min_tokens, open.banned, &open.tokens);
+            self.0.insert(open.sequence, Sequence { tokens: open.tokens, sampler });
+        }
+    }
+
+    pub(crate) fn close(&mut self, closed: &[u64]) {
+        for sequence in closed {
+            self.0.remove(sequence);
+        }
+    }
+
+    /// The ids of a row, or why the row makes no sense.
+    pub(crate) fn span(&self, sequence: u64, from: u32, len: u32) -> Result<&[u32], String> {
+        let known = self.0.get(&sequence).ok_or_else(|| format!("sequence {sequence} is not open"))?;
+        let from = from as usize;
+        known
+            .tokens
+            .get(from..from.saturating_add(len as usize))
+            .filter(|ids| !ids.is_empty())
+            .ok_or_else(|| format!("row {from}+{len} of a sequence of {} tokens", known.tokens.len()))
+    }
+
+    /// Takes a sequence out, for a draw on another thread; give it back with [`Sequences::put`].
+    pub(crate) fn take(&mut self, sequence: u64) -> Option<Sequence> {
+        self.0.remove(&sequence)
+    }
+
+    pub(crate) fn put(&mut self, name: u64, sequence: Sequence) {
+        self.0.insert(name, sequence);
+    }
+}
+
+impl Sequence {
+    /// Draws the next id and appends it.
+    pub(crate) fn draw(&mut self, logits: &[f32]) -> RowResult {
+        match self.sampler.draw(logits) {
+            Ok(sampled) => {
+                self.tokens.push(sampled.id);
+                RowResult::Sampled(sampled)
+            }
+            Err(_) => RowResult::Failed("the model's logits are not finite".into()),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! One request of a client while it runs: `n` choices, or a list of inputs to embed, and the one ending it gets.
+
+use std::{sync::Arc, time::Instant};
+
+use weir_scheduler::RequestId;
+
+use super::message::{EmbedReply, GroupId};
+use crate::{
+    error::{FailureKind, RequestFailure},
+    stream::Outbox,
+    submission::Usage,
+};
+
+/// Where a request's output goes.
+pub(crate) enum Output {
+    /// Text, to a reader.
+    Text(Arc<Outbox>),
+    /// Vectors, all at once.
+    Vectors { inputs: Vec<Vec<u32>>, vectors: Vec<Vec<f32>>, reply: Option<EmbedReply> },
+    /// Nowhere: the operator's own canary.
+    Canary { inputs: Vec<Vec<u32>> },
+}
+
+/// A request in progress.
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) model: usize,
+    pub(crate) output: Output,
+    /// The scheduler's requests, one for each choice.
+    pub(crate) requests: Vec<RequestId>,
+    /// Those not settled yet.
+    pub(crate) open: usize,
+    pub(crate) usage: Usage,
+    /// Its reader was told of a failure; what still settles is only counted.
+    pub(crate) failed: bool,
+    pub(crate) cancelled: bool,
+    pub(crate) submitted: Instant,
+    pub(crate) first_token: Option<Instant>,
+}
+
+impl Group {
+    /// Ends the request towards its reader, once; later calls change nothing.
+    fn end(&mut self, end: Result<Usage, RequestFailure>) {
+        match &mut self.output {
+            Output::Text(outbox) => outbox.close(end),
+            Output::Vectors { vectors, reply, .. } => {
+                if let Some(reply) = reply.take() {
+                    // A caller that went away has dropped its end, which is a cancel.
+                    let _ = reply.send(end.map(|usage| (std::mem::take(vectors), usage)));
+                }
+            }
+            Output::Canary { .. } => {}
+        }
+    }
+
+    /// Ends the request with its answer complete.
+    pub(crate) fn complete(&mut self) {
+        self.end(Ok(self.usage));
+    }
+
+    /// Ends the request with a failure at once; its choices are still to be cancelled. False if it had failed before.
+    pub(crate) fn fail(&mut self, kind: FailureKind, message: &str) -> bool {
+        if std::mem::replace(&mut self.failed, true) {
+            return false;
+        }
+        self.end(Err(RequestFailure { message: message.to_owned(), kind }));
+        true
+    }
+
+    pub(crate) fn is_canary(&self) -> bool {
+        matches!(self.output, Output::Canary { .. })
+    }
+
+    /// The ids of one input to embed.
+    pub(crate) fn input(&self, item: u32) -> Option<&Vec<u32>> {
+        match &self.output {
+            Output::Vectors { inputs, .. } | Output::Canary { inputs } => inputs.get(item as usize),
+            Output::Text(_) => None,
+        }
+    }
+}

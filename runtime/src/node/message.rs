@@ -1,0 +1,63 @@
+//! What the engine thread is told.
+
+use tokio::sync::oneshot;
+use weir_scheduler::{BlockHash, ModelId, TenantId};
+
+use super::sequence::SequenceSpec;
+use crate::{
+    codec::hash::BlockChain,
+    error::{RequestFailure, SubmitError},
+    executor::link::LinkEvent,
+    stream::Outbox,
+    submission::Usage,
+};
+use std::sync::Arc;
+
+/// One message to the engine thread.
+pub(crate) enum NodeMessage {
+    /// A request, already checked and encoded.
+    Submit(Box<Submit>),
+    /// Nobody reads a request any more.
+    Cancel(GroupId),
+    /// An executor said something or is gone.
+    Link { device: usize, epoch: u64, event: LinkEvent },
+    /// Bring the gauges up to date, then answer.
+    Observe(oneshot::Sender<()>),
+    /// Admit nothing more; answer when the last request has ended.
+    Drain(oneshot::Sender<()>),
+    /// End every request and the thread.
+    Stop,
+}
+
+/// Names a request inside the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct GroupId(pub(crate) u64);
+
+/// A request for the engine thread.
+pub(crate) struct Submit {
+    pub(crate) group: GroupId,
+    pub(crate) tenant: TenantId,
+    pub(crate) model: ModelId,
+    pub(crate) work: SubmitWork,
+    /// Answered once: accepted or not.
+    pub(crate) accepted: oneshot::Sender<Result<(), SubmitError>>,
+}
+
+/// Where the vectors of a request go, in the order of its inputs, with what they took.
+pub(crate) type EmbedReply = oneshot::Sender<Result<(Vec<Vec<f32>>, Usage), RequestFailure>>;
+
+/// What a request wants.
+pub(crate) enum SubmitWork {
+    Generate {
+        choices: Vec<SequenceSpec>,
+        prompt: Arc<[u32]>,
+        /// Names of the prompt's full blocks, and the chain that goes on from them.
+        hashes: Vec<BlockHash>,
+        chain: BlockChain,
+        outbox: Arc<Outbox>,
+    },
+    Embed {
+        inputs: Vec<Vec<u32>>,
+        reply: EmbedReply,
+    },
+}

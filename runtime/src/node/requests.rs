@@ -1,0 +1,188 @@
+//! Requests in the engine thread: admitted, cancelled, settled. Each gets exactly one ending.
+
+use std::time::{Duration, Instant};
+
+use weir_scheduler::{Admission, End, Event, Nanos, Reject, RejectReason, RequestId, Work};
+
+use super::{
+    Live, Node,
+    group::{Group, Output},
+    message::{GroupId, Submit, SubmitWork},
+    sequence::Sequence,
+};
+use crate::{
+    error::{FailureKind, SubmitError},
+    metrics::Outcome,
+    submission::Usage,
+};
+
+impl Node {
+    pub(super) fn admit(&mut self, submit: Submit) {
+        let Submit { group, tenant, model, work, accepted } = submit;
+        let now = self.now();
+        let model_index = model.0 as usize;
+        let prompt_tokens;
+        let (admissions, sequences, output) = match work {
+            SubmitWork::Generate { choices, prompt, hashes, chain, outbox } => {
+                let admissions = choices
+                    .iter()
+                    .map(|spec| {
+                        let work = Work::Generate {
+                            prompt_len: prompt.len() as u32,
+                            new_tokens_max: spec.new_tokens_max,
+                            hashes: hashes.clone(),
+                        };
+                        Admission { tenant, model, priority: 0, work }
+                    })
+                    .collect::<Vec<_>>();
+                let sequences: Vec<Option<Sequence>> =
+                    choices.into_iter().map(|spec| Some(Sequence::new(spec, &prompt, Some(chain.clone())))).collect();
+                prompt_tokens = prompt.len() as u32;
+                (admissions, sequences, Output::Text(outbox))
+            }
+            SubmitWork::Embed { inputs, reply } => {
+                let lens: Vec<u32> = inputs.iter().map(|input| input.len() as u32).collect();
+                prompt_tokens = lens.iter().sum();
+                let vectors = vec![Vec::new(); inputs.len()];
+                let admission = Admission { tenant, model, priority: 0, work: Work::Embed { lens } };
+                (vec![admission], vec![None], Output::Vectors { inputs, vectors, reply: Some(reply) })
+            }
+        };
+        match self.scheduler.admit_group(now, admissions) {
+            Ok(requests) => {
+                self.register(group, model_index, output, &requests, sequences, prompt_tokens);
+                if accepted.send(Ok(())).is_err() {
+                    self.cancel(group);
+                }
+            }
+            Err(reject) => {
+                self.metrics.ended(Outcome::Rejected);
+                let _ = accepted.send(Err(refusal(reject)));
+            }
+        }
+    }
+
+    pub(super) fn register(
+        &mut self,
+        id: GroupId,
+        model: usize,
+        output: Output,
+        requests: &[RequestId],
+        sequences: Vec<Option<Sequence>>,
+        prompt_tokens: u32,
+    ) {
+        for (choice, (&request, sequence)) in requests.iter().zip(sequences).enumerate() {
+            let live = Live { group: id, choice: choice as u32, sequence, last_token: None };
+            self.sequences.insert(request, live);
+        }
+        let group = Group {
+            id,
+            model,
+            output,
+            requests: requests.to_vec(),
+            open: requests.len(),
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            failed: false,
+            cancelled: false,
+            submitted: Instant::now(),
+            first_token: None,
+        };
+        self.groups.insert(id, group);
+    }
+
+    pub(super) fn cancel(&mut self, group: GroupId) {
+        let now = self.now();
+        let Some(group) = self.groups.get_mut(&group) else { return };
+        group.cancelled = true;
+        for &request in &group.requests {
+            self.scheduler.cancel(now, request);
+        }
+    }
+
+    pub(super) fn fail(&mut self, group: GroupId, kind: FailureKind, message: &str) {
+        if self.groups.get_mut(&group).is_some_and(|entry| entry.fail(kind, message)) {
+            self.metrics.ended(Outcome::Failed);
+        }
+        self.cancel(group);
+    }
+
+    /// Applies what the scheduler says has happened.
+    pub(super) fn settle(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        self.scheduler.take_events(&mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Started { request, cached_tokens } => {
+                    if let Some(group) = self.sequences.get(&request).and_then(|l| self.groups.get_mut(&l.group)) {
+                        self.metrics.started(group.submitted.elapsed());
+                        group.usage.cached_tokens = group.usage.cached_tokens.max(cached_tokens);
+                    }
+                }
+                Event::Preempted { .. } => self.metrics.preempted(),
+                Event::Settled { request, end, charge, .. } => self.settled(request, end, charge),
+            }
+        }
+        self.events = events;
+    }
+
+    fn settled(&mut self, request: RequestId, end: End, charge: Nanos) {
+        let Some(live) = self.sequences.remove(&request) else { return };
+        let Some(group) = self.groups.get_mut(&live.group) else { return };
+        if live.sequence.as_ref().is_some_and(Sequence::is_open) {
+            for device in &mut self.devices {
+                device.close[group.model].push(request.0);
+            }
+        }
+        group.open -= 1;
+        group.usage.device_nanos += charge.0;
+        if let Some(sequence) = &live.sequence {
+            group.usage.completion_tokens += sequence.drawn();
+        }
+        if end == End::Lost
+            && !group.cancelled
+            && group.fail(FailureKind::ExecutorLost, "The device running this request was lost")
+        {
+            self.metrics.ended(Outcome::Failed);
+        }
+        if group.open > 0 {
+            return;
+        }
+        if !group.failed {
+            let outcome = match (group.cancelled, group.is_canary()) {
+                (true, _) => Outcome::Cancelled,
+                (false, true) => Outcome::Canary,
+                (false, false) => Outcome::Completed,
+            };
+            self.metrics.ended(outcome);
+            if outcome == Outcome::Completed {
+                self.metrics.completed(group.submitted.elapsed(), group.usage);
+            }
+            group.complete();
+        }
+        let id = group.id;
+        self.groups.remove(&id);
+    }
+}
+
+/// Tells the caller why the scheduler did not take a request.
+fn refusal(reject: Reject) -> SubmitError {
+    let retry_after = Duration::from_nanos(reject.retry_after.0);
+    let busy = |message: &str, tenant_limit| SubmitError::Busy { message: message.into(), retry_after, tenant_limit };
+    match reject.reason {
+        RejectReason::TenantQueueFull => busy("Too many requests of yours are waiting", true),
+        RejectReason::QueueFull => busy("The server has too many requests waiting", false),
+        RejectReason::NoDevice => busy("The model's device is not available at present", false),
+        RejectReason::Draining => SubmitError::Draining,
+        RejectReason::ContextTooLong | RejectReason::NeverFits => SubmitError::ContextTooLong {
+            message: "The request is longer than the memory of the model's device allows".into(),
+            param: "messages",
+        },
+        RejectReason::InputTooLong => SubmitError::ContextTooLong {
+            message: "An input is longer than a step of the model can hold".into(),
+            param: "input",
+        },
+        RejectReason::UnknownModel | RejectReason::UnknownTenant => {
+            SubmitError::Internal { message: "The server's tables disagree".into() }
+        }
+    }
+}

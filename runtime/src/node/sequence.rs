@@ -1,0 +1,120 @@
+//! One choice of a request while it runs: the ids it knows, the text it has made, and when it has had enough.
+
+use std::sync::Arc;
+
+use weir_scheduler::BlockHash;
+
+use crate::{
+    codec::{
+        Codec,
+        hash::BlockChain,
+        text::{Released, TextAssembler},
+    },
+    executor::wire::{OpenSequence, Sampled},
+    stream::{FinishReason, TokenLogprob, TopLogprob},
+    submission::SamplingParams,
+};
+
+/// What a choice is asked to be.
+#[derive(Debug, Clone)]
+pub(crate) struct SequenceSpec {
+    pub(crate) sampling: SamplingParams,
+    pub(crate) new_tokens_max: u32,
+    pub(crate) min_tokens: u32,
+    pub(crate) stop: Vec<String>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) eos: Arc<[u32]>,
+    pub(crate) logprobs: Option<u32>,
+}
+
+/// A choice in progress.
+pub(crate) struct Sequence {
+    spec: SequenceSpec,
+    /// The prompt's ids, then the drawn ones.
+    tokens: Vec<u32>,
+    prompt_len: u32,
+    chain: Option<BlockChain>,
+    assembler: TextAssembler,
+    opened: bool,
+}
+
+/// What a drawn id led to.
+pub(crate) struct Progress {
+    pub(crate) released: Released,
+    pub(crate) finished: Option<FinishReason>,
+}
+
+impl Sequence {
+    pub(crate) fn new(spec: SequenceSpec, prompt: &[u32], chain: Option<BlockChain>) -> Self {
+        let assembler = TextAssembler::new(spec.stop.clone());
+        let prompt_len = prompt.len() as u32;
+        Sequence { spec, tokens: prompt.to_vec(), prompt_len, chain, assembler, opened: false }
+    }
+
+    /// What the executor must know before the first row; `None` from the second time on.
+    pub(crate) fn open(&mut self, name: u64) -> Option<OpenSequence> {
+        if std::mem::replace(&mut self.opened, true) {
+            return None;
+        }
+        let banned = if self.spec.ignore_eos { Vec::new() } else { self.spec.eos.to_vec() };
+        Some(OpenSequence {
+            sequence: name,
+            tokens: self.tokens.clone(),
+            sampling: self.spec.sampling.clone(),
+            logprobs: self.spec.logprobs,
+            min_tokens: self.spec.min_tokens,
+            banned,
+        })
+    }
+
+    /// Whether the executor has this sequence.
+    pub(crate) fn is_open(&self) -> bool {
+        self.opened
+    }
+
+    /// Ids drawn so far.
+    pub(crate) fn drawn(&self) -> u32 {
+        self.tokens.len() as u32 - self.prompt_len
+    }
+
+    /// Takes a drawn id.
+    pub(crate) fn advance(&mut self, sampled: &Sampled, codec: &Codec) -> Progress {
+        self.tokens.push(sampled.id);
+        let drawn = self.drawn();
+        if !self.spec.ignore_eos && self.spec.eos.contains(&sampled.id) {
+            return Progress { released: self.assembler.finish(), finished: Some(FinishReason::Stop) };
+        }
+        let logprob = sampled.logprob.map(|logprob| token_logprob(sampled, logprob, codec));
+        let stops_count = drawn > self.spec.min_tokens;
+        let mut released = self.assembler.push(codec.output_bytes(sampled.id), logprob, stops_count);
+        if released.stopped {
+            return Progress { released, finished: Some(FinishReason::Stop) };
+        }
+        if drawn < self.spec.new_tokens_max {
+            return Progress { released, finished: None };
+        }
+        let rest = self.assembler.finish();
+        released.text.push_str(&rest.text);
+        released.logprobs.extend(rest.logprobs);
+        Progress { released, finished: Some(FinishReason::Length) }
+    }
+
+    /// The names of the blocks that became full since the last call.
+    pub(crate) fn named_blocks(&mut self, named: impl FnMut(BlockHash)) {
+        if let Some(chain) = &mut self.chain {
+            chain.extend(&self.tokens, named);
+        }
+    }
+}
+
+fn token_logprob(sampled: &Sampled, logprob: f32, codec: &Codec) -> TokenLogprob {
+    let show = |id: u32, logprob: f32| {
+        let bytes = codec.token_bytes(id).to_vec();
+        TopLogprob { token: String::from_utf8_lossy(&bytes).into_owned(), bytes, logprob }
+    };
+    TokenLogprob {
+        chosen: show(sampled.id, logprob),
+        top: sampled.top.iter().map(|&(id, logprob)| show(id, logprob)).collect(),
+        text_offset: 0,
+    }
+}

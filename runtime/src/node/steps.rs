@@ -1,0 +1,153 @@
+//! Steps in the engine thread: planned, sent, and judged when they come back.
+
+use std::time::{Duration, Instant};
+
+use weir_scheduler::{DeviceId, Nanos, RequestId, RowKind, RowOutcome, StepPlan, StepReport};
+
+use super::{
+    Node,
+    device::{Device, InFlight},
+    group::Output,
+};
+use crate::{
+    error::FailureKind,
+    executor::wire::{Batch, BatchRow, Report, RowResult, ToExecutor},
+};
+
+impl Node {
+    pub(super) fn plan_steps(&mut self, device: usize) {
+        let mut plan = std::mem::take(&mut self.plan);
+        while self.devices[device].is_ready()
+            && self.scheduler.next_step(self.now(), DeviceId(device as u16), &mut plan)
+        {
+            self.settle();
+            let batch = self.batch(device, &plan);
+            let entry = &mut self.devices[device];
+            entry.in_flight.push_back(InFlight {
+                step: plan.step,
+                model: plan.model.0 as usize,
+                rows: plan.rows.clone(),
+                tokens: plan.tokens(),
+            });
+            let sent = entry.link.as_ref().is_some_and(|link| link.send(ToExecutor::Step(batch)).is_ok());
+            if !sent {
+                self.executor_down(device, "the executor takes no more steps".into());
+            }
+        }
+        self.plan = plan;
+    }
+
+    /// Adds to a plan what the scheduler never sees: the ids.
+    fn batch(&mut self, device: usize, plan: &StepPlan) -> Batch {
+        let model = plan.model.0 as usize;
+        let mut open = Vec::new();
+        let mut rows = Vec::with_capacity(plan.rows.len());
+        for row in &plan.rows {
+            let live = self.sequences.get_mut(&row.request);
+            rows.push(match row.kind {
+                RowKind::Generate { from, len, samples, blocks } => {
+                    open.extend(live.and_then(|l| l.sequence.as_mut()).and_then(|s| s.open(row.request.0)));
+                    let blocks = plan.blocks_of(blocks).iter().map(|b| b.0).collect();
+                    BatchRow::Generate { sequence: row.request.0, from, len, samples, blocks }
+                }
+                RowKind::Embed { item, .. } => {
+                    let input = live.and_then(|l| self.groups.get(&l.group)).and_then(|g| g.input(item));
+                    BatchRow::Embed { tokens: input.cloned().unwrap_or_default() }
+                }
+            });
+        }
+        let close = std::mem::take(&mut self.devices[device].close[model]);
+        Batch { step: plan.step.0, model: plan.model.0, open, close, rows }
+    }
+
+    pub(super) fn report(&mut self, device: usize, report: Report) {
+        let Some(step) = self.devices[device].in_flight.pop_front() else {
+            return self.executor_down(device, "the executor reported a step it was not given".into());
+        };
+        if step.step.0 != report.step || step.rows.len() != report.rows.len() {
+            return self.executor_down(device, "the executor reported another step than it was given".into());
+        }
+        let device_time = Duration::from_nanos(report.device_nanos);
+        let arrived = Instant::now();
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        outcomes.clear();
+        for (row, result) in step.rows.iter().zip(report.rows) {
+            outcomes.push(self.judge(row.request, row.kind, result, arrived));
+        }
+        self.metrics.step(step.model, device_time, step.rows.len(), step.tokens);
+        let summary = StepReport { step: step.step, device_time: Nanos(report.device_nanos), rows: &outcomes };
+        let now = self.now();
+        let known = self.scheduler.finish_step(now, DeviceId(device as u16), &summary, &mut self.events);
+        self.outcomes = outcomes;
+        if !known {
+            return self.executor_down(device, "the executor reported a step that was not planned".into());
+        }
+        self.last_step = arrived;
+        self.status.step_completed();
+        // The first canary has warmed the device up: now the node has started.
+        if self.devices.iter().all(Device::is_ready)
+            && let Some(started) = self.started.take()
+        {
+            let _ = started.send(Ok(()));
+        }
+    }
+
+    /// Decides what a row's result means for its request.
+    fn judge(&mut self, request: RequestId, kind: RowKind, result: RowResult, arrived: Instant) -> RowOutcome {
+        // Ended or cancelled while this step was queued: the scheduler knows whose time it is.
+        let Some(live) = self.sequences.get_mut(&request) else { return RowOutcome::Advanced };
+        let id = live.group;
+        let Some(group) = self.groups.get_mut(&id) else { return RowOutcome::Advanced };
+        match (result, kind) {
+            (RowResult::Computed, RowKind::Generate { samples: false, .. }) => RowOutcome::Advanced,
+            (RowResult::Sampled(sampled), RowKind::Generate { samples: true, .. }) => {
+                let Some(sequence) = live.sequence.as_mut() else { return RowOutcome::Failed };
+                let codec = &self.models[group.model].codec;
+                let progress = sequence.advance(&sampled, codec);
+                sequence.named_blocks(|name| self.scheduler.block_hashed(request, name));
+                if !group.is_canary() {
+                    self.metrics.token(live.last_token.replace(arrived).map(|last| arrived - last));
+                    if group.first_token.is_none() {
+                        group.first_token = Some(arrived);
+                        self.metrics.first_token(arrived - group.submitted);
+                    }
+                }
+                let mut full = false;
+                if let Output::Text(outbox) = &group.output
+                    && !group.cancelled
+                {
+                    let released = progress.released;
+                    if !released.text.is_empty() || !released.logprobs.is_empty() {
+                        let drawn = sequence.drawn();
+                        full = outbox.delta(live.choice, &released.text, drawn, released.logprobs).is_err();
+                    }
+                    if let Some(reason) = progress.finished {
+                        outbox.finished(live.choice, reason);
+                    }
+                }
+                if full {
+                    self.fail(id, FailureKind::SlowReader, "The reader left too much of the stream unread");
+                }
+                if progress.finished.is_some() { RowOutcome::Finished } else { RowOutcome::Advanced }
+            }
+            (RowResult::Vector(vector), RowKind::Embed { item, .. }) => {
+                if let Output::Vectors { vectors, .. } = &mut group.output
+                    && let Some(slot) = vectors.get_mut(item as usize)
+                {
+                    *slot = vector;
+                }
+                RowOutcome::Advanced
+            }
+            (RowResult::Failed(message), _) => {
+                tracing::error!(model = self.models[group.model].name, message, "a row failed");
+                self.fail(id, FailureKind::BadOutput, "The model could not compute this request");
+                RowOutcome::Failed
+            }
+            _ => {
+                tracing::error!("the executor answered a row with something else than it was asked for");
+                self.fail(id, FailureKind::BadOutput, "The model could not compute this request");
+                RowOutcome::Failed
+            }
+        }
+    }
+}

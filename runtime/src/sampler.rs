@@ -1,0 +1,330 @@
+//! Draws one id from one row of logits.
+//!
+//! Order: log-probabilities are read from the model's own distribution; then ids banned by `min_tokens`, repetition
+//! penalty, frequency and presence penalties, logit bias; then temperature, top-k, top-p, min-p; then the draw. The
+//! random number is a function of (seed, how many ids were drawn before), so neither the batch nor a preemption
+//! changes a seeded text. Ties go to the lower id.
+
+use std::{cmp::Ordering, collections::HashMap};
+
+use crate::{executor::wire::Sampled, submission::SamplingParams};
+
+/// The sampling state of one sequence.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    params: SamplingParams,
+    seed: u64,
+    logprobs: Option<u32>,
+    min_tokens: u32,
+    banned: Vec<u32>,
+    /// Ids seen so far; kept only where a penalty needs them.
+    seen: HashMap<u32, Seen>,
+    drawn: u32,
+    scratch: Vec<f32>,
+    order: Vec<u32>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Seen {
+    in_output: u32,
+}
+
+/// The logits of a row are not numbers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NotFinite;
+
+/// Candidates looked at before falling back to a full sort of the vocabulary.
+const NUCLEUS_GUESS: usize = 1024;
+
+impl Sampler {
+    /// `prompt` is read once, for the repetition penalty.
+    pub(crate) fn new(
+        params: SamplingParams,
+        logprobs: Option<u32>,
+        min_tokens: u32,
+        banned: Vec<u32>,
+        prompt: &[u32],
+    ) -> Self {
+        let mut seen = HashMap::new();
+        if params.repetition_penalty != 1.0 {
+            seen.extend(prompt.iter().map(|&id| (id, Seen::default())));
+        }
+        let seed = params.seed.unwrap_or(0);
+        Sampler { params, seed, logprobs, min_tokens, banned, seen, drawn: 0, scratch: Vec::new(), order: Vec::new() }
+    }
+
+    /// Draws the next id from `logits` ([vocabulary] f32).
+    pub(crate) fn draw(&mut self, logits: &[f32]) -> Result<Sampled, NotFinite> {
+        // A sum is finite only if every term is; one pass, no branch in the loop.
+        if !logits.iter().map(|&l| f64::from(l) * 0.0).sum::<f64>().is_finite() || logits.is_empty() {
+            return Err(NotFinite);
+        }
+        let mut adjusted = std::mem::take(&mut self.scratch);
+        adjusted.clear();
+        adjusted.extend_from_slice(logits);
+        self.adjust(&mut adjusted);
+        let id = if self.params.temperature == 0.0 { argmax(&adjusted) } else { self.sample(&mut adjusted) };
+        self.scratch = adjusted;
+        self.note(id);
+        let (logprob, top) = match self.logprobs {
+            Some(count) => self.report(logits, id, count as usize),
+            None => (None, Vec::new()),
+        };
+        Ok(Sampled { id, logprob, top })
+    }
+
+    fn note(&mut self, id: u32) {
+        let p = &self.params;
+        if p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0 {
+            self.seen.entry(id).or_default().in_output += 1;
+        }
+        self.drawn += 1;
+    }
+
+    fn adjust(&self, logits: &mut [f32]) {
+        let p = &self.params;
+        for (&id, seen) in &self.seen {
+            let Some(logit) = logits.get_mut(id as usize) else { continue };
+            if p.repetition_penalty != 1.0 {
+                *logit = if *logit > 0.0 { *logit / p.repetition_penalty } else { *logit * p.repetition_penalty };
+            }
+            if seen.in_output > 0 {
+                *logit -= p.frequency_penalty * seen.in_output as f32 + p.presence_penalty;
+            }
+        }
+        for &(id, bias) in &p.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        if self.drawn < self.min_tokens {
+            for &id in &self.banned {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    /// Draws at a temperature above 0; `logits` becomes weights.
+    fn sample(&mut self, logits: &mut [f32]) -> u32 {
+        let p = &self.params;
+        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scale = 1.0 / p.temperature;
+        for logit in logits.iter_mut() {
+            *logit = ((*logit - top) * scale).exp();
+        }
+        let weights: &[f32] = logits;
+        let uniform = uniform(self.seed, self.drawn);
+        if p.top_k == 0 && p.top_p >= 1.0 && p.min_p <= 0.0 {
+            return pick(weights.len() as u32, |i| i, weights, uniform);
+        }
+        let order = &mut self.order;
+        order.clear();
+        // min-p compares with the most likely id, whose weight is exactly 1.
+        order.extend((0..weights.len() as u32).filter(|&i| weights[i as usize] >= p.min_p));
+        let better = |a: &u32, b: &u32| descending(weights[*a as usize], weights[*b as usize]).then(a.cmp(b));
+        if p.top_k > 0 && (p.top_k as usize) < order.len() {
+            order.select_nth_unstable_by(p.top_k as usize - 1, better);
+            order.truncate(p.top_k as usize);
+        }
+        if p.top_p < 1.0 {
+            let total: f64 = order.iter().map(|&i| f64::from(weights[i as usize])).sum();
+            let wanted = total * f64::from(p.top_p);
+            let mut sorted = order.len().min(NUCLEUS_GUESS);
+            loop {
+                if sorted < order.len() {
+                    order.select_nth_unstable_by(sorted - 1, better);
+                }
+                order[..sorted].sort_unstable_by(better);
+                let mut mass = 0.0;
+                let kept = order[..sorted].iter().position(|&i| {
+                    mass += f64::from(weights[i as usize]);
+                    mass >= wanted
+                });
+                if let Some(last) = kept {
+                    order.truncate(last + 1);
+                    break;
+                }
+                if sorted == order.len() {
+                    break;
+                }
+                sorted = order.len();
+            }
+        }
+        // Selection leaves the order undefined among equals of a set; the set is defined, so put it in id order.
+        order.sort_unstable();
+        pick(order.len() as u32, |i| order[i as usize], weights, uniform)
+    }
+
+    fn report(&mut self, logits: &[f32], id: u32, count: usize) -> (Option<f32>, Vec<(u32, f32)>) {
+        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&l| f64::from((l - top).exp())).sum();
+        let log_sum = sum.ln() + f64::from(top);
+        let logprob = |i: u32| (f64::from(logits[i as usize]) - log_sum) as f32;
+        let order = &mut self.order;
+        order.clear();
+        order.extend(0..logits.len() as u32);
+        let better = |a: &u32, b: &u32| descending(logits[*a as usize], logits[*b as usize]).then(a.cmp(b));
+        let count = count.min(order.len());
+        if count > 0 {
+            order.select_nth_unstable_by(count - 1, better);
+            order[..count].sort_unstable_by(better);
+        }
+        (Some(logprob(id)), order[..count].iter().map(|&i| (i, logprob(i))).collect())
+    }
+}
+
+/// The first of the largest.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+fn descending(a: f32, b: f32) -> Ordering {
+    b.partial_cmp(&a).unwrap_or(Ordering::Equal)
+}
+
+/// Walks `len` candidates until their weights pass `uniform` of the total.
+fn pick(len: u32, id: impl Fn(u32) -> u32, weights: &[f32], uniform: f64) -> u32 {
+    let total: f64 = (0..len).map(|i| f64::from(weights[id(i) as usize])).sum();
+    let wanted = uniform * total;
+    let mut mass = 0.0;
+    let mut last = 0;
+    for i in 0..len {
+        let weight = f64::from(weights[id(i) as usize]);
+        if weight > 0.0 {
+            mass += weight;
+            last = id(i);
+            if mass > wanted {
+                return last;
+            }
+        }
+    }
+    last
+}
+
+/// A number in [0, 1) from the seed and the count of ids drawn before (splitmix64, Steele et al. 2014).
+fn uniform(seed: u64, drawn: u32) -> f64 {
+    let bits = mix(mix(seed).wrapping_add(u64::from(drawn)));
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// One round of splitmix64.
+pub(crate) fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(params: SamplingParams) -> Sampler {
+        Sampler::new(params, None, 0, Vec::new(), &[])
+    }
+
+    fn draws(params: &SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
+        let mut sampler = sampler(params.clone());
+        (0..count).map(|_| sampler.draw(logits).expect("finite").id).collect()
+    }
+
+    fn seeded(seed: u64) -> SamplingParams {
+        SamplingParams { seed: Some(seed), ..SamplingParams::default() }
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_lowest_of_the_best() {
+        let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        assert_eq!(draws(&params, &[1.0, 3.0, 3.0, 2.0], 2), [1, 1]);
+    }
+
+    #[test]
+    fn same_seed_same_ids_and_other_seed_others() {
+        let logits: Vec<f32> = (0..100).map(|i| (i % 7) as f32 * 0.1).collect();
+        assert_eq!(draws(&seeded(1), &logits, 50), draws(&seeded(1), &logits, 50));
+        assert_ne!(draws(&seeded(1), &logits, 50), draws(&seeded(2), &logits, 50));
+    }
+
+    #[test]
+    fn frequencies_follow_the_distribution() {
+        let logits = [0.0f32, (2.0f32).ln(), (5.0f32).ln()];
+        let ids = draws(&seeded(3), &logits, 8000);
+        for (id, share) in [(0, 0.125), (1, 0.25), (2, 0.625)] {
+            let got = ids.iter().filter(|&&i| i == id).count() as f64 / 8000.0;
+            assert!((got - share).abs() < 0.02, "id {id}: {got} instead of {share}");
+        }
+    }
+
+    #[test]
+    fn truncations_keep_the_right_set() {
+        let logits = [1.0f32, 4.0, 3.0, 2.0, 0.0];
+        let only = |params: SamplingParams| {
+            let mut ids = draws(&params, &logits, 2000);
+            ids.sort_unstable();
+            ids.dedup();
+            ids
+        };
+        assert_eq!(only(SamplingParams { top_k: 2, ..seeded(1) }), [1, 2]);
+        // Probabilities: 0.636, 0.234, 0.086, 0.032, 0.012.
+        assert_eq!(only(SamplingParams { top_p: 0.85, ..seeded(1) }), [1, 2]);
+        assert_eq!(only(SamplingParams { top_p: 0.6, ..seeded(1) }), [1]);
+        assert_eq!(only(SamplingParams { min_p: 0.1, ..seeded(1) }), [1, 2, 3]);
+        assert_eq!(only(SamplingParams { top_k: 3, top_p: 0.8, ..seeded(1) }), [1, 2]);
+    }
+
+    #[test]
+    fn nucleus_wider_than_the_guess_is_found_by_a_full_sort() {
+        let logits = vec![0.0f32; 5000];
+        let ids = draws(&SamplingParams { top_p: 0.9, ..seeded(5) }, &logits, 3000);
+        assert!(ids.iter().all(|&id| id < 4500));
+        assert!(ids.iter().any(|&id| id > 4000));
+    }
+
+    #[test]
+    fn penalties_and_bias_move_the_choice() {
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let logits = [3.0f32, 2.5, 1.0];
+        let presence = SamplingParams { presence_penalty: 1.0, ..greedy.clone() };
+        assert_eq!(draws(&presence, &logits, 3), [0, 1, 0]);
+        let frequency = SamplingParams { frequency_penalty: 0.3, ..greedy.clone() };
+        assert_eq!(draws(&frequency, &logits, 4), [0, 0, 1, 0]);
+        let bias = SamplingParams { logit_bias: vec![(2, 5.0)], ..greedy.clone() };
+        assert_eq!(draws(&bias, &logits, 1), [2]);
+        let mut repetition =
+            Sampler::new(SamplingParams { repetition_penalty: 1.5, ..greedy }, None, 0, Vec::new(), &[0]);
+        assert_eq!(repetition.draw(&logits).expect("finite").id, 1);
+    }
+
+    #[test]
+    fn banned_ids_wait_for_min_tokens() {
+        let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let mut sampler = Sampler::new(params, None, 2, vec![1], &[]);
+        let ids: Vec<u32> = (0..3).map(|_| sampler.draw(&[0.0, 9.0, 1.0]).expect("finite").id).collect();
+        assert_eq!(ids, [2, 2, 1]);
+    }
+
+    #[test]
+    fn logprobs_are_the_models_own() {
+        let params = SamplingParams { temperature: 0.0, logit_bias: vec![(0, 10.0)], ..SamplingParams::default() };
+        let mut sampler = Sampler::new(params, Some(2), 0, Vec::new(), &[]);
+        let got = sampler.draw(&[0.0, (3.0f32).ln()]).expect("finite");
+        assert_eq!(got.id, 0);
+        assert!((got.logprob.expect("asked for") - 0.25f32.ln()).abs() < 1e-6);
+        assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 0]);
+    }
+
+    #[test]
+    fn rows_that_are_not_numbers_fail() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert_eq!(sampler(seeded(1)).draw(&[0.0, bad]), Err(NotFinite));
+        }
+    }
+}

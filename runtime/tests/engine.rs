@@ -1,0 +1,285 @@
+//! The whole stack below HTTP on the `fake:` executor: real engine thread, real boundary, no weights.
+
+use std::time::Duration;
+
+use weir_runtime::{
+    CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason, ModelSpec,
+    Prompt, SamplingParams, StreamEvent, Submission, SubmitError, TenantSpec, TokenStream, Usage,
+};
+
+async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engine {
+    let mut config = EngineConfig {
+        models: models.iter().map(|m| m.parse::<ModelSpec>().expect("model")).collect(),
+        tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
+        cpu: CpuConfig::default(),
+        executor: ExecutorMode::Thread,
+        queue_len_max: 1024,
+        canary_interval: Duration::from_secs(5),
+        seed: 1,
+    };
+    change(&mut config);
+    Engine::start(config).await.expect("starts")
+}
+
+fn text(engine: &Engine, tenant: &str, prompt: &str, max_tokens: u32) -> Submission {
+    Submission {
+        tenant: engine.tenant(tenant).expect("tenant"),
+        model: engine.models()[0].name.clone(),
+        request_id: "test".into(),
+        prompt: Prompt::Text(prompt.into()),
+        n: 1,
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        max_tokens: Some(max_tokens),
+        min_tokens: 0,
+        stop: Vec::new(),
+        ignore_eos: true,
+        logprobs: None,
+        echo: false,
+    }
+}
+
+struct Answer {
+    texts: Vec<String>,
+    reasons: Vec<Option<FinishReason>>,
+    end: Result<Usage, FailureKind>,
+    deltas: usize,
+}
+
+async fn read(mut stream: TokenStream, n: usize) -> Answer {
+    let mut answer =
+        Answer { texts: vec![String::new(); n], reasons: vec![None; n], end: Ok(Usage::default()), deltas: 0 };
+    let mut ended = false;
+    while let Some(event) = stream.next().await {
+        assert!(!ended, "an event after the last");
+        match event {
+            StreamEvent::Delta { index, text, .. } => {
+                answer.texts[index as usize].push_str(&text);
+                answer.deltas += 1;
+            }
+            StreamEvent::Finished { index, reason } => answer.reasons[index as usize] = Some(reason),
+            StreamEvent::Done(usage) => {
+                answer.end = Ok(usage);
+                ended = true;
+            }
+            StreamEvent::Failed(failure) => {
+                answer.end = Err(failure.kind);
+                ended = true;
+            }
+        }
+    }
+    assert!(ended, "a stream without an end");
+    answer
+}
+
+async fn complete(engine: &Engine, submission: Submission) -> Answer {
+    let n = submission.n as usize;
+    read(engine.submit(submission).await.expect("accepted"), n).await
+}
+
+/// The value of a metric line that begins with `name`.
+async fn metric(engine: &Engine, name: &str) -> f64 {
+    let text = engine.metrics_text().await;
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"));
+    line.rsplit(' ').next().expect("value").parse().expect("number")
+}
+
+const FAST: &str = "fake:step=200us,token=1us";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_text_alone_and_in_company() {
+    let engine = start(&[FAST], |_| {}).await;
+    let prompts: Vec<String> = (0..64).map(|i| format!("prompt {i} {}", "x".repeat(i * 7))).collect();
+    let mut alone = Vec::new();
+    for prompt in &prompts {
+        alone.push(complete(&engine, text(&engine, "a", prompt, 40)).await.texts.remove(0));
+    }
+    let mut together = Vec::new();
+    for prompt in &prompts {
+        together.push(engine.submit(text(&engine, "b", prompt, 40)).await.expect("accepted"));
+    }
+    for (stream, alone) in together.into_iter().zip(alone) {
+        assert_eq!(read(stream, 1).await.texts[0], alone);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_counts_what_was_used() {
+    let engine = start(&[FAST], |_| {}).await;
+    let answer = complete(&engine, text(&engine, "a", "hello", 17)).await;
+    let usage = answer.end.expect("done");
+    assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens), (5, 17, 0));
+    assert_eq!(answer.reasons, [Some(FinishReason::Length)]);
+    // Seventeen steps of 200 us, alone on the device: all of it is this request's.
+    assert!(usage.device_nanos >= 17 * 200_000, "{}", usage.device_nanos);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_share_no_cache() {
+    let engine = start(&[FAST], |_| {}).await;
+    let prompt = "a long prompt that fills several blocks ".repeat(10);
+    let cached = async |tenant: &str| {
+        complete(&engine, text(&engine, tenant, &prompt, 2)).await.end.expect("done").cached_tokens
+    };
+    assert_eq!(cached("a").await, 0);
+    assert!(cached("a").await >= 384);
+    assert_eq!(cached("b").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn choices_differ_by_seed_and_repeat_with_it() {
+    let engine = start(&[FAST], |_| {}).await;
+    let submission = || {
+        let mut submission = text(&engine, "a", "three ways on", 24);
+        submission.n = 3;
+        submission.sampling = SamplingParams { seed: Some(7), ..SamplingParams::default() };
+        submission
+    };
+    let first = complete(&engine, submission()).await;
+    assert!(first.texts[0] != first.texts[1] && first.texts[1] != first.texts[2]);
+    assert_eq!(first.texts, complete(&engine, submission()).await.texts);
+    assert_eq!(first.end.expect("done").completion_tokens, 72);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_strings_end_a_choice_before_they_show() {
+    let engine = start(&[FAST], |_| {}).await;
+    let whole = complete(&engine, text(&engine, "a", "go", 60)).await.texts.remove(0);
+    let stop: String = whole.chars().skip(20).take(3).collect();
+    let mut submission = text(&engine, "a", "go", 60);
+    submission.stop = vec![stop.clone()];
+    let answer = complete(&engine, submission).await;
+    assert_eq!(answer.texts[0], whole[..whole.find(&stop).expect("there")]);
+    assert_eq!(answer.reasons, [Some(FinishReason::Stop)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn echo_puts_the_prompt_first() {
+    let engine = start(&[FAST], |_| {}).await;
+    let plain = complete(&engine, text(&engine, "a", "say", 5)).await.texts.remove(0);
+    let mut submission = text(&engine, "a", "say", 5);
+    submission.echo = true;
+    assert_eq!(complete(&engine, submission).await.texts[0], format!("say{plain}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_stream_frees_its_blocks() {
+    let engine = start(&["fake:step=1ms,token=1us"], |_| {}).await;
+    let mut streams = Vec::new();
+    for i in 0..20 {
+        let prompt = format!("{i} {}", "p".repeat(400));
+        streams.push(engine.submit(text(&engine, "a", &prompt, 20_000)).await.expect("accepted"));
+    }
+    for stream in &mut streams {
+        assert!(matches!(stream.next().await, Some(StreamEvent::Delta { .. })));
+    }
+    assert!(metric(&engine, "weir_kv_blocks_used{").await > 200.0);
+    drop(streams);
+    // A request admitted after the cancels is planned after them, so its end shows their blocks freed: two more steps
+    // at most were queued.
+    complete(&engine, text(&engine, "b", "x", 8)).await;
+    assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
+    assert_eq!(metric(&engine, "weir_kv_blocks_used{").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_are_cut_and_nobody_waits_for_them() {
+    let engine = start(&["fake:step=50us,token=0us"], |_| {}).await;
+    let mut slow_request = text(&engine, "a", "slow", 30_000);
+    slow_request.logprobs = Some(20);
+    let slow = engine.submit(slow_request).await.expect("accepted");
+    // Each token's 21 log-probabilities weigh some 500 bytes: the outbox is full after some 130 tokens.
+    for _ in 0..40 {
+        complete(&engine, text(&engine, "b", "quick", 10)).await;
+    }
+    assert_eq!(read(slow, 1).await.end, Err(FailureKind::SlowReader));
+    assert_eq!(metric(&engine, "weir_requests_total{outcome=\"failed\"}").await, 1.0);
+    assert_eq!(metric(&engine, "weir_requests_total{outcome=\"cancelled\"}").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embeddings_come_in_order_and_in_any_company() {
+    let engine = start(&[FAST], |_| {}).await;
+    let submission = |inputs: Vec<EmbedInput>| EmbedSubmission {
+        tenant: engine.tenant("a").expect("tenant"),
+        model: "fake".into(),
+        request_id: "test".into(),
+        inputs,
+        truncate: false,
+    };
+    let texts: Vec<String> = (0..100).map(|i| format!("text {i}")).collect();
+    let all = engine.embed(submission(texts.iter().cloned().map(EmbedInput::Text).collect())).await.expect("embeds");
+    assert_eq!(all.vectors.len(), 100);
+    assert_eq!(all.usage.prompt_tokens as usize, texts.iter().map(String::len).sum::<usize>());
+    for at in [0, 42, 99] {
+        let alone = engine.embed(submission(vec![EmbedInput::Text(texts[at].clone())])).await.expect("embeds");
+        assert_eq!(alone.vectors[0], all.vectors[at]);
+    }
+    let long = EmbedInput::Text("x".repeat(513));
+    assert!(matches!(engine.embed(submission(vec![long.clone()])).await, Err(SubmitError::ContextTooLong { .. })));
+    let mut cut = submission(vec![long]);
+    cut.truncate = true;
+    assert_eq!(engine.embed(cut).await.expect("cut").usage.prompt_tokens, 512);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_served_is_refused_with_its_reason() {
+    let engine = start(&[FAST], |_| {}).await;
+    let refused = async |change: &dyn Fn(&mut Submission)| {
+        let mut submission = text(&engine, "a", "x", 5);
+        change(&mut submission);
+        engine.submit(submission).await.err()
+    };
+    assert!(matches!(refused(&|s| s.model = "other".into()).await, Some(SubmitError::UnknownModel { .. })));
+    assert!(matches!(refused(&|s| s.max_tokens = Some(32_768)).await, Some(SubmitError::ContextTooLong { .. })));
+    assert!(matches!(refused(&|s| s.prompt = Prompt::Tokens(vec![258])).await, Some(SubmitError::Invalid { .. })));
+    assert!(matches!(refused(&|s| s.prompt = Prompt::Tokens(vec![])).await, Some(SubmitError::Invalid { .. })));
+    let bias = |s: &mut Submission| s.sampling.logit_bias = vec![(1000, 1.0)];
+    assert!(matches!(refused(&bias).await, Some(SubmitError::Invalid { param: Some("logit_bias"), .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_refused_with_a_time() {
+    let slow_tenant = |config: &mut EngineConfig| {
+        config.tenants[0].queue_len_max = 3;
+        config.tenants[0].running_max = 1;
+    };
+    let engine = start(&["fake:step=20ms,token=0us"], slow_tenant).await;
+    let mut streams = Vec::new();
+    let refusal = loop {
+        match engine.submit(text(&engine, "a", "x", 1000)).await {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error,
+        }
+        assert!(streams.len() < 10);
+    };
+    let SubmitError::Busy { retry_after, tenant_limit: true, .. } = refusal else { panic!("{refusal:?}") };
+    assert!(retry_after > Duration::ZERO);
+    assert_eq!(complete(&engine, text(&engine, "b", "x", 2)).await.end.expect("done").completion_tokens, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drain_finishes_what_runs_and_takes_nothing_new() {
+    let engine = start(&["fake:step=2ms,token=0us"], |_| {}).await;
+    let running = engine.submit(text(&engine, "a", "x", 50)).await.expect("accepted");
+    let stopping = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.shutdown(Duration::from_secs(20)).await }
+    });
+    assert_eq!(read(running, 1).await.end.expect("done").completion_tokens, 50);
+    stopping.await.expect("drains");
+    assert_eq!(engine.submit(text(&engine, "a", "x", 5)).await.err(), Some(SubmitError::Draining));
+    assert!(engine.ready().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn device_time_adds_up() {
+    let engine = start(&[FAST, "other=fake:step=300us,token=2us"], |_| {}).await;
+    let mut charged = 0;
+    for i in 0..10 {
+        let mut submission = text(&engine, if i % 2 == 0 { "a" } else { "b" }, "add up", 9);
+        submission.model = if i % 3 == 0 { "fake".into() } else { "other".into() };
+        charged += complete(&engine, submission).await.end.expect("done").device_nanos;
+    }
+    let tenants = metric(&engine, "weir_device_seconds_total{device=\"cpu0\",account=\"tenants\"}").await;
+    assert!((tenants - charged as f64 / 1e9).abs() < 1e-6, "{tenants} against {charged} ns");
+}
