@@ -1,0 +1,100 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Request, State},
+    response::Response,
+};
+use weir_runtime::{ModelCard, Prompt, Submission};
+
+use super::{
+    App, RequestId, body,
+    choices::Choices,
+    fingerprint,
+    respond::{self, Deadline, within},
+    unix_now,
+};
+use crate::{
+    auth::Caller,
+    error::{ApiError, ErrorBody},
+    keys::random_id,
+    openai::{
+        answer::{Answer, Head},
+        chat::ChatRequest,
+        reply::ChatCompletion,
+        stream::{Encoder, Shape},
+    },
+};
+
+/// No template or tokeniser sees more text than this for each position of the context: a token is rarely longer than 16
+/// bytes, so more cannot fit, and finding that out by tokenising would cost far more.
+const BYTES_PER_TOKEN_MAX: usize = 16;
+
+/// Answers a conversation.
+#[utoipa::path(
+    post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer; with `stream`, events with `ChatChunk`s", body = ChatCompletion),
+        (status = "default", description = "Any error", body = ErrorBody)
+    )
+)]
+pub(crate) async fn handle(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let deadline = Deadline::after(app.limits.request_timeout);
+    let (parts, content) = request.into_parts();
+    let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
+    let request = ChatRequest::parse(&bytes)?;
+    drop(bytes);
+    let card = app.model(&caller, &request.model)?;
+    fits(request.content_bytes(), card, "messages")?;
+    let head = Head {
+        id: format!("chatcmpl-{}", random_id()),
+        created: unix_now(),
+        model: card.name.clone(),
+        system_fingerprint: fingerprint(card),
+        logprobs_top: request.logprobs_top(),
+    };
+    let sampling = request.sampling;
+    let submission = Submission {
+        tenant: caller.tenant,
+        model: request.model,
+        request_id: id.0.to_string(),
+        prompt: Prompt::Chat(request.messages.into_iter().map(Into::into).collect()),
+        n: sampling.choices(),
+        sampling: sampling.params(),
+        max_tokens: sampling.tokens_max(),
+        min_tokens: sampling.min_tokens.unwrap_or(0),
+        stop: sampling.stop.clone().unwrap_or_default(),
+        ignore_eos: sampling.ignore_eos.unwrap_or(false),
+        logprobs: head.logprobs_top,
+        echo: false,
+    };
+    let stream = within(deadline, app.engine()?.submit(submission)).await??;
+    let count = sampling.choices() as usize;
+    let choices = Choices::new(vec![stream], sampling.choices());
+    if sampling.streams() {
+        let encoder = Encoder::new(Shape::Chat, head, sampling.options(), choices.prompt_tokens(), count);
+        return respond::stream(choices, encoder, deadline).await;
+    }
+    let (answer, usage) = respond::gather(choices, Answer::new(count), deadline).await?;
+    Ok(respond::json(&answer.chat(head, usage)))
+}
+
+/// Refuses text that cannot fit before anybody looks at it.
+pub(super) fn fits(bytes: usize, card: &ModelCard, param: &str) -> Result<(), ApiError> {
+    let bytes_max = (card.context_len as usize).saturating_mul(BYTES_PER_TOKEN_MAX);
+    if bytes <= bytes_max {
+        return Ok(());
+    }
+    let message = format!(
+        "This model's context holds {} tokens; {bytes} bytes of text are more than can fit ({bytes_max}).",
+        card.context_len
+    );
+    Err(ApiError::param(param, "context_length_exceeded", message))
+}

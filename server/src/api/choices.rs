@@ -1,0 +1,156 @@
+//! The events of all prompts of one request, as one stream.
+//!
+//! OpenAI numbers the choices of several prompts in a row: choice `i` of prompt `p` is `p * n + i`. Each prompt is a
+//! submission of its own; here their events are renumbered and their usage is added up, so that the request still has
+//! exactly one end.
+
+use tokio::{sync::mpsc, task::JoinSet};
+use weir_runtime::{StreamEvent, TokenStream, Usage};
+
+/// Events of all prompts waiting to be written; what does not fit waits in each stream's own bounded outbox.
+const EVENTS_MAX: usize = 16;
+
+/// The merged stream. Dropping it cancels every prompt.
+#[derive(Debug)]
+pub(super) enum Choices {
+    /// The usual case needs no tasks.
+    One(TokenStream),
+    /// One task for each prompt.
+    Many {
+        events: mpsc::Receiver<StreamEvent>,
+        /// Aborted when dropped.
+        _readers: JoinSet<()>,
+        open: usize,
+        usage: Usage,
+        prompt_tokens: u32,
+    },
+}
+
+impl Choices {
+    /// Merges streams of `n` choices each.
+    pub(super) fn new(mut streams: Vec<TokenStream>, n: u32) -> Self {
+        if streams.len() == 1
+            && let Some(stream) = streams.pop()
+        {
+            return Choices::One(stream);
+        }
+        let open = streams.len();
+        let prompt_tokens = streams.iter().fold(0u32, |sum, s| sum.saturating_add(s.prompt_tokens()));
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let mut readers = JoinSet::new();
+        for (prompt, mut stream) in (0u32..).zip(streams) {
+            let sender = sender.clone();
+            let first = prompt.saturating_mul(n);
+            readers.spawn(async move {
+                while let Some(event) = stream.next().await {
+                    if sender.send(renumbered(event, first)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Choices::Many { events, _readers: readers, open, usage: Usage::default(), prompt_tokens }
+    }
+
+    /// Tokens of all prompts.
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        match self {
+            Choices::One(stream) => stream.prompt_tokens(),
+            Choices::Many { prompt_tokens, .. } => *prompt_tokens,
+        }
+    }
+
+    /// The next event; the first failure of any prompt ends all.
+    pub(super) async fn next(&mut self) -> Option<StreamEvent> {
+        let (events, open, usage) = match self {
+            Choices::One(stream) => return stream.next().await,
+            Choices::Many { events, open, usage, .. } => (events, open, usage),
+        };
+        loop {
+            match events.recv().await? {
+                StreamEvent::Done(part) => {
+                    add(usage, part);
+                    *open -= 1;
+                    if *open == 0 {
+                        return Some(StreamEvent::Done(*usage));
+                    }
+                }
+                event => return Some(event),
+            }
+        }
+    }
+}
+
+fn renumbered(event: StreamEvent, first: u32) -> StreamEvent {
+    match event {
+        StreamEvent::Delta { index, text, tokens, logprobs } => {
+            StreamEvent::Delta { index: index.saturating_add(first), text, tokens, logprobs }
+        }
+        StreamEvent::Finished { index, reason } => StreamEvent::Finished { index: index.saturating_add(first), reason },
+        end => end,
+    }
+}
+
+fn add(sum: &mut Usage, part: Usage) {
+    sum.prompt_tokens = sum.prompt_tokens.saturating_add(part.prompt_tokens);
+    sum.cached_tokens = sum.cached_tokens.saturating_add(part.cached_tokens);
+    sum.completion_tokens = sum.completion_tokens.saturating_add(part.completion_tokens);
+    sum.device_nanos = sum.device_nanos.saturating_add(part.device_nanos);
+}
+
+#[cfg(test)]
+mod tests {
+    use weir_runtime::{FailureKind, FinishReason, RequestFailure};
+
+    use super::*;
+
+    fn delta(index: u32, text: &str) -> StreamEvent {
+        StreamEvent::Delta { index, text: text.into(), tokens: 1, logprobs: Vec::new() }
+    }
+
+    fn finished(index: u32) -> StreamEvent {
+        StreamEvent::Finished { index, reason: FinishReason::Stop }
+    }
+
+    fn usage(prompt_tokens: u32) -> Usage {
+        Usage { prompt_tokens, cached_tokens: 1, completion_tokens: 2, device_nanos: 10 }
+    }
+
+    #[tokio::test]
+    async fn prompts_are_numbered_in_a_row_and_end_once() {
+        let story = |text: &str, tokens| {
+            let events = [delta(0, text), delta(1, text), finished(0), finished(1), StreamEvent::Done(usage(tokens))];
+            TokenStream::scripted(tokens, events)
+        };
+        let mut choices = Choices::new(vec![story("a", 3), story("b", 4)], 2);
+        assert_eq!(choices.prompt_tokens(), 7);
+        let mut events = Vec::new();
+        while let Some(event) = choices.next().await {
+            events.push(event);
+        }
+        let sum = Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 4, device_nanos: 20 };
+        assert_eq!(events.pop(), Some(StreamEvent::Done(sum)));
+        let of = |index: u32| -> Vec<&StreamEvent> {
+            let is = |e: &&StreamEvent| matches!(e, StreamEvent::Delta { index: i, .. } | StreamEvent::Finished { index: i, .. } if *i == index);
+            events.iter().filter(is).collect()
+        };
+        for (index, text) in [(0, "a"), (1, "a"), (2, "b"), (3, "b")] {
+            assert_eq!(of(index), [&delta(index, text), &finished(index)]);
+        }
+        assert_eq!(events.len(), 8);
+    }
+
+    #[tokio::test]
+    async fn one_failure_is_not_hidden_by_the_others() {
+        let failure = RequestFailure { message: "gone".into(), kind: FailureKind::ExecutorLost };
+        let good = TokenStream::scripted(1, [finished(0), StreamEvent::Done(usage(1))]);
+        let bad = TokenStream::scripted(1, [StreamEvent::Failed(failure.clone())]);
+        let mut choices = Choices::new(vec![good, bad], 1);
+        let mut seen = Vec::new();
+        while let Some(event) = choices.next().await {
+            seen.push(event);
+        }
+        assert!(seen.contains(&StreamEvent::Failed(failure)));
+        assert!(!seen.iter().any(|event| matches!(event, StreamEvent::Done(_))));
+    }
+}

@@ -1,0 +1,173 @@
+//! The routes: each handler reads a body, hands the engine a submission, and writes what comes back.
+//!
+//! Every request passes two layers on the root router, so that a route added later cannot forget them: an id in and
+//! out, and a caller from its key for every path that is not in [`PUBLIC`].
+
+mod body;
+pub(crate) mod chat;
+mod choices;
+pub(crate) mod completion;
+pub(crate) mod embedding;
+mod id;
+pub(crate) mod models;
+pub(crate) mod probes;
+mod respond;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use sha2::{Digest, Sha256};
+use weir_runtime::{Engine, ModelCard};
+
+use crate::{
+    auth::{Caller, KeyRing},
+    error::{ApiError, excerpt},
+    openapi,
+};
+pub use id::RequestId;
+
+/// What anyone may ask, key or not: probes come from machines that have none.
+pub const PUBLIC: [&str; 2] = ["/health", "/ready"];
+
+/// What all handlers share.
+pub struct App {
+    engine: OnceLock<Engine>,
+    keys: KeyRing,
+    limits: Limits,
+    draining: AtomicBool,
+}
+
+/// Bounds on one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest body.
+    pub body_bytes_max: usize,
+    /// Longest a request may take, streaming included.
+    pub request_timeout: Duration,
+}
+
+impl App {
+    /// An application whose engine is still loading.
+    pub fn new(keys: KeyRing, limits: Limits) -> Arc<Self> {
+        Arc::new(App { engine: OnceLock::new(), keys, limits, draining: AtomicBool::new(false) })
+    }
+
+    /// The engine is there. Later calls change nothing.
+    pub fn set_engine(&self, engine: Engine) {
+        let _ = self.engine.set(engine);
+    }
+
+    /// The server is going down: probes say so from now on.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn engine(&self) -> Result<&Engine, ApiError> {
+        self.engine.get().ok_or_else(|| ApiError::Overloaded {
+            message: "The server is loading its models.".into(),
+            retry_after: Duration::from_secs(1),
+        })
+    }
+
+    /// A model the caller may know of; one it may not reads exactly like one that does not exist.
+    fn model(&self, caller: &Caller, name: &str) -> Result<&ModelCard, ApiError> {
+        let unknown = || ApiError::UnknownModel(name.to_owned());
+        let engine = self.engine()?;
+        if !caller.may_use(name) {
+            return Err(unknown());
+        }
+        engine.model(name).ok_or_else(unknown)
+    }
+}
+
+/// The API.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::handle))
+        .route("/v1/completions", post(completion::handle))
+        .route("/v1/embeddings", post(embedding::handle))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/health", get(probes::health))
+        .route("/ready", get(probes::ready))
+        .route("/version", get(probes::version))
+        .route("/openapi.json", get(openapi::serve))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(app.clone(), guard))
+        .layer(from_fn(id::tag))
+        .with_state(app)
+}
+
+/// The operators' listener: one route, no key, and on an address of its own.
+pub fn metrics_router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/metrics", get(probes::metrics))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(app)
+}
+
+/// Turns the key into a [`Caller`] before anything of the body is read.
+async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    if PUBLIC.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    match app.keys.identify(request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller.clone());
+            let mut response = next.run(request).await;
+            // For the log, which sees the response only.
+            response.extensions_mut().insert(caller);
+            response
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn unknown_route(request: Request) -> ApiError {
+    ApiError::UnknownRoute(what_was_asked(&request))
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::MethodNotAllowed(what_was_asked(&request))
+}
+
+fn what_was_asked(request: &Request) -> String {
+    format!("{} {}", excerpt(request.method().as_str()), excerpt(request.uri().path()))
+}
+
+/// Changes whenever the same seed may draw differently: another build, other weights, another type of weights.
+fn fingerprint(card: &ModelCard) -> String {
+    let identity = format!(
+        "{}\n{}\n{}\n{}\n{}",
+        env!("CARGO_PKG_VERSION"),
+        card.name,
+        card.architecture,
+        card.quantization,
+        card.parameters
+    );
+    let digest = Sha256::digest(identity);
+    let hex: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    format!("fp_{hex}")
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

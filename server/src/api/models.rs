@@ -1,0 +1,116 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`: what the caller may use.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Path, State},
+    response::Response,
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+use weir_runtime::ModelCard;
+
+use super::{App, respond};
+use crate::{
+    auth::Caller,
+    error::{ApiError, ErrorBody},
+};
+
+/// The models the caller may use.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ModelList {
+    /// `list`.
+    object: &'static str,
+    /// In the order of the configuration.
+    data: Vec<Model>,
+}
+
+/// A served model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Model {
+    /// The name to ask for.
+    id: String,
+    /// `model`.
+    object: &'static str,
+    /// When it was loaded, in Unix seconds.
+    created: u64,
+    /// `weir`.
+    owned_by: &'static str,
+    /// Tokens of prompt and answer together, under the name vLLM gave it.
+    max_model_len: u32,
+    /// What else there is to know.
+    weir: ModelDetail,
+}
+
+/// What OpenAI's model object has no room for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ModelDetail {
+    /// It continues text.
+    generates: bool,
+    /// It takes conversations.
+    chats: bool,
+    /// It embeds text.
+    embeds: bool,
+    /// Size of its vectors.
+    dimensions: Option<u32>,
+    /// Weights, counted.
+    parameters: u64,
+    /// Their type.
+    quantization: String,
+    /// Their shape's name.
+    architecture: String,
+}
+
+impl From<&ModelCard> for Model {
+    fn from(card: &ModelCard) -> Self {
+        Model {
+            id: card.name.clone(),
+            object: "model",
+            created: card.created,
+            owned_by: "weir",
+            max_model_len: card.context_len,
+            weir: ModelDetail {
+                generates: card.generates,
+                chats: card.generates && card.has_chat_template,
+                embeds: card.embeds,
+                dimensions: card.embedding_dim,
+                parameters: card.parameters,
+                quantization: card.quantization.clone(),
+                architecture: card.architecture.clone(),
+            },
+        }
+    }
+}
+
+/// Lists the models the caller may use.
+#[utoipa::path(
+    get, path = "/v1/models", tag = "OpenAI",
+    responses(
+        (status = 200, description = "The models", body = ModelList),
+        (status = "default", description = "Any error", body = ErrorBody)
+    )
+)]
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, ApiError> {
+    let models = app.engine()?.models().iter().filter(|card| caller.may_use(&card.name));
+    Ok(respond::json(&ModelList { object: "list", data: models.map(Model::from).collect() }))
+}
+
+/// One model.
+#[utoipa::path(
+    get, path = "/v1/models/{id}", tag = "OpenAI", params(("id" = String, Path, description = "The model's name")),
+    responses(
+        (status = 200, description = "The model", body = Model),
+        (status = "default", description = "Any error", body = ErrorBody)
+    )
+)]
+pub(crate) async fn one(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    Ok(respond::json(&Model::from(app.model(&caller, &id)?)))
+}

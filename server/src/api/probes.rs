@@ -1,0 +1,75 @@
+//! Whether the process lives, whether it can answer, what it is, and what operators measure.
+
+use std::sync::{Arc, atomic::Ordering};
+use std::time::Duration;
+
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{App, respond};
+use crate::error::{ApiError, ErrorBody};
+
+/// A good answer to a probe.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Status {
+    /// `ok` or `ready`.
+    status: &'static str,
+}
+
+/// What is running.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Version {
+    /// Of this build.
+    version: &'static str,
+}
+
+/// The process lives. Says nothing about models, so that a busy or loading server is not killed for it.
+#[utoipa::path(get, path = "/health", tag = "Probes", security(()),
+    responses((status = 200, description = "It lives", body = Status)))]
+pub(crate) async fn health() -> Response {
+    respond::json(&Status { status: "ok" })
+}
+
+/// A step completed lately, and nothing is going down.
+#[utoipa::path(get, path = "/ready", tag = "Probes", security(()),
+    responses(
+        (status = 200, description = "Requests will be answered", body = Status),
+        (status = 503, description = "They would not be", body = ErrorBody)
+    ))]
+pub(crate) async fn ready(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let not_ready = |message: String| ApiError::Overloaded { message, retry_after: Duration::from_secs(1) };
+    if app.draining.load(Ordering::Relaxed) {
+        return Err(not_ready("Not ready: the server is draining.".into()));
+    }
+    app.engine()?.ready().map_err(|why| not_ready(format!("Not ready: {why}.")))?;
+    Ok(respond::json(&Status { status: "ready" }))
+}
+
+/// The version.
+#[utoipa::path(get, path = "/version", tag = "Probes",
+    responses(
+        (status = 200, description = "The version", body = Version),
+        (status = "default", description = "Any error", body = ErrorBody)
+    ))]
+pub(crate) async fn version() -> Response {
+    respond::json(&Version { version: env!("CARGO_PKG_VERSION") })
+}
+
+/// Prometheus text; OpenMetrics where it says of itself that it ends.
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
+    // Nothing to tell yet is an empty page, not an error: a scraper would take that for an outage.
+    let text = match app.engine.get() {
+        Some(engine) => engine.metrics_text().await,
+        None => String::new(),
+    };
+    let kind = match text.trim_end().ends_with("# EOF") {
+        true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        false => "text/plain; version=0.0.4; charset=utf-8",
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}

@@ -1,0 +1,247 @@
+//! `weir serve`: from a configuration to a running server, and down again.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::ErrorKind,
+    net::{SocketAddr, ToSocketAddrs},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
+use weir_runtime::{CpuConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, TenantId};
+
+use super::{Start, put, quickstart};
+use crate::{
+    api::{App, Limits, metrics_router, router},
+    auth::{Caller, KeyRing},
+    config::{
+        Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, STARTER_FILE, TenantTable,
+        starter_text,
+    },
+    http,
+    keys::{Key, KeyHash, read_key_file, write_key_file},
+};
+
+/// Time for running requests when the server is told to end.
+const DRAIN_TIME: Duration = Duration::from_secs(25);
+/// Time after that for the last bytes to leave.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// The metrics are read by a scraper or two.
+const METRICS_CONNECTIONS_MAX: usize = 16;
+
+/// Serves until a signal says otherwise.
+pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
+    let engine_config = engine_config(&config)?;
+    make_demo_key(&config)?;
+    let keys = key_ring(&config.tenants)?;
+    if start == Start::First {
+        leave_starter(&config.models.value);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir-http").build()?;
+    let outcome = runtime.block_on(serve(&config, engine_config, keys));
+    // What still runs has had its time.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: &Config, engine_config: EngineConfig, keys: KeyRing) -> anyhow::Result<()> {
+    // Ports first: the answer to "is it running already?" should not take as long as loading a model.
+    let listener = bind(&config.host.value, config.port.value, "--port").await?;
+    let address = listener.local_addr()?;
+    let metrics = match config.metrics_address() {
+        Some(address) => Some(bind(&address.ip().to_string(), address.port(), "--metrics").await.context("metrics")?),
+        None => None,
+    };
+    let limits = Limits {
+        body_bytes_max: usize::try_from(config.body_bytes_max.value.0)?,
+        request_timeout: config.request_timeout.value.0,
+    };
+    let app = App::new(keys, limits);
+    let (stop, stopped) = watch::channel(false);
+    let mut servers: Vec<JoinHandle<()>> = Vec::new();
+    let connections_max = config.connections_max.value as usize;
+    servers.push(tokio::spawn(http::serve(listener, router(app.clone()), connections_max, stopped.clone())));
+    if let Some(listener) = metrics {
+        let router = metrics_router(app.clone());
+        servers.push(tokio::spawn(http::serve(listener, router, METRICS_CONNECTIONS_MAX, stopped)));
+    }
+    let mut signals = Signals::new()?;
+    tracing::info!(%address, models = engine_config.models.len(), "loading");
+    let engine = tokio::select! {
+        engine = Engine::start(engine_config) => engine?,
+        () = signals.next() => return Ok(()),
+    };
+    app.set_engine(engine.clone());
+    put(&quickstart::text(&engine, address, &config.tenants));
+    signals.next().await;
+    drain(&app, &engine, &stop, servers, &mut signals).await;
+    Ok(())
+}
+
+/// Refuses new work, lets running work finish, closes connections. A second signal cuts it short.
+async fn drain(
+    app: &Arc<App>,
+    engine: &Engine,
+    stop: &watch::Sender<bool>,
+    servers: Vec<JoinHandle<()>>,
+    signals: &mut Signals,
+) {
+    tracing::info!("draining; send the signal again to end at once");
+    app.begin_drain();
+    let orderly = async {
+        // Connections stay open meanwhile, so that probes hear that the server is draining and clients where to go.
+        engine.shutdown(DRAIN_TIME).await;
+        let _ = stop.send(true);
+        let closed = async {
+            for server in servers {
+                let _ = server.await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_TIME, closed).await;
+    };
+    tokio::select! {
+        () = orderly => tracing::info!("ended"),
+        () = signals.next() => tracing::warn!("ended at once"),
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Listens; `flag` is what to choose another port with.
+async fn bind(host: &str, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let addresses: Vec<SocketAddr> =
+        (host, port).to_socket_addrs().with_context(|| format!("cannot resolve the address `{host}`"))?.collect();
+    match TcpListener::bind(addresses.as_slice()).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("port {port} on {host} is in use: is Weir running already? Choose another one with {flag}")
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot listen on {host}:{port}")),
+    }
+}
+
+/// What the engine is started with.
+fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
+    if config.models.value.is_empty() {
+        bail!("no model to serve: name one (`weir serve MODEL`) or put [[models]] into {STARTER_FILE}");
+    }
+    let models: Vec<ModelSpec> = config.models.value.iter().map(model_spec).collect::<anyhow::Result<_>>()?;
+    let names: BTreeSet<&str> = models.iter().map(|m| m.name.as_str()).collect();
+    for tenant in &config.tenants {
+        let unknown = tenant.models.iter().flatten().find(|name| !names.contains(name.as_str()));
+        if let Some(name) = unknown {
+            tracing::warn!(tenant = tenant.name, model = name, "a tenant is allowed a model that is not served");
+        }
+        if tenant.keys.is_empty() {
+            tracing::warn!(tenant = tenant.name, "a tenant has no key: nobody can call in its name");
+        }
+    }
+    let executor = match config.executor.value {
+        ExecutorPlace::Thread => ExecutorMode::Thread,
+        ExecutorPlace::Process => ExecutorMode::Process {
+            program: env::current_exe().context("cannot find this program's own file")?,
+            args: vec!["executor".into()],
+        },
+    };
+    Ok(EngineConfig {
+        models,
+        tenants: config.tenants.iter().map(TenantTable::spec).collect(),
+        cpu: CpuConfig {
+            threads: config.threads.value as usize,
+            kv_bytes: config.kv_memory.value.0,
+            step_tokens_max: config.step_tokens_max.value,
+            rows_max: config.rows_max.value,
+            step_latency_max: config.step_latency_max.value.0,
+        },
+        executor,
+        queue_len_max: config.queue_len_max.value,
+        canary_interval: config.canary_interval.value.0,
+        seed: config.seed.value,
+    })
+}
+
+fn model_spec(entry: &ModelEntry) -> anyhow::Result<ModelSpec> {
+    let spec = match &entry.name {
+        Some(name) => format!("{name}={}", entry.source),
+        None => entry.source.clone(),
+    };
+    Ok(spec.parse()?)
+}
+
+/// The first start of a server that nobody configured makes the key of its tenant `demo`. Any other key file that is
+/// missing is an error: a typing mistake must not lock out the key's owner.
+fn make_demo_key(config: &Config) -> anyhow::Result<()> {
+    for tenant in config.tenants.iter().filter(|tenant| tenant.name == DEMO_TENANT) {
+        for path in tenant.keys.iter().filter_map(|key| key.key_file.as_deref()) {
+            if path.ends_with(DEMO_KEY_FILE) && !path.exists() {
+                write_key_file(path, &Key::random()?)?;
+                tracing::info!(path = %path.display(), "wrote a new key for tenant demo");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn key_ring(tenants: &[TenantTable]) -> anyhow::Result<KeyRing> {
+    let mut ring = KeyRing::default();
+    for (index, tenant) in (1u32..).zip(tenants) {
+        let caller = Caller {
+            tenant: TenantId(index),
+            name: tenant.name.as_str().into(),
+            models: tenant.models.clone().map(Arc::new),
+        };
+        for key in &tenant.keys {
+            let hash: KeyHash = match key.source().map_err(anyhow::Error::msg)? {
+                KeySource::Hash(hash) => hash,
+                KeySource::File(path) => {
+                    read_key_file(&path).with_context(|| format!("tenant `{}`", tenant.name))?.hash()
+                }
+            };
+            if !ring.add(hash, caller.clone()) {
+                let name = key.name.as_deref().unwrap_or("without a name");
+                bail!("tenant `{}`: its key ({name}) is there already, or there are too many keys", tenant.name);
+            }
+        }
+    }
+    Ok(ring)
+}
+
+/// Leaves a file to start from. Not being able to is no reason not to serve.
+fn leave_starter(models: &[ModelEntry]) {
+    let path = Path::new(STARTER_FILE);
+    let written = fs::OpenOptions::new().write(true).create_new(true).open(path).and_then(|mut file| {
+        use std::io::Write;
+        file.write_all(starter_text(models).as_bytes())
+    });
+    match written {
+        Ok(()) => tracing::info!(path = STARTER_FILE, "left a configuration to start from"),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => tracing::warn!(path = STARTER_FILE, %error, "could not leave a configuration"),
+    }
+}

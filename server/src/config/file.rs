@@ -1,0 +1,271 @@
+//! `weir.toml`: its tables, and one line for whatever is wrong with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use weir_runtime::TenantSpec;
+
+use super::{EngineSettings, ModelEntry, ServerSettings, Settings};
+use crate::keys::KeyHash;
+
+/// Largest file that is read.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+/// Largest weight; shares stay exact in 64-bit integers.
+const WEIGHT_MAX: u32 = 10_000;
+/// Longest tenant or key name, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("{path}: {cause}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// It is too large to be a configuration.
+    #[error("{path}: larger than {FILE_BYTES_MAX} bytes")]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A key or a value is wrong.
+    #[error("{path}{place}: {message}")]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// `:LINE`, where it is known.
+        place: String,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// What a file says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FileSettings {
+    /// `[server]` and `[engine]`.
+    pub settings: Settings,
+    /// `[[models]]`.
+    pub models: Vec<ModelEntry>,
+    /// `[[tenants]]`.
+    pub tenants: Vec<TenantTable>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    server: ServerSettings,
+    #[serde(default)]
+    engine: EngineSettings,
+    #[serde(default)]
+    models: Vec<ModelTable>,
+    #[serde(default)]
+    tenants: Vec<TenantTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelTable {
+    name: Option<String>,
+    source: String,
+}
+
+/// One `[[tenants]]`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantTable {
+    /// Unique.
+    pub name: String,
+    /// Share against the others'.
+    pub weight: Option<u32>,
+    /// Requests waiting.
+    pub queue_len_max: Option<u32>,
+    /// Requests running.
+    pub running_max: Option<u32>,
+    /// KV blocks nobody can take away.
+    pub kv_blocks_floor: Option<u32>,
+    /// KV blocks at most.
+    pub kv_blocks_ceiling: Option<u32>,
+    /// Served names it may use; absent is all.
+    pub models: Option<BTreeSet<String>>,
+    /// Its keys.
+    #[serde(default)]
+    pub keys: Vec<KeyTable>,
+}
+
+/// One `[[tenants.keys]]`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyTable {
+    /// For people.
+    pub name: Option<String>,
+    /// Hash of the key in hexadecimal.
+    pub sha256: Option<String>,
+    /// File with the key in the clear.
+    pub key_file: Option<PathBuf>,
+}
+
+/// Where a key's hash comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// Written down.
+    Hash(KeyHash),
+    /// Hashed when read.
+    File(PathBuf),
+}
+
+impl KeyTable {
+    /// Exactly one of `sha256` and `key_file`.
+    pub fn source(&self) -> Result<KeySource, String> {
+        match (&self.sha256, &self.key_file) {
+            (Some(hash), None) => {
+                KeyHash::parse(hash).map(KeySource::Hash).ok_or_else(|| "sha256 must be 64 hexadecimal digits".into())
+            }
+            (None, Some(path)) => Ok(KeySource::File(path.clone())),
+            _ => Err("a key has either sha256 or key_file".into()),
+        }
+    }
+}
+
+impl TenantTable {
+    /// As the engine wants it.
+    pub fn spec(&self) -> TenantSpec {
+        let default = TenantSpec::named(&self.name);
+        TenantSpec {
+            weight: self.weight.unwrap_or(default.weight),
+            queue_len_max: self.queue_len_max.unwrap_or(default.queue_len_max),
+            running_max: self.running_max.unwrap_or(default.running_max),
+            kv_blocks_floor: self.kv_blocks_floor.unwrap_or(default.kv_blocks_floor),
+            kv_blocks_ceiling: self.kv_blocks_ceiling.or(default.kv_blocks_ceiling),
+            ..default
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || !self.name.chars().all(plain) {
+            return Err(format!("a tenant's name is 1 to {NAME_BYTES_MAX} letters, digits and -_."));
+        }
+        if self.weight.is_some_and(|w| !(1..=WEIGHT_MAX).contains(&w)) {
+            return Err(format!("weight must be 1 to {WEIGHT_MAX}"));
+        }
+        for (key, value) in [("queue_len_max", self.queue_len_max), ("running_max", self.running_max)] {
+            if value == Some(0) {
+                return Err(format!("{key} must be at least 1"));
+            }
+        }
+        if let (Some(floor), Some(ceiling)) = (self.kv_blocks_floor, self.kv_blocks_ceiling)
+            && floor > ceiling
+        {
+            return Err("kv_blocks_floor is above kv_blocks_ceiling".into());
+        }
+        self.keys.iter().try_for_each(|key| key.source().map(|_| ()))
+    }
+}
+
+/// Reads a file. Paths in it are relative to its folder.
+pub fn read_file(path: &Path) -> Result<FileSettings, FileError> {
+    let fail = |cause| FileError::Read { path: path.to_owned(), cause };
+    if fs::metadata(path).map_err(fail)?.len() > FILE_BYTES_MAX {
+        return Err(FileError::TooLarge { path: path.to_owned() });
+    }
+    let text = fs::read_to_string(path).map_err(fail)?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
+    let wrong = |place: String, message: String| FileError::Content { path: path.to_owned(), place, message };
+    let document: Document = toml::from_str(text).map_err(|error| {
+        let line = error.span().and_then(|span| text.get(..span.start)).map(|before| before.matches('\n').count() + 1);
+        let place = line.map(|line| format!(":{line}")).unwrap_or_default();
+        wrong(place, error.message().lines().next().unwrap_or("not TOML").to_owned())
+    })?;
+    document.server.check().and_then(|()| document.engine.check()).map_err(|m| wrong(String::new(), m))?;
+    let mut names = BTreeMap::new();
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut tenants = document.tenants;
+    for (index, tenant) in tenants.iter_mut().enumerate() {
+        tenant.check().map_err(|m| wrong(String::new(), format!("tenant `{}`: {m}", tenant.name.escape_debug())))?;
+        if names.insert(tenant.name.clone(), index).is_some() {
+            return Err(wrong(String::new(), format!("two tenants are named `{}`", tenant.name)));
+        }
+        for file in tenant.keys.iter_mut().filter_map(|key| key.key_file.as_mut()) {
+            *file = folder.join(&*file);
+        }
+    }
+    let models = document.models.into_iter().map(|model| {
+        // A path wins over a hub id, and is meant from the file's folder.
+        let beside = folder.join(&model.source);
+        let source = if beside.exists() { beside.to_string_lossy().into_owned() } else { model.source };
+        ModelEntry { name: model.name, source }
+    });
+    Ok(FileSettings {
+        models: models.collect(),
+        settings: Settings { server: document.server, engine: document.engine },
+        tenants,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        parse(Path::new("x/weir.toml"), text).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_and_line() {
+        let cases = [
+            ("\n[server]\nprot = 1\n", ["x/weir.toml:3", "prot"]),
+            ("[serve]\n", ["x/weir.toml:1", "serve"]),
+            ("[engine]\nkv_memory = 5\n", ["x/weir.toml:2", "string"]),
+            ("[engine]\nkv_memory = \"5 potatoes\"\n", ["x/weir.toml:2", "5 potatoes"]),
+            ("[server]\nport = 70000\n", ["x/weir.toml:2", "70000"]),
+            ("[server\n", ["x/weir.toml:1", ""]),
+            ("[engine]\nrows_max = 0\n", ["x/weir.toml", "engine.rows_max"]),
+            ("[[tenants]]\nname = \"a\"\nquota = 1\n", ["x/weir.toml:3", "quota"]),
+            ("[[tenants]]\nname = \"a b\"\n", ["x/weir.toml", "a b"]),
+            ("[[tenants]]\nname = \"a\"\n[[tenants]]\nname = \"a\"\n", ["x/weir.toml", "two tenants"]),
+            ("[[tenants]]\nname = \"a\"\nweight = 0\n", ["tenant `a`", "weight"]),
+            ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nsha256 = \"abc\"\n", ["tenant `a`", "64"]),
+            ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nname = \"k\"\n", ["tenant `a`", "either"]),
+            ("[[models]]\nname = \"m\"\n", ["x/weir.toml:1", "source"]),
+        ];
+        for (text, parts) in cases {
+            let error = refusal(text);
+            assert!(!error.contains('\n'), "{error}");
+            for part in parts {
+                assert!(error.contains(part), "`{part}` is not in: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn paths_start_at_the_files_folder() {
+        let folder = tempfile::tempdir().expect("folder");
+        fs::write(folder.path().join("m.gguf"), b"x").expect("write");
+        let text = "[[models]]\nsource = \"m.gguf\"\n[[models]]\nsource = \"org/m\"\n\
+                    [[tenants]]\nname = \"a\"\n[[tenants.keys]]\nkey_file = \"k\"\n[[tenants.keys]]\nkey_file = \"/k\"\n";
+        let read = parse(&folder.path().join("weir.toml"), text).expect("valid");
+        assert_eq!(Path::new(&read.models[0].source), folder.path().join("m.gguf"));
+        assert_eq!(read.models[1].source, "org/m");
+        let files: Vec<_> = read.tenants[0].keys.iter().map(|k| k.key_file.clone().expect("file")).collect();
+        assert_eq!(files, [folder.path().join("k"), PathBuf::from("/k")]);
+    }
+
+    #[test]
+    fn missing_file_is_one_line() {
+        let error = read_file(Path::new("/nonexistent/weir.toml")).expect_err("missing").to_string();
+        assert!(error.starts_with("/nonexistent/weir.toml: ") && !error.contains('\n'), "{error}");
+    }
+}

@@ -1,0 +1,182 @@
+//! What is in force: flags over environment over file over defaults, each value with where it came from.
+//!
+//! The same structs ([`ServerSettings`], [`EngineSettings`]) are read from the file by serde and from the command line
+//! by clap; the environment goes through clap too, as if each `WEIR_NAME` were `--name`. So a key, a flag and a variable
+//! cannot drift apart, and all three refuse the same values.
+
+mod env;
+mod file;
+mod print;
+mod settings;
+mod starter;
+mod units;
+
+use std::{net::SocketAddr, path::PathBuf};
+
+pub use env::read_env;
+pub use file::{FileError, FileSettings, KeySource, TenantTable, read_file};
+pub use print::print;
+pub use settings::{EngineSettings, ExecutorPlace, MetricsAddress, ServerSettings, Settings};
+pub use starter::{DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
+pub use units::{ByteSize, Span};
+
+use weir_runtime::CpuConfig;
+
+/// Where a value came from, strongest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// A `WEIR_*` variable, or `PORT`.
+    Env,
+    /// The file.
+    File,
+    /// Nobody said anything.
+    Default,
+}
+
+/// A value and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sourced<T> {
+    /// What is in force.
+    pub value: T,
+    /// Who said so.
+    pub origin: Origin,
+}
+
+/// A model to serve, as written: the name may be left to the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelEntry {
+    /// The served name.
+    pub name: Option<String>,
+    /// `MODEL` on the command line.
+    pub source: String,
+}
+
+/// Everything in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// Address of the API.
+    pub host: Sourced<String>,
+    /// Port of the API.
+    pub port: Sourced<u16>,
+    /// Address of the metrics.
+    pub metrics: Sourced<MetricsAddress>,
+    /// Largest request body.
+    pub body_bytes_max: Sourced<ByteSize>,
+    /// Connections open at once.
+    pub connections_max: Sourced<u32>,
+    /// Longest a request may take.
+    pub request_timeout: Sourced<Span>,
+    /// Compute threads; 0 is one per core.
+    pub threads: Sourced<u32>,
+    /// KV cache of each generation model.
+    pub kv_memory: Sourced<ByteSize>,
+    /// Tokens in one step.
+    pub step_tokens_max: Sourced<u32>,
+    /// Rows in one step.
+    pub rows_max: Sourced<u32>,
+    /// What a step should stay under.
+    pub step_latency_max: Sourced<Span>,
+    /// Requests waiting on the node.
+    pub queue_len_max: Sourced<u32>,
+    /// Where the executor runs.
+    pub executor: Sourced<ExecutorPlace>,
+    /// Idle time before a canary.
+    pub canary_interval: Sourced<Span>,
+    /// Root of all seeds.
+    pub seed: Sourced<u64>,
+    /// The models, from one place: those of the strongest layer that names any.
+    pub models: Sourced<Vec<ModelEntry>>,
+    /// The tenants, from the file.
+    pub tenants: Vec<TenantTable>,
+}
+
+/// Values of one layer that are not settings of a table.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Layer {
+    /// Settings of both tables.
+    pub settings: Settings,
+    /// `[NAME=]MODEL`s.
+    pub models: Vec<String>,
+}
+
+impl Config {
+    /// Puts the layers on top of each other.
+    pub fn merge(flags: Layer, env: Layer, file: Option<(PathBuf, FileSettings)>) -> Self {
+        let (path, file) = file.map_or((None, FileSettings::default()), |(path, file)| (Some(path), file));
+        let models = match (flags.models.is_empty(), env.models.is_empty(), file.models.is_empty()) {
+            (false, _, _) => Sourced { value: entries(flags.models), origin: Origin::Flag },
+            (_, false, _) => Sourced { value: entries(env.models), origin: Origin::Env },
+            (_, _, false) => Sourced { value: file.models, origin: Origin::File },
+            _ => Sourced { value: Vec::new(), origin: Origin::Default },
+        };
+        let (f, e, t) = (flags.settings, env.settings, file.settings);
+        let cpu = CpuConfig::default();
+        Config {
+            file: path,
+            host: pick(f.server.host, e.server.host, t.server.host, "127.0.0.1".to_owned()),
+            port: pick(f.server.port, e.server.port, t.server.port, 8000),
+            metrics: pick(f.server.metrics, e.server.metrics, t.server.metrics, MetricsAddress::loopback(8002)),
+            body_bytes_max: pick(
+                f.server.body_bytes_max,
+                e.server.body_bytes_max,
+                t.server.body_bytes_max,
+                ByteSize(4 << 20),
+            ),
+            connections_max: pick(f.server.connections_max, e.server.connections_max, t.server.connections_max, 1024),
+            request_timeout: pick(
+                f.server.request_timeout,
+                e.server.request_timeout,
+                t.server.request_timeout,
+                Span::seconds(600),
+            ),
+            threads: pick(f.engine.threads, e.engine.threads, t.engine.threads, 0),
+            kv_memory: pick(f.engine.kv_memory, e.engine.kv_memory, t.engine.kv_memory, ByteSize(cpu.kv_bytes)),
+            step_tokens_max: pick(
+                f.engine.step_tokens_max,
+                e.engine.step_tokens_max,
+                t.engine.step_tokens_max,
+                cpu.step_tokens_max,
+            ),
+            rows_max: pick(f.engine.rows_max, e.engine.rows_max, t.engine.rows_max, cpu.rows_max),
+            step_latency_max: pick(
+                f.engine.step_latency_max,
+                e.engine.step_latency_max,
+                t.engine.step_latency_max,
+                Span(cpu.step_latency_max),
+            ),
+            queue_len_max: pick(f.engine.queue_len_max, e.engine.queue_len_max, t.engine.queue_len_max, 1024),
+            executor: pick(f.engine.executor, e.engine.executor, t.engine.executor, ExecutorPlace::Process),
+            canary_interval: pick(
+                f.engine.canary_interval,
+                e.engine.canary_interval,
+                t.engine.canary_interval,
+                Span::seconds(5),
+            ),
+            seed: pick(f.engine.seed, e.engine.seed, t.engine.seed, 0),
+            models,
+            tenants: file.tenants,
+        }
+    }
+
+    /// Where the metrics listen; `None` when they are off.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.value.0
+    }
+}
+
+fn pick<T>(flag: Option<T>, env: Option<T>, file: Option<T>, default: T) -> Sourced<T> {
+    let layers = [(flag, Origin::Flag), (env, Origin::Env), (file, Origin::File)];
+    let found = layers.into_iter().find_map(|(value, origin)| value.map(|value| Sourced { value, origin }));
+    found.unwrap_or(Sourced { value: default, origin: Origin::Default })
+}
+
+fn entries(specs: Vec<String>) -> Vec<ModelEntry> {
+    specs.into_iter().map(|source| ModelEntry { name: None, source }).collect()
+}
+
+#[cfg(test)]
+mod tests;

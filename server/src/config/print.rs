@@ -1,0 +1,109 @@
+//! `weir config print`: what is in force, as a file that says the same, each value with where it came from. Secrets are
+//! never in it: of a hash the first digits, of a key file the path.
+
+use std::fmt::Write;
+
+use super::{Config, Origin, Sourced};
+
+/// Renders everything.
+pub fn print(config: &Config) -> String {
+    let mut text = String::new();
+    match &config.file {
+        Some(path) => writeln!(text, "# file: {}", path.display()),
+        None => writeln!(text, "# file: none"),
+    }
+    .expect("strings take everything");
+    let mut table = "";
+    for (key, value, origin) in values_with_origin(config) {
+        let (of, name) = key.split_once('.').unwrap_or(("", key));
+        if of != table {
+            table = of;
+            let _ = writeln!(text, "\n[{table}]");
+        }
+        let line = format!("{name} = {value}");
+        let _ = writeln!(text, "{line:<40} # {}", origin_word(origin));
+    }
+    for model in &config.models.value {
+        let _ = writeln!(text, "\n[[models]] # {}", origin_word(config.models.origin));
+        if let Some(name) = &model.name {
+            let _ = writeln!(text, "name = {}", quoted(name));
+        }
+        let _ = writeln!(text, "source = {}", quoted(&model.source));
+    }
+    for tenant in &config.tenants {
+        let spec = tenant.spec();
+        let _ = writeln!(text, "\n[[tenants]]\nname = {}\nweight = {}", quoted(&spec.name), spec.weight);
+        let _ = writeln!(text, "queue_len_max = {}\nrunning_max = {}", spec.queue_len_max, spec.running_max);
+        let _ = writeln!(text, "kv_blocks_floor = {}", spec.kv_blocks_floor);
+        if let Some(ceiling) = spec.kv_blocks_ceiling {
+            let _ = writeln!(text, "kv_blocks_ceiling = {ceiling}");
+        }
+        if let Some(models) = &tenant.models {
+            let list: Vec<String> = models.iter().map(|m| quoted(m)).collect();
+            let _ = writeln!(text, "models = [{}]", list.join(", "));
+        }
+        for key in &tenant.keys {
+            text.push_str("\n[[tenants.keys]]\n");
+            if let Some(name) = &key.name {
+                let _ = writeln!(text, "name = {}", quoted(name));
+            }
+            if let Some(hash) = &key.sha256 {
+                let _ = writeln!(text, "sha256 = {}", quoted(&masked(hash)));
+            }
+            if let Some(path) = &key.key_file {
+                let _ = writeln!(text, "key_file = {}", quoted(&path.to_string_lossy()));
+            }
+        }
+    }
+    text
+}
+
+/// Each setting's key and value in TOML.
+#[cfg(test)]
+pub(super) fn values(config: &Config) -> Vec<(&'static str, String)> {
+    values_with_origin(config).into_iter().map(|(key, value, _)| (key, value)).collect()
+}
+
+fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
+    fn plain<T: ToString>(key: &'static str, from: &Sourced<T>) -> (&'static str, String, Origin) {
+        (key, from.value.to_string(), from.origin)
+    }
+    fn text<T: ToString>(key: &'static str, from: &Sourced<T>) -> (&'static str, String, Origin) {
+        (key, quoted(&from.value.to_string()), from.origin)
+    }
+    vec![
+        text("server.host", &c.host),
+        plain("server.port", &c.port),
+        text("server.metrics", &c.metrics),
+        text("server.body_bytes_max", &c.body_bytes_max),
+        plain("server.connections_max", &c.connections_max),
+        text("server.request_timeout", &c.request_timeout),
+        plain("engine.threads", &c.threads),
+        text("engine.kv_memory", &c.kv_memory),
+        plain("engine.step_tokens_max", &c.step_tokens_max),
+        plain("engine.rows_max", &c.rows_max),
+        text("engine.step_latency_max", &c.step_latency_max),
+        plain("engine.queue_len_max", &c.queue_len_max),
+        text("engine.executor", &c.executor),
+        text("engine.canary_interval", &c.canary_interval),
+        plain("engine.seed", &c.seed),
+    ]
+}
+
+fn origin_word(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Flag => "flag",
+        Origin::Env => "environment",
+        Origin::File => "file",
+        Origin::Default => "default",
+    }
+}
+
+fn masked(hash: &str) -> String {
+    let shown: String = hash.chars().take(8).collect();
+    format!("{shown}… (masked)")
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

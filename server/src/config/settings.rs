@@ -1,0 +1,166 @@
+//! The settings themselves, once: keys of the file, flags, and (through the flags) environment variables.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    str::FromStr,
+};
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer, de::Error};
+
+use super::{ByteSize, Span};
+
+/// Both tables.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct Settings {
+    /// `[server]`.
+    #[command(flatten)]
+    pub server: ServerSettings,
+    /// `[engine]`.
+    #[command(flatten)]
+    pub engine: EngineSettings,
+}
+
+/// `[server]`: who may connect, and how.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[command(next_help_heading = "Server")]
+pub struct ServerSettings {
+    /// Address the API listens on [default: 127.0.0.1]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Port of the API; 0 takes a free one [default: 8000, or PORT]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Address of the Prometheus metrics, or `off` [default: 127.0.0.1:8002]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<MetricsAddress>,
+    /// Largest request body [default: 4MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub body_bytes_max: Option<ByteSize>,
+    /// Connections open at once [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub connections_max: Option<u32>,
+    /// Longest a request may take, streaming included [default: 600s]
+    #[arg(long, value_name = "TIME")]
+    pub request_timeout: Option<Span>,
+}
+
+/// `[engine]`: what runs, and how much of it at once.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineSettings {
+    /// Compute threads; 0 is one per core [default: 0]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
+    /// KV cache of each generation model [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub kv_memory: Option<ByteSize>,
+    /// Tokens in one step, all requests together [default: 512]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub step_tokens_max: Option<u32>,
+    /// Sequences in one step [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rows_max: Option<u32>,
+    /// What a step should stay under [default: 200ms]
+    #[arg(long, value_name = "TIME")]
+    pub step_latency_max: Option<Span>,
+    /// Requests waiting on the whole node [default: 1024]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub queue_len_max: Option<u32>,
+    /// Where models run: a process of their own, or a thread of this one [default: process]
+    #[arg(long)]
+    pub executor: Option<ExecutorPlace>,
+    /// Idle time before a canary request proves that steps still complete [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub canary_interval: Option<Span>,
+    /// Root of the seeds of requests that bring none [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// Where the executor runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExecutorPlace {
+    /// A crash of a model ends only that process.
+    Process,
+    /// For tests and debuggers.
+    Thread,
+}
+
+/// Where the metrics listen; `None` is `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsAddress(pub Option<SocketAddr>);
+
+impl MetricsAddress {
+    /// A port of this machine only.
+    pub fn loopback(port: u16) -> Self {
+        MetricsAddress(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    }
+}
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(MetricsAddress(None));
+        }
+        let address = text.parse().map_err(|_| format!("`{text}` is neither ADDRESS:PORT nor `off`"))?;
+        Ok(MetricsAddress(Some(address)))
+    }
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MetricsAddress {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl fmt::Display for ExecutorPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ExecutorPlace::Process => "process",
+            ExecutorPlace::Thread => "thread",
+        })
+    }
+}
+
+impl ServerSettings {
+    /// What flags refuse by their ranges, for values that came from a file.
+    pub(super) fn check(&self) -> Result<(), String> {
+        nonzero("server.connections_max", self.connections_max)?;
+        positive("server.request_timeout", self.request_timeout)
+    }
+}
+
+impl EngineSettings {
+    /// What flags refuse by their ranges, for values that came from a file.
+    pub(super) fn check(&self) -> Result<(), String> {
+        nonzero("engine.step_tokens_max", self.step_tokens_max)?;
+        nonzero("engine.rows_max", self.rows_max)?;
+        nonzero("engine.queue_len_max", self.queue_len_max)?;
+        positive("engine.step_latency_max", self.step_latency_max)?;
+        positive("engine.canary_interval", self.canary_interval)
+    }
+}
+
+fn nonzero(key: &str, value: Option<u32>) -> Result<(), String> {
+    if value == Some(0) { Err(format!("{key} must be at least 1")) } else { Ok(()) }
+}
+
+fn positive(key: &str, value: Option<Span>) -> Result<(), String> {
+    if value.is_some_and(|v| v.0.is_zero()) { Err(format!("{key} must be more than 0")) } else { Ok(()) }
+}

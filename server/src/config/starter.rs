@@ -1,0 +1,162 @@
+//! What a first start leaves behind: a tenant `demo` with a key of its own, and a commented file that names it.
+
+use std::{fmt::Write, path::PathBuf};
+
+use super::{
+    ModelEntry,
+    file::{KeyTable, TenantTable},
+};
+
+/// The tenant of a server that was told of none.
+pub const DEMO_TENANT: &str = "demo";
+/// Where its key is.
+pub const DEMO_KEY_FILE: &str = ".weir/demo.key";
+/// The file that is read when no other is named, and left when there is none.
+pub const STARTER_FILE: &str = "weir.toml";
+
+/// The tenant of a server that was told of none.
+pub fn demo_tenant() -> TenantTable {
+    let key = KeyTable { name: Some("first".into()), sha256: None, key_file: Some(PathBuf::from(DEMO_KEY_FILE)) };
+    TenantTable {
+        name: DEMO_TENANT.into(),
+        weight: None,
+        queue_len_max: None,
+        running_max: None,
+        kv_blocks_floor: None,
+        kv_blocks_ceiling: None,
+        models: None,
+        keys: vec![key],
+    }
+}
+
+/// The file's text, with the models of this start written in so that `weir serve` alone starts them again.
+pub fn starter_text(models: &[ModelEntry]) -> String {
+    let mut text = String::from(HEAD);
+    for model in models {
+        text.push_str("[[models]]\n");
+        let name = model.name.as_deref();
+        if let Some(name) = name {
+            let _ = writeln!(text, "name = {}", quoted(name));
+        }
+        let _ = writeln!(text, "source = {}\n", quoted(&model.source));
+    }
+    if models.is_empty() {
+        text.push_str("# [[models]]\n# name = \"my-model\"\n# source = \"path/to/model.gguf\"\n\n");
+    }
+    text.push_str(TENANTS);
+    text
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, which win over this file; `weir config print` shows
+# what is in force. An unknown key is an error. Lines that are commented out show the defaults.
+
+[server]
+# host = "127.0.0.1"
+# port = 8000
+# metrics = "127.0.0.1:8002"     # Prometheus text, for operators: it shows every tenant. Or "off"
+# body_bytes_max = "4MiB"
+# connections_max = 1024
+# request_timeout = "600s"
+
+[engine]
+# threads = 0                    # 0: one per core
+# kv_memory = "1GiB"             # of each generation model
+# step_tokens_max = 512
+# rows_max = 64
+# step_latency_max = "200ms"
+# queue_len_max = 1024
+# executor = "process"           # or "thread"
+# canary_interval = "5s"
+# seed = 0
+
+# What is served. `source` is a folder, a .gguf file, a Hugging Face id (org/name[@revision][:file.gguf]) or
+# fake:step=4ms,token=20us. Models on the command line replace this list.
+"#;
+
+const TENANTS: &str = r#"# Who may ask. Tenants share each device by weight while both have work waiting.
+[[tenants]]
+name = "demo"
+weight = 1
+# queue_len_max = 256            # requests waiting
+# running_max = 64               # requests running
+# kv_blocks_floor = 0            # cache that no other tenant can take away
+# kv_blocks_ceiling = 1000       # cache at most; absent is no limit
+# models = ["some-model"]        # what it may use, and know of; absent is everything
+
+[[tenants.keys]]
+name = "first"
+key_file = ".weir/demo.key"      # the key itself; the file must be readable by its owner only
+
+# A second tenant, with twice the share. `weir key new` prints a key and the line to put here: the key goes to the
+# tenant, its hash stays with the server.
+# [[tenants]]
+# name = "acme"
+# weight = 2
+#
+# [[tenants.keys]]
+# name = "laptop"
+# sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Config, Layer, Origin, read_file},
+        *,
+    };
+
+    #[test]
+    fn the_file_left_behind_says_what_was_in_force() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(STARTER_FILE);
+        let models = [
+            ModelEntry { name: None, source: "fake:step=4ms,token=20us".into() },
+            ModelEntry { name: Some("m".into()), source: "odd \"name\\".into() },
+        ];
+        std::fs::write(&path, starter_text(&models)).expect("write");
+        let read = read_file(&path).expect("valid");
+        assert_eq!(read.models, models);
+        assert_eq!(read.settings, Default::default());
+        let mut demo = demo_tenant();
+        demo.weight = Some(1);
+        demo.keys[0].key_file = Some(folder.path().join(DEMO_KEY_FILE));
+        assert_eq!(read.tenants, [demo]);
+    }
+
+    #[test]
+    fn commented_settings_show_the_defaults() {
+        let uncomment = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if rest.contains(" = ") && !rest.contains("   source") => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let head: Vec<String> = HEAD.lines().filter(|l| !l.starts_with("# fake")).map(uncomment).collect();
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(STARTER_FILE);
+        std::fs::write(&path, head.join("\n")).expect("write");
+        let read = read_file(&path).expect("valid");
+        let shown = Config::merge(Layer::default(), Layer::default(), Some((path, read)));
+        let bare = Config::merge(Layer::default(), Layer::default(), None);
+        assert_eq!(shown.seed.origin, Origin::File);
+        assert_eq!(super::super::print::values(&shown), super::super::print::values(&bare));
+    }
+
+    #[test]
+    fn the_second_tenant_works_once_its_comments_are_gone() {
+        let text: String =
+            TENANTS.lines().skip_while(|l| !l.starts_with("# [[tenants]]")).fold(String::new(), |mut text, line| {
+                text.push_str(line.trim_start_matches('#').trim_start());
+                text.push('\n');
+                text
+            });
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join(STARTER_FILE);
+        std::fs::write(&path, text).expect("write");
+        let read = read_file(&path).expect("valid");
+        assert_eq!(read.tenants[0].name, "acme");
+        assert_eq!(read.tenants[0].spec().weight, 2);
+    }
+}

@@ -1,0 +1,118 @@
+use std::collections::HashMap;
+
+use super::*;
+
+fn env(pairs: &[(&str, &str)]) -> Result<Layer, String> {
+    let map: HashMap<String, String> = pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+    read_env(|name| map.get(name).cloned())
+}
+
+fn file(text: &str) -> (PathBuf, FileSettings) {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("weir.toml");
+    std::fs::write(&path, text).expect("write");
+    let read = read_file(&path).expect("valid");
+    (path, read)
+}
+
+fn flags(port: Option<u16>, models: &[&str]) -> Layer {
+    let mut layer = Layer { models: models.iter().map(|m| (*m).to_owned()).collect(), ..Layer::default() };
+    layer.settings.server.port = port;
+    layer
+}
+
+#[test]
+fn flags_win_over_environment_over_file_over_defaults() {
+    let from_file = || Some(file("[server]\nport = 3\n"));
+    let from_env = || env(&[("WEIR_PORT", "2")]).expect("valid");
+    let port = |flags, env, file| {
+        let port = Config::merge(flags, env, file).port;
+        (port.value, port.origin)
+    };
+    let none = Layer::default;
+    assert_eq!(port(flags(Some(1), &[]), from_env(), from_file()), (1, Origin::Flag));
+    assert_eq!(port(none(), from_env(), from_file()), (2, Origin::Env));
+    assert_eq!(port(none(), none(), from_file()), (3, Origin::File));
+    assert_eq!(port(none(), none(), None), (8000, Origin::Default));
+}
+
+#[test]
+fn models_come_from_the_strongest_layer_that_names_any() {
+    let from_file = || Some(file("[[models]]\nname = \"x\"\nsource = \"fake\"\n"));
+    let from_env = || env(&[("WEIR_MODELS", "a=fake  b=fake")]).expect("valid");
+    let models = |flags, env, file| {
+        let models = Config::merge(flags, env, file).models;
+        (models.value.into_iter().map(|m| m.source).collect::<Vec<_>>(), models.origin)
+    };
+    let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    assert_eq!(models(flags(None, &["f=fake"]), from_env(), from_file()), (owned(&["f=fake"]), Origin::Flag));
+    assert_eq!(models(Layer::default(), from_env(), from_file()), (owned(&["a=fake", "b=fake"]), Origin::Env));
+    assert_eq!(models(Layer::default(), Layer::default(), from_file()), (owned(&["fake"]), Origin::File));
+    assert_eq!(models(Layer::default(), Layer::default(), None), (Vec::new(), Origin::Default));
+}
+
+#[test]
+fn every_setting_has_its_variable() {
+    let all = [
+        ("WEIR_HOST", "0.0.0.0"),
+        ("WEIR_METRICS", "off"),
+        ("WEIR_BODY_BYTES_MAX", "1MiB"),
+        ("WEIR_CONNECTIONS_MAX", "7"),
+        ("WEIR_REQUEST_TIMEOUT", "5s"),
+        ("WEIR_THREADS", "3"),
+        ("WEIR_KV_MEMORY", "2GiB"),
+        ("WEIR_STEP_TOKENS_MAX", "8"),
+        ("WEIR_ROWS_MAX", "9"),
+        ("WEIR_STEP_LATENCY_MAX", "1ms"),
+        ("WEIR_QUEUE_LEN_MAX", "10"),
+        ("WEIR_EXECUTOR", "thread"),
+        ("WEIR_CANARY_INTERVAL", "1s"),
+        ("WEIR_SEED", "11"),
+        ("WEIR_PORT", "12"),
+    ];
+    let config = Config::merge(Layer::default(), env(&all).expect("valid"), None);
+    assert_eq!(config.host.value, "0.0.0.0");
+    assert_eq!(config.metrics_address(), None);
+    assert_eq!((config.kv_memory.value, config.seed.value), (ByteSize(2 << 30), 11));
+    let printed = print(&config);
+    assert_eq!(printed.matches("# environment").count(), all.len(), "{printed}");
+    assert_eq!(printed.matches("# default").count(), 0, "{printed}");
+}
+
+#[test]
+fn port_stands_in_and_service_links_are_ignored() {
+    let port = |pairs: &[(&str, &str)]| env(pairs).expect("valid").settings.server.port;
+    assert_eq!(port(&[("PORT", "5")]), Some(5));
+    assert_eq!(port(&[("PORT", "5"), ("WEIR_PORT", "6")]), Some(6));
+    assert_eq!(port(&[("WEIR_PORT", "tcp://10.0.0.1:8000")]), None);
+    assert_eq!(port(&[("WEIR_PORT", "tcp://10.0.0.1:8000"), ("PORT", "5")]), Some(5));
+    assert_eq!(port(&[("WEIR_PORT", "")]), None);
+}
+
+#[test]
+fn a_variable_that_does_not_parse_is_named() {
+    for (name, value) in [("WEIR_PORT", "many"), ("PORT", "-1"), ("WEIR_ROWS_MAX", "0"), ("WEIR_KV_MEMORY", "1")] {
+        let error = env(&[(name, value)]).expect_err("refused");
+        assert!(error.contains(name) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn what_is_printed_can_be_read_and_holds_no_secret() {
+    let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let text = format!(
+        "[server]\nport = 9\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
+         models = [\"x\"]\nkv_blocks_ceiling = 5\n[[tenants.keys]]\nname = \"k\"\nsha256 = \"{hash}\"\n\
+         [[tenants.keys]]\nkey_file = \"/k\"\n"
+    );
+    let config = Config::merge(Layer::default(), Layer::default(), Some(file(&text)));
+    let printed = print(&config);
+    assert!(!printed.contains(&hash[8..]) && printed.contains(&hash[..8]), "{printed}");
+    // With the hash back in its place it is a file that says the same.
+    let (path, again) = file(&printed.replace(&format!("{}… (masked)", &hash[..8]), hash));
+    let again = Config::merge(Layer::default(), Layer::default(), Some((path, again)));
+    assert_eq!(print::values(&again), print::values(&config));
+    assert_eq!(again.models.value, config.models.value);
+    let specs = |c: &Config| c.tenants.iter().map(|t| (t.spec(), t.models.clone())).collect::<Vec<_>>();
+    assert_eq!(specs(&again), specs(&config));
+}

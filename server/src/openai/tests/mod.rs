@@ -1,0 +1,4 @@
+//! Bodies in, errors out, as data; and streams byte for byte.
+
+mod bodies;
+mod streams;
