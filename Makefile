@@ -1,0 +1,50 @@
+# Weir from a fresh machine: cargo, a C compiler, make, and python3 with pip. `make serve` and `make test` are all there is
+# to know; the rest is for those who change the code.
+
+PYTHON ?= python3
+CARGO ?= cargo
+# Builds go where cargo puts them; both the variable and the default are honoured.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+WEIR := $(TARGET)/release/weir
+MODELS := .weir/models
+# The names under which the two default models are served, and their folders.
+DEFAULT_MODELS := $(MODELS)/smollm2-135m-instruct $(MODELS)/all-minilm-l6-v2
+# More words for `weir serve`, such as SERVE_FLAGS='--port 9000'.
+SERVE_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve models build test figures bench fmt lint clean
+
+help: ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+serve: models build ## fetch two models, build, and serve them on 127.0.0.1:8000
+	@exec $(WEIR) serve $(SERVE_FLAGS) $(DEFAULT_MODELS)
+
+models: ## fetch the two default models into .weir/models, nothing if they are there
+	@$(PYTHON) scripts/fetch_models.py
+
+build: ## build target/release/weir
+	@scripts/stage 'build weir (release; minutes the first time, seconds after)' \
+		$(CARGO) build --release --locked --package weir-server --bin weir
+
+test: models ## install what the tests need, and run them all
+	@$(PYTHON) scripts/test.py
+
+figures: models ## print the figures of quality that the tests measure
+	@WEIR_TEST_MODELS=$(CURDIR)/$(MODELS) $(CARGO) test --release --locked --workspace --no-fail-fast -- --nocapture 2>/dev/null \
+		| grep -o 'figure=.*'
+
+bench: models build ## print this machine's figures; see bench/RESULTS.md
+	@$(PYTHON) scripts/bench_serve.py --weir $(WEIR) --models $(MODELS)
+
+fmt: ## format the code
+	@$(CARGO) fmt
+
+lint: ## what .ci/run checks before the tests
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --release --locked --all-targets -- -D warnings
+
+clean: ## remove what was built; the models, the key and weir.toml stay
+	@$(CARGO) clean
+	@rm -rf .weir/py
