@@ -13,7 +13,7 @@ DEFAULT_MODELS := $(MODELS)/smollm2-135m-instruct $(MODELS)/all-minilm-l6-v2
 SERVE_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models build test figures bench fmt lint clean
+.PHONY: help serve models build test prove figures bench fmt lint clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -30,6 +30,9 @@ build: ## build target/release/weir
 
 test: models ## install what the tests need, and run them all
 	@$(PYTHON) scripts/test.py
+
+prove: models ## run the proofs at full size and print their figures: about an hour
+	@$(PYTHON) scripts/test.py --prove
 
 figures: models ## print the figures of quality that the tests measure
 	@WEIR_TEST_MODELS=$(CURDIR)/$(MODELS) $(CARGO) test --release --locked --workspace --no-fail-fast -- --nocapture 2>/dev/null \

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Run every test: cargo's, then the end-to-end cases in Python. The last line is `N passed, N failed`.
 
+With `--prove`, only the proofs run (Rust modules named `proofs`, and the end-to-end modules below), at the full size of their
+figures instead of a size fit for every change, and their `figure=NAME value=V` lines are shown.
+
 Standard library only. What the end-to-end cases need (the official `openai` package, pinned in
 tests/e2e/requirements.txt) is installed into .weir/py: `pip install --target` asks for no root and no venv, and so works
 on a python that has neither ensurepip nor the leave to install.
@@ -18,6 +21,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WEIR_FOLDER = os.path.join(ROOT, ".weir")
 MODELS = os.path.join(WEIR_FOLDER, "models")
 REQUIREMENTS = os.path.join(ROOT, "tests", "e2e", "requirements.txt")
+# The end-to-end modules that prove something by numbers.
+PROOFS = ["mutations.", "storms.", "drains.", "executors.", "files."]
 COUNTS = re.compile(r"(\d+) passed[,;] (\d+) failed")
 
 
@@ -71,7 +76,10 @@ def counted(command, **options):
 def main():
     cargo = os.environ.get("CARGO", "cargo")
     target = os.path.abspath(os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target")))
-    environment = dict(os.environ, WEIR_TEST_MODELS=MODELS)
+    prove = sys.argv[1:] == ["--prove"]
+    if sys.argv[1:] and not prove:
+        sys.exit(f"test: unknown words {' '.join(sys.argv[1:])!r}; there is only --prove")
+    environment = dict(os.environ, WEIR_TEST_MODELS=MODELS, **({"WEIR_PROOFS": "full"} if prove else {}))
     started = time.monotonic()
     packages = install()
 
@@ -84,13 +92,14 @@ def main():
     built = time.monotonic()
 
     print("==> cargo test", flush=True)
-    passed, failed = counted([cargo, "test", "--release", "--locked", "--workspace", "--no-fail-fast"], env=environment)
+    command = [cargo, "test", "--release", "--locked", "--workspace", "--no-fail-fast"]
+    passed, failed = counted(command + (["--", "--nocapture", "proofs::"] if prove else []), env=environment)
     tested = time.monotonic()
 
     print("==> end to end", flush=True)
     weir = os.path.join(target, "release", "weir")
-    more = counted([sys.executable, os.path.join("tests", "e2e", "run.py"), "--weir", weir, "--models", MODELS],
-                   env=environment | {"PYTHONPATH": packages})
+    command = [sys.executable, os.path.join("tests", "e2e", "run.py"), "--weir", weir, "--models", MODELS]
+    more = counted(command + (["--full", *PROOFS] if prove else []), env=environment | {"PYTHONPATH": packages})
     passed, failed = passed + more[0], failed + more[1]
     ended = time.monotonic()
     print(f"build {built - started:.0f} s, cargo test {tested - built:.0f} s, end to end {ended - tested:.0f} s")

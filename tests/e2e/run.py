@@ -3,6 +3,9 @@
 
 Each function named `test_*` in a module below is a case and states a fact; it is given the world: `real` (both default
 models), `fake` (fixed step costs, no weights), and the fixtures. Servers start when the first case asks for them.
+
+Cases that prove something by numbers (thousands of connections, kills or requests) run small in `make test`, and in full with
+`--full`, which is `make prove`; each prints its `figure=NAME value=V` lines either way.
 """
 
 import argparse
@@ -25,8 +28,12 @@ MODULES = ["chat", "completions", "embeddings", "refusals", "sharing", "operatio
 
 
 class World:
-    def __init__(self, weir, models):
-        self.weir, self.models, self.started, self.root = weir, models, [], ROOT
+    def __init__(self, weir, models, full=False):
+        self.weir, self.models, self.full, self.started, self.root = weir, models, full, [], ROOT
+
+    def size(self, small, full):
+        """How much of something a proof does: enough to fail when it is broken, or all that its figure speaks of."""
+        return full if self.full else small
 
     def _start(self, models, engine=""):
         server = servers.Server(self.weir, models, engine)
@@ -56,7 +63,8 @@ def cases(wanted):
     for name in MODULES:
         module = importlib.import_module(name)
         for title, function in list(vars(module).items()):
-            if title.startswith("test_") and callable(function) and wanted in f"{name}.{title}":
+            if (title.startswith("test_") and callable(function)
+                    and (not wanted or any(word in f"{name}.{title}" for word in wanted))):
                 yield f"{name}.{title.removeprefix('test_')}", function
 
 
@@ -70,9 +78,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weir", type=pathlib.Path, default=ROOT / "target/release/weir")
     parser.add_argument("--models", type=pathlib.Path, default=ROOT / ".weir/models")
-    parser.add_argument("only", nargs="?", default="", help="run the cases whose name holds this")
+    parser.add_argument("--full", action="store_true", help="run the proofs at the size of their figures")
+    parser.add_argument("only", nargs="*", help="run the cases whose name holds one of these")
     options = parser.parse_args()
-    world = World(options.weir.resolve(), options.models.resolve())
+    world = World(options.weir.resolve(), options.models.resolve(), options.full)
     passed, failed = 0, []
     try:
         for title, case in cases(options.only):

@@ -187,6 +187,12 @@ class Server:
         assert "panicked" not in log, log
 
 
+def figure(name, value, **more):
+    """One line of a result, for whoever collects them."""
+    shown = "".join(f" {key}={one}" for key, one in more.items())
+    print(f"figure={name} value={value}{shown}", flush=True)
+
+
 def together(work, items):
     """Run `work` on every item in a thread of its own, all at once; the first failure is raised."""
     results, failures = [None] * len(items), []
