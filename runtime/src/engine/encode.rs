@@ -124,14 +124,19 @@ fn check_ids(ids: &[u32], vocab_size: u32, param: &'static str) -> Result<(), Su
     }
 }
 
-/// Refuses text that cannot fit before it is tokenised: no tokenizer makes less than a token of 16 bytes on average of
-/// a text this long, except of runs built for it.
+/// Bytes of text that are read for each position of the context. A token is rarely longer, so more cannot fit, and finding
+/// that out by tokenising would cost far more.
+const BYTES_PER_TOKEN_MAX: usize = 16;
+
+/// Refuses text that cannot fit before it is rendered or tokenised.
 fn check_bytes(len: usize, context_len: u32, param: &'static str) -> Result<(), SubmitError> {
-    let len_max = (context_len as usize).saturating_mul(16).max(64 << 10);
+    let len_max = (context_len as usize).saturating_mul(BYTES_PER_TOKEN_MAX);
     if len <= len_max {
         return Ok(());
     }
-    let message = format!("{len} bytes of text are more than {len_max}, the most that is read for this model");
+    let message = format!(
+        "This model's context holds {context_len} tokens; {len} bytes of text are more than can fit ({len_max})."
+    );
     Err(SubmitError::ContextTooLong { message, param })
 }
 

@@ -7,7 +7,7 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use weir_runtime::{ModelCard, Prompt, Submission};
+use weir_runtime::{Prompt, Submission};
 
 use super::{
     App, RequestId, body,
@@ -27,10 +27,6 @@ use crate::{
         stream::{Encoder, Shape},
     },
 };
-
-/// No template or tokeniser sees more text than this for each position of the context: a token is rarely longer than 16
-/// bytes, so more cannot fit, and finding that out by tokenising would cost far more.
-const BYTES_PER_TOKEN_MAX: usize = 16;
 
 /// Answers a conversation.
 #[utoipa::path(
@@ -52,7 +48,6 @@ pub(crate) async fn handle(
     let request = ChatRequest::parse(&bytes)?;
     drop(bytes);
     let card = app.model(&caller, &request.model)?;
-    fits(request.content_bytes(), card, "messages")?;
     let head = Head {
         id: format!("chatcmpl-{}", random_id()),
         created: unix_now(),
@@ -84,17 +79,4 @@ pub(crate) async fn handle(
     }
     let (answer, usage) = respond::gather(choices, Answer::new(count), deadline).await?;
     Ok(respond::json(&answer.chat(head, usage)))
-}
-
-/// Refuses text that cannot fit before anybody looks at it.
-pub(super) fn fits(bytes: usize, card: &ModelCard, param: &str) -> Result<(), ApiError> {
-    let bytes_max = (card.context_len as usize).saturating_mul(BYTES_PER_TOKEN_MAX);
-    if bytes <= bytes_max {
-        return Ok(());
-    }
-    let message = format!(
-        "This model's context holds {} tokens; {bytes} bytes of text are more than can fit ({bytes_max}).",
-        card.context_len
-    );
-    Err(ApiError::param(param, "context_length_exceeded", message))
 }

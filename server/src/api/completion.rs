@@ -11,7 +11,6 @@ use weir_runtime::{Prompt, Submission};
 
 use super::{
     App, RequestId, body,
-    chat::fits,
     choices::Choices,
     fingerprint,
     respond::{self, Deadline, within},
@@ -49,9 +48,6 @@ pub(crate) async fn handle(
     let request = CompletionRequest::parse(&bytes)?;
     drop(bytes);
     let card = app.model(&caller, &request.model)?;
-    for prompt in &request.prompt {
-        fits(prompt.text_bytes(), card, "prompt")?;
-    }
     let head = Head {
         id: format!("cmpl-{}", random_id()),
         created: unix_now(),

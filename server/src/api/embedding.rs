@@ -12,7 +12,6 @@ use weir_runtime::{EmbedInput, EmbedSubmission};
 
 use super::{
     App, RequestId, body,
-    chat::fits,
     respond::{self, Deadline, within},
 };
 use crate::{
@@ -50,11 +49,6 @@ pub(crate) async fn handle(
         && asked != native
     {
         return Err(ApiError::unsupported("dimensions", &format!("This model's vectors have {native} dimensions.")));
-    }
-    if !truncate {
-        for input in &request.input {
-            fits(input.text_bytes(), card, "input")?;
-        }
     }
     let format = request.encoding_format.unwrap_or_default();
     let submission = EmbedSubmission {

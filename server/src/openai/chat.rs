@@ -86,11 +86,6 @@ impl ChatRequest {
     pub fn logprobs_top(&self) -> Option<u32> {
         (self.logprobs == Some(true)).then(|| self.top_logprobs.unwrap_or(0))
     }
-
-    /// Bytes of text in the conversation.
-    pub fn content_bytes(&self) -> usize {
-        self.messages.iter().map(|m| m.content.len()).sum()
-    }
 }
 
 impl From<Message> for ChatMessage {

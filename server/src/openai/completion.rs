@@ -47,16 +47,6 @@ pub enum TextOrTokens {
     Tokens(Vec<u32>),
 }
 
-impl TextOrTokens {
-    /// Bytes of text; token ids have none.
-    pub fn text_bytes(&self) -> usize {
-        match self {
-            TextOrTokens::Text(text) => text.len(),
-            TextOrTokens::Tokens(_) => 0,
-        }
-    }
-}
-
 /// The four shapes of `prompt` and `input`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
