@@ -58,10 +58,11 @@ impl Node {
                     path: model.map(|m| m.path.clone()).unwrap_or_default(),
                     message,
                 };
-                self.executor_down(device, error.to_string());
+                let reason = error.to_string();
                 if let Some(started) = self.started.take() {
                     let _ = started.send(Err(error));
                 }
+                self.executor_down(device, reason);
             }
             FromExecutor::Report(report) => self.report(device, report),
         }

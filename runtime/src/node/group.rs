@@ -58,13 +58,15 @@ impl Group {
         self.end(Ok(self.usage));
     }
 
-    /// Ends the request with a failure at once; its choices are still to be cancelled. False if it had failed before.
+    /// Ends the request with a failure at once; its choices are still to be cancelled. True if that is a request's
+    /// failure to be counted: its first, and not a canary's.
     pub(crate) fn fail(&mut self, kind: FailureKind, message: &str) -> bool {
         if std::mem::replace(&mut self.failed, true) {
             return false;
         }
         self.end(Err(RequestFailure { message: message.to_owned(), kind }));
-        true
+        // Nobody asked for a canary, so nobody's request has failed.
+        !self.is_canary()
     }
 
     pub(crate) fn is_canary(&self) -> bool {
