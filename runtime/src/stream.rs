@@ -77,13 +77,35 @@ pub struct TopLogprob {
 /// The reader's end. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct TokenStream {
+    /// What comes before anything the engine writes; the caller's own text, so it does not count against the outbox.
+    first: VecDeque<StreamEvent>,
     outbox: Arc<Outbox>,
     prompt_tokens: u32,
     cancel: Option<CancelOnDrop>,
 }
 
-/// Tells the engine that nobody reads any more.
-pub(crate) struct CancelOnDrop(pub(crate) Box<dyn FnOnce() + Send + Sync>);
+/// Tells the engine, when it is dropped, that nobody waits for a request any more. It is made as the request is sent,
+/// so that a caller may go away at any moment; a cancel of a request that was refused or has ended changes nothing.
+pub(crate) struct CancelOnDrop(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl CancelOnDrop {
+    pub(crate) fn new(cancel: impl FnOnce() + Send + Sync + 'static) -> Self {
+        CancelOnDrop(Some(Box::new(cancel)))
+    }
+
+    /// The request has ended.
+    pub(crate) fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(cancel) = self.0.take() {
+            cancel();
+        }
+    }
+}
 
 impl std::fmt::Debug for CancelOnDrop {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -93,14 +115,24 @@ impl std::fmt::Debug for CancelOnDrop {
 
 impl TokenStream {
     pub(crate) fn new(outbox: Arc<Outbox>, prompt_tokens: u32, cancel: CancelOnDrop) -> Self {
-        TokenStream { outbox, prompt_tokens, cancel: Some(cancel) }
+        TokenStream { first: VecDeque::new(), outbox, prompt_tokens, cancel: Some(cancel) }
+    }
+
+    /// Puts a text before that of each of `n` choices.
+    pub(crate) fn echo(&mut self, text: &str, n: u32) {
+        self.first.extend((0..n).map(|index| StreamEvent::Delta {
+            index,
+            text: text.to_owned(),
+            tokens: 0,
+            logprobs: Vec::new(),
+        }));
     }
 
     /// A stream that tells a prepared story; for tests of what reads streams.
     pub fn scripted(prompt_tokens: u32, events: impl IntoIterator<Item = StreamEvent>) -> Self {
         let outbox = Arc::new(Outbox::default());
         outbox.lock().events.extend(events);
-        TokenStream { outbox, prompt_tokens, cancel: None }
+        TokenStream { first: VecDeque::new(), outbox, prompt_tokens, cancel: None }
     }
 
     /// Tokens of the prompt, after the template.
@@ -110,6 +142,9 @@ impl TokenStream {
 
     /// The next event; `None` after the last.
     pub async fn next(&mut self) -> Option<StreamEvent> {
+        if let Some(event) = self.first.pop_front() {
+            return Some(event);
+        }
         loop {
             let notified = self.outbox.notify.notified();
             {
@@ -118,7 +153,9 @@ impl TokenStream {
                     state.bytes = state.bytes.saturating_sub(weight(&event));
                     if matches!(event, StreamEvent::Done(_) | StreamEvent::Failed(_)) {
                         state.ended = true;
-                        self.cancel = None;
+                        if let Some(cancel) = self.cancel.take() {
+                            cancel.disarm();
+                        }
                     }
                     return Some(event);
                 }
@@ -127,14 +164,6 @@ impl TokenStream {
                 }
             }
             notified.await;
-        }
-    }
-}
-
-impl Drop for TokenStream {
-    fn drop(&mut self) {
-        if let Some(cancel) = self.cancel.take() {
-            (cancel.0)();
         }
     }
 }
@@ -255,7 +284,7 @@ mod tests {
         outbox.delta(0, "b", 2, Vec::new()).expect("room");
         outbox.delta(1, "c", 1, Vec::new()).expect("room");
         outbox.close(Ok(Usage::default()));
-        let mut stream = TokenStream::new(outbox, 0, CancelOnDrop(Box::new(|| {})));
+        let mut stream = TokenStream::new(outbox, 0, CancelOnDrop::new(|| {}));
         let delta = |index, text: &str, tokens| {
             Some(StreamEvent::Delta { index, text: text.into(), tokens, logprobs: Vec::new() })
         };
@@ -279,7 +308,7 @@ mod tests {
         let outbox = Arc::new(Outbox::default());
         outbox.close(Ok(Usage::default()));
         outbox.close(Err(RequestFailure { message: "late".into(), kind: FailureKind::ExecutorLost }));
-        let mut stream = TokenStream::new(outbox, 0, CancelOnDrop(Box::new(|| {})));
+        let mut stream = TokenStream::new(outbox, 0, CancelOnDrop::new(|| {}));
         assert_eq!(stream.next().await, Some(StreamEvent::Done(Usage::default())));
         assert_eq!(stream.next().await, None);
     }
@@ -287,7 +316,7 @@ mod tests {
     #[test]
     fn dropping_an_unfinished_stream_cancels_once() {
         let (tell, told) = flume::unbounded();
-        let cancel = CancelOnDrop(Box::new(move || tell.send(()).expect("receiver lives")));
+        let cancel = CancelOnDrop::new(move || tell.send(()).expect("receiver lives"));
         drop(TokenStream::new(Arc::new(Outbox::default()), 0, cancel));
         assert_eq!(told.drain().count(), 1);
     }

@@ -1,6 +1,6 @@
 //! The whole stack below HTTP on the `fake:` executor: real engine thread, real boundary, no weights.
 
-use std::time::Duration;
+use std::{task::Poll, time::Duration};
 
 use weir_runtime::{
     CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason, ModelSpec,
@@ -179,6 +179,45 @@ async fn dropping_a_stream_frees_its_blocks() {
     complete(&engine, text(&engine, "b", "x", 8)).await;
     assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
     assert_eq!(metric(&engine, "weir_kv_blocks_used{").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_that_vanish_while_being_admitted_leave_nothing() {
+    let engine = start(&["fake:step=100us,token=0us"], |_| {}).await;
+    for yields in 0..400 {
+        let submission = text(&engine, "a", "gone", 30_000);
+        let mut submitting = Box::pin(engine.submit(submission));
+        // Drops the caller at each stage of being admitted, the engine thread's answer on its way included.
+        for _ in 0..yields % 40 {
+            if futures_poll_once(submitting.as_mut()).await {
+                break;
+            }
+            std::hint::black_box((0..yields * 50).sum::<u64>());
+        }
+        drop(submitting);
+    }
+    complete(&engine, text(&engine, "b", "x", 8)).await;
+    assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
+    assert_eq!(metric(&engine, "weir_requests_waiting{").await, 0.0);
+}
+
+/// Polls a future once and lets others run; true when it has ended (and its value is dropped).
+async fn futures_poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
+    let ended = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await;
+    tokio::task::yield_now().await;
+    ended
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_prompts_are_echoed_whole_for_every_choice() {
+    let engine = start(&[FAST], |_| {}).await;
+    let prompt = "long ".repeat(4_000);
+    let mut submission = text(&engine, "a", &prompt, 3);
+    submission.echo = true;
+    submission.n = 4;
+    let answer = complete(&engine, submission).await;
+    assert!(answer.end.is_ok());
+    assert!(answer.texts.iter().all(|text| text.starts_with(&prompt) && text.len() > prompt.len()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

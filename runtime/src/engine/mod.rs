@@ -132,7 +132,7 @@ impl Engine {
             inbox_len_max: config.queue_len_max,
             metrics,
             status,
-            secret: secret(config.seed),
+            secret: secret()?,
             seed: config.seed,
             groups: AtomicU64::new(1),
             encoders: Arc::new(Semaphore::new(encoders)),
@@ -225,21 +225,14 @@ impl Engine {
             })
             .collect();
         let outbox = Arc::new(Outbox::default());
-        if let Some(text) = echoed {
-            for choice in 0..submission.n {
-                // A prompt larger than the outbox is larger than any context by far; it was refused above.
-                let _ = outbox.delta(choice, &text, 0, Vec::new());
-            }
-        }
         let prompt_tokens = prompt.len() as u32;
         let work = SubmitWork::Generate { choices, prompt, hashes, chain, outbox: outbox.clone() };
-        self.admit(group, submission.tenant, index, work).await?;
-        let cancel_inbox = self.shared.inbox.clone();
-        let cancel = CancelOnDrop(Box::new(move || {
-            // The engine thread is gone only when every request has ended.
-            let _ = cancel_inbox.send(NodeMessage::Cancel(group));
-        }));
-        Ok(TokenStream::new(outbox, prompt_tokens, cancel))
+        let cancel = self.admit(group, submission.tenant, index, work).await?;
+        let mut stream = TokenStream::new(outbox, prompt_tokens, cancel);
+        if let Some(text) = echoed {
+            stream.echo(&text, submission.n);
+        }
+        Ok(stream)
     }
 
     /// Embeds a list of inputs.
@@ -266,13 +259,9 @@ impl Engine {
         }
         let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
-        self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }).await?;
-        let cancel_inbox = self.shared.inbox.clone();
-        let guard = CancelGuard(Some(Box::new(move || {
-            let _ = cancel_inbox.send(NodeMessage::Cancel(group));
-        })));
+        let cancel = self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }).await?;
         let answer = answer.await;
-        guard.disarm();
+        cancel.disarm();
         let lost = || SubmitError::Internal { message: "The server is shutting down".into() };
         let (vectors, usage) =
             answer.map_err(|_| lost())?.map_err(|failure| SubmitError::Internal { message: failure.message })?;
@@ -294,7 +283,15 @@ impl Engine {
         self.shared.cards.iter().position(|m| m.name == name).ok_or_else(unknown)
     }
 
-    async fn admit(&self, group: GroupId, tenant: TenantId, model: usize, work: SubmitWork) -> Result<(), SubmitError> {
+    /// Sends a request to the engine thread and waits for its word. What is returned cancels the request when dropped,
+    /// as does dropping this future: the inbox keeps their order, and nothing is awaited between the two.
+    async fn admit(
+        &self,
+        group: GroupId,
+        tenant: TenantId,
+        model: usize,
+        work: SubmitWork,
+    ) -> Result<CancelOnDrop, SubmitError> {
         if self.shared.status.is_draining() {
             return Err(SubmitError::Draining);
         }
@@ -307,23 +304,17 @@ impl Engine {
         let submit = Submit { group, tenant, model: ModelId(model as u16), work, accepted };
         let gone = || SubmitError::Internal { message: "The engine has ended".into() };
         self.shared.inbox.send(NodeMessage::Submit(Box::new(submit))).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
-    }
-}
-
-/// Cancels when a waiting caller goes away.
-struct CancelGuard(Option<Box<dyn FnOnce() + Send>>);
-
-impl CancelGuard {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for CancelGuard {
-    fn drop(&mut self) {
-        if let Some(cancel) = self.0.take() {
-            cancel();
+        let inbox = self.shared.inbox.clone();
+        let cancel = CancelOnDrop::new(move || {
+            // The engine thread is gone only when every request has ended.
+            let _ = inbox.send(NodeMessage::Cancel(group));
+        });
+        match answer.await.map_err(|_| gone()).flatten() {
+            Ok(()) => Ok(cancel),
+            Err(error) => {
+                cancel.disarm();
+                Err(error)
+            }
         }
     }
 }
@@ -347,19 +338,9 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
     scheduler
 }
 
-/// The root of every tenant's block names: unknown outside this process, new at each start.
-fn secret(seed: u64) -> [u8; 32] {
-    use std::hash::{BuildHasher, Hasher};
-    // RandomState is keyed by the operating system's randomness, once per process.
-    let mut words = [0u64; 4];
-    for (i, word) in words.iter_mut().enumerate() {
-        let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-        hasher.write_u64(seed ^ i as u64);
-        *word = hasher.finish();
-    }
-    let mut hasher = blake3::Hasher::new();
-    words.iter().for_each(|word| {
-        hasher.update(&word.to_le_bytes());
-    });
-    *hasher.finalize().as_bytes()
+/// The root of every tenant's block names: 256 bits from the operating system, new at each start, unknown outside.
+fn secret() -> Result<[u8; 32], EngineError> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|e| EngineError::Config(format!("the system gives no random bytes: {e}")))?;
+    Ok(secret)
 }
