@@ -1,10 +1,13 @@
 //! The whole stack below HTTP on the `fake:` executor: real engine thread, real boundary, no weights.
 
+mod common;
+
 use std::{task::Poll, time::Duration};
 
+use common::{complete, metric, read};
 use weir_runtime::{
     CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason, ModelSpec,
-    Prompt, SamplingParams, StreamEvent, Submission, SubmitError, TenantSpec, TokenStream, Usage,
+    Prompt, SamplingParams, StreamEvent, Submission, SubmitError, TenantSpec,
 };
 
 async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engine {
@@ -36,51 +39,6 @@ fn text(engine: &Engine, tenant: &str, prompt: &str, max_tokens: u32) -> Submiss
         logprobs: None,
         echo: false,
     }
-}
-
-struct Answer {
-    texts: Vec<String>,
-    reasons: Vec<Option<FinishReason>>,
-    end: Result<Usage, FailureKind>,
-    deltas: usize,
-}
-
-async fn read(mut stream: TokenStream, n: usize) -> Answer {
-    let mut answer =
-        Answer { texts: vec![String::new(); n], reasons: vec![None; n], end: Ok(Usage::default()), deltas: 0 };
-    let mut ended = false;
-    while let Some(event) = stream.next().await {
-        assert!(!ended, "an event after the last");
-        match event {
-            StreamEvent::Delta { index, text, .. } => {
-                answer.texts[index as usize].push_str(&text);
-                answer.deltas += 1;
-            }
-            StreamEvent::Finished { index, reason } => answer.reasons[index as usize] = Some(reason),
-            StreamEvent::Done(usage) => {
-                answer.end = Ok(usage);
-                ended = true;
-            }
-            StreamEvent::Failed(failure) => {
-                answer.end = Err(failure.kind);
-                ended = true;
-            }
-        }
-    }
-    assert!(ended, "a stream without an end");
-    answer
-}
-
-async fn complete(engine: &Engine, submission: Submission) -> Answer {
-    let n = submission.n as usize;
-    read(engine.submit(submission).await.expect("accepted"), n).await
-}
-
-/// The value of a metric line that begins with `name`.
-async fn metric(engine: &Engine, name: &str) -> f64 {
-    let text = engine.metrics_text().await;
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"));
-    line.rsplit(' ').next().expect("value").parse().expect("number")
 }
 
 const FAST: &str = "fake:step=200us,token=1us";

@@ -281,7 +281,8 @@ fn half_precision_folders_load() {
 /// Sequences at all stages of life: (context before the step, tokens of the step).
 const STAGES: [(usize, usize); 7] = [(0, 40), (37, 1), (64, 1), (5, 60), (31, 1), (0, 1), (90, 33)];
 
-fn models_to_batch() -> Vec<(tempfile::TempDir, &'static str)> {
+/// A model of each sort, in folders that go with them.
+pub fn models_to_batch() -> Vec<(tempfile::TempDir, &'static str)> {
     let quantised = Tiny { hidden: 256, intermediate: 256, head_dim: 64, tied: true, ..Tiny::default() };
     let written = |architecture: &'static str, tiny: Tiny, dtype| {
         let folder = tempfile::tempdir().unwrap();

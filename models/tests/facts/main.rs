@@ -1,6 +1,7 @@
 //! Facts about models: what files may do, what a forward pass computes, what text becomes.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod boundaries;
 mod decoders;
 mod encoders;
 mod headers;

@@ -8,7 +8,7 @@ use weir_kernels::Pool;
 use weir_models::{Bert, KvStore, Llama, Model, ModelSource, Row};
 
 /// The folder of a real model; `None` where none were promised.
-fn model(name: &str) -> Option<PathBuf> {
+pub fn model(name: &str) -> Option<PathBuf> {
     let folder = PathBuf::from(std::env::var_os("WEIR_TEST_MODELS")?).join(name);
     assert!(folder.is_dir(), "WEIR_TEST_MODELS is set, so {} must be there", folder.display());
     Some(folder)
@@ -35,6 +35,11 @@ struct Ids {
 struct Encoded {
     text: String,
     ids: Vec<u32>,
+}
+
+/// The ids of the fixture's chats.
+pub fn chats() -> Vec<Vec<u32>> {
+    fixture::<Ids>("smollm2-ids.json").chats.into_iter().map(|chat| chat.ids).collect()
 }
 
 #[test]
