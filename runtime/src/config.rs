@@ -92,14 +92,23 @@ pub enum ModelLocation {
     Fake(FakeCost),
 }
 
-/// What a fake model's step costs.
+/// What a fake model's step costs, and what shape it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FakeCost {
     /// Time of every step.
     pub step: Duration,
     /// Time of every new token in it.
     pub token: Duration,
+    /// Bytes of text that a drawn letter stands for.
+    pub text: u32,
+    /// Positions in its KV cache.
+    pub kv: u32,
 }
+
+/// Longest text of a fake token: more than any real one has.
+const FAKE_TEXT_MAX: u32 = 1 << 10;
+/// Most positions of a fake KV cache; the scheduler keeps a few bytes for each block of 32.
+const FAKE_KV_MAX: u32 = 64 << 20;
 
 /// A tenant as the engine knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,17 +200,31 @@ impl FromStr for ModelSpec {
 }
 
 impl FakeCost {
-    /// Parses `fake:step=4ms,token=20us`; what is missing takes 4 ms and 20 us.
+    /// Parses `fake:KEY=VALUE,...`. What is missing has the value shown:
+    ///
+    /// * `step=4ms`: the time of every step;
+    /// * `token=20us`: the time of every new token in it;
+    /// * `text=1B`: how many bytes of text a drawn letter stands for, at most 1 KiB, so that long outputs take few steps;
+    /// * `kv=512K`: positions in the KV cache, in `K` (2^10) or `M` (2^20), at most 64M.
     fn parse(text: &str) -> Result<Self, String> {
-        let mut cost = FakeCost { step: Duration::from_millis(4), token: Duration::from_micros(20) };
+        let mut cost =
+            FakeCost { step: Duration::from_millis(4), token: Duration::from_micros(20), text: 1, kv: 512 << 10 };
         let list = text.strip_prefix("fake").unwrap_or(text).trim_start_matches(':');
         for part in list.split(',').filter(|p| !p.is_empty()) {
-            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=TIME"))?;
-            let time = parse_duration(value).ok_or_else(|| format!("`{value}` is not a time such as 4ms or 20us"))?;
+            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+            let time = || parse_duration(value).ok_or_else(|| format!("`{value}` is not a time such as 4ms or 20us"));
+            let amount = |units: &[(&str, u32)], max: u32, example: &str| {
+                let known = units.iter().find_map(|(unit, scale)| Some((value.strip_suffix(unit)?, scale)));
+                let amount = known.and_then(|(number, scale)| number.parse::<u32>().ok()?.checked_mul(*scale));
+                let fits = amount.filter(|amount| (1..=max).contains(amount));
+                fits.ok_or_else(|| format!("`{value}` is not {key} such as {example}, or too much"))
+            };
             match key {
-                "step" => cost.step = time,
-                "token" => cost.token = time,
-                _ => return Err(format!("unknown key `{key}`: use step and token")),
+                "step" => cost.step = time()?,
+                "token" => cost.token = time()?,
+                "text" => cost.text = amount(&[("KiB", 1 << 10), ("B", 1)], FAKE_TEXT_MAX, "16B or 1KiB")?,
+                "kv" => cost.kv = amount(&[("K", 1 << 10), ("M", 1 << 20)], FAKE_KV_MAX, "512K or 8M")?,
+                _ => return Err(format!("unknown key `{key}`: use step, token, text and kv")),
             }
         }
         Ok(cost)
@@ -258,14 +281,28 @@ mod tests {
     fn fake_costs_are_read() {
         let ModelLocation::Fake(cost) = spec("f=fake:step=1.5ms,token=7us").source else { panic!("fake") };
         assert_eq!((cost.step, cost.token), (Duration::from_micros(1500), Duration::from_micros(7)));
+        assert_eq!((cost.text, cost.kv), (1, 512 << 10));
         assert_eq!(spec("fake:step=1ms").name, "fake");
+        let ModelLocation::Fake(cost) = spec("fake:text=1KiB,kv=8M").source else { panic!("fake") };
+        assert_eq!((cost.text, cost.kv), (1024, 8 << 20));
     }
 
     #[test]
     fn nonsense_is_refused_by_name() {
-        for bad in
-            ["", "name=", "fake:step=fast", "fake:speed=1ms", "no/such/thing", "missing.gguf", "a b=org/m", "../x"]
-        {
+        for bad in [
+            "",
+            "name=",
+            "fake:step=fast",
+            "fake:speed=1ms",
+            "fake:text=2KiB",
+            "fake:text=0B",
+            "fake:kv=1",
+            "fake:kv=65M",
+            "no/such/thing",
+            "missing.gguf",
+            "a b=org/m",
+            "../x",
+        ] {
             assert!(bad.parse::<ModelSpec>().is_err(), "{bad} was accepted");
         }
     }

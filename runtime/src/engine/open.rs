@@ -54,7 +54,7 @@ impl OpenedModel {
 pub(super) fn open_model(spec: &ModelSpec) -> Result<OpenedModel, EngineError> {
     match &spec.source {
         ModelLocation::Fake(cost) => {
-            let codec = Codec::bytes().map_err(|e| model_error(spec, Path::new("fake"), e))?;
+            let codec = Codec::bytes(cost.text).map_err(|e| model_error(spec, Path::new("fake"), e))?;
             let card = ModelCard {
                 name: spec.name.clone(),
                 generates: true,

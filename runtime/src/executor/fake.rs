@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use weir_scheduler::BLOCK_LEN;
+
 use super::{
     sequence::Sequences,
     wire::{Batch, BatchRow, RowResult},
@@ -16,8 +18,6 @@ use crate::{codec::BYTES_VOCABULARY, config::FakeCost, sampler::mix};
 pub(crate) const FAKE_EMBEDDING_DIM: u32 = 384;
 /// Context of a fake model.
 pub(crate) const FAKE_CONTEXT_LEN: u32 = 32_768;
-/// KV blocks it pretends to have.
-const FAKE_BLOCKS: u32 = 16_384;
 /// Ids before the drawn one that its logits depend on.
 const MEMORY: usize = 8;
 
@@ -36,7 +36,7 @@ impl FakeModel {
     }
 
     pub(crate) fn blocks(&self) -> u32 {
-        FAKE_BLOCKS
+        (self.cost.kv / BLOCK_LEN).max(1)
     }
 
     pub(crate) fn tokens_max(&self) -> u32 {
