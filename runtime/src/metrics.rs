@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 use weir_scheduler::{DeviceId, Nanos, Scheduler};
 
-use crate::{node::NodeModel, submission::Usage};
+use crate::{node::NodeModel, stream::Outbox, submission::Usage};
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,6 +111,11 @@ pub(crate) struct Metrics {
     step_time: Family<ModelLabel, Histogram>,
     step_rows: Family<ModelLabel, Histogram>,
     step_tokens: Family<ModelLabel, Histogram>,
+    requests_live: Gauge,
+    inbox: Gauge,
+    encoding: Gauge,
+    outboxes: Gauge,
+    outbox_bytes: Gauge,
 }
 
 const LATENCY_BUCKETS: [f64; 16] =
@@ -174,6 +179,16 @@ impl Metrics {
         registry.register("step_rows", "Rows of a step", step_rows.clone());
         let step_tokens = Family::<ModelLabel, Histogram>::new_with_constructor(count);
         registry.register("step_tokens", "Tokens of a step", step_tokens.clone());
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let requests_live = gauge("requests_live", "Requests the engine thread holds, waiting, running or ending");
+        let inbox = gauge("inbox_requests", "Requests on their way to the engine thread");
+        let encoding = gauge("encoders_busy", "Prompts being tokenised");
+        let outboxes = gauge("outboxes", "Streams whose reader has not left");
+        let outbox_bytes = gauge("outbox_bytes", "Unread text and log-probabilities of all streams");
         for outcome in [Outcome::Completed, Outcome::Cancelled, Outcome::Failed, Outcome::Rejected, Outcome::Canary] {
             drop(requests.get_or_create(&OutcomeLabel { outcome }));
         }
@@ -202,7 +217,28 @@ impl Metrics {
             step_time,
             step_rows,
             step_tokens,
+            requests_live,
+            inbox,
+            encoding,
+            outboxes,
+            outbox_bytes,
         }
+    }
+
+    /// An outbox that is counted here for as long as it lives.
+    pub(crate) fn outbox(&self) -> Outbox {
+        Outbox::new(self.outboxes.clone(), self.outbox_bytes.clone())
+    }
+
+    /// What is counted on the callers' side of the engine thread.
+    pub(crate) fn observe_callers(&self, inbox: u32, encoding: usize) {
+        self.inbox.set(i64::from(inbox));
+        self.encoding.set(encoding as i64);
+    }
+
+    /// Requests the engine thread knows of, canaries included.
+    pub(crate) fn requests_live(&self, requests: usize) {
+        self.requests_live.set(requests as i64);
     }
 
     /// The whole registry as Prometheus text.

@@ -96,6 +96,11 @@ impl Status {
         entered
     }
 
+    /// Requests in the inbox.
+    pub(crate) fn inbox_len(&self) -> u32 {
+        self.inbox_len.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn left_inbox(&self) {
         self.inbox_len.fetch_sub(1, Ordering::Relaxed);
     }

@@ -1,20 +1,38 @@
 //! What a request's reader sees. The writer (the engine thread) never waits: text is coalesced in a bounded outbox, so
 //! a slow reader costs at most [`OUTBOX_BYTES_MAX`] and holds neither KV blocks nor a step.
+//!
+//! Text is kept in deltas of at most [`DELTA_BYTES_MAX`], so that what a reader takes at once is bounded, too: what it
+//! makes of a delta is all that it holds besides the outbox. Unread text of a choice is joined to that choice's last
+//! delta even where other choices wrote in between, since the order between choices means nothing.
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
 };
 
-use tokio::sync::Notify;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::{
     error::{FailureKind, RequestFailure},
     submission::Usage,
 };
 
-/// Unread bytes a request may have; beyond it the request fails as [`FailureKind::SlowReader`].
-pub const OUTBOX_BYTES_MAX: usize = 64 << 10;
+/// Unread text a request may have, with what it takes to keep it; beyond it the request fails as
+/// [`FailureKind::SlowReader`]. Half of the 64 KiB that a stream may cost in all: the rest is for what was taken out and
+/// not yet sent, and for the connection's own buffers.
+pub const OUTBOX_BYTES_MAX: usize = 32 << 10;
+/// The same for log-probabilities, which are few hundred times the size of their token: with 20 alternatives it is the
+/// last 50 tokens or so, which a reader that is not slow takes long before.
+pub(crate) const OUTBOX_LOGPROBS_BYTES_MAX: usize = 128 << 10;
+/// Text and log-probabilities that are joined into one delta. A single token may bring more.
+pub(crate) const DELTA_BYTES_MAX: usize = 2 << 10;
+/// How far back a choice's last delta is looked for; with the eight choices a request may have it is at most that far,
+/// or full.
+const JOIN_REACH: usize = 16;
+/// What the allocator adds to a small piece of memory, about.
+const ALLOCATION: usize = 16;
 
 /// One thing that happened to a request. Exactly one `Done` or `Failed` comes, and it comes last.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,7 +96,7 @@ pub struct TopLogprob {
 #[derive(Debug)]
 pub struct TokenStream {
     /// What comes before anything the engine writes; the caller's own text, so it does not count against the outbox.
-    first: VecDeque<StreamEvent>,
+    echo: Option<Echo>,
     outbox: Arc<Outbox>,
     prompt_tokens: u32,
     cancel: Option<CancelOnDrop>,
@@ -115,24 +133,19 @@ impl std::fmt::Debug for CancelOnDrop {
 
 impl TokenStream {
     pub(crate) fn new(outbox: Arc<Outbox>, prompt_tokens: u32, cancel: CancelOnDrop) -> Self {
-        TokenStream { first: VecDeque::new(), outbox, prompt_tokens, cancel: Some(cancel) }
+        TokenStream { echo: None, outbox, prompt_tokens, cancel: Some(cancel) }
     }
 
     /// Puts a text before that of each of `n` choices.
-    pub(crate) fn echo(&mut self, text: &str, n: u32) {
-        self.first.extend((0..n).map(|index| StreamEvent::Delta {
-            index,
-            text: text.to_owned(),
-            tokens: 0,
-            logprobs: Vec::new(),
-        }));
+    pub(crate) fn echo(&mut self, text: String, n: u32) {
+        self.echo = Some(Echo { text, n, index: 0, at: 0 }).filter(|echo| n > 0 && !echo.text.is_empty());
     }
 
     /// A stream that tells a prepared story; for tests of what reads streams.
     pub fn scripted(prompt_tokens: u32, events: impl IntoIterator<Item = StreamEvent>) -> Self {
         let outbox = Arc::new(Outbox::default());
         outbox.lock().events.extend(events);
-        TokenStream { first: VecDeque::new(), outbox, prompt_tokens, cancel: None }
+        TokenStream { echo: None, outbox, prompt_tokens, cancel: None }
     }
 
     /// Tokens of the prompt, after the template.
@@ -142,29 +155,62 @@ impl TokenStream {
 
     /// The next event; `None` after the last.
     pub async fn next(&mut self) -> Option<StreamEvent> {
-        if let Some(event) = self.first.pop_front() {
-            return Some(event);
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The next event, if there is one; else the task is woken when there is.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
+        if let Some(echo) = &mut self.echo {
+            let piece = echo.next();
+            if echo.index == echo.n {
+                self.echo = None;
+            }
+            return Poll::Ready(Some(piece));
         }
-        loop {
-            let notified = self.outbox.notify.notified();
-            {
-                let mut state = self.outbox.lock();
-                if let Some(event) = state.events.pop_front() {
-                    state.bytes = state.bytes.saturating_sub(weight(&event));
-                    if matches!(event, StreamEvent::Done(_) | StreamEvent::Failed(_)) {
-                        state.ended = true;
-                        if let Some(cancel) = self.cancel.take() {
-                            cancel.disarm();
-                        }
-                    }
-                    return Some(event);
-                }
-                if state.ended || state.closed {
-                    return None;
+        let mut state = self.outbox.lock();
+        if let Some(event) = state.events.pop_front() {
+            let weight = weight(&event);
+            state.forget(weight, &self.outbox.bytes);
+            if matches!(event, StreamEvent::Done(_) | StreamEvent::Failed(_)) {
+                state.ended = true;
+                if let Some(cancel) = self.cancel.take() {
+                    cancel.disarm();
                 }
             }
-            notified.await;
+            return Poll::Ready(Some(event));
         }
+        if state.ended || state.closed {
+            return Poll::Ready(None);
+        }
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            None => state.reader = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+/// A text that each choice begins with, kept once and told in pieces.
+#[derive(Debug)]
+struct Echo {
+    text: String,
+    n: u32,
+    /// Where the next piece is from.
+    index: u32,
+    at: usize,
+}
+
+impl Echo {
+    fn next(&mut self) -> StreamEvent {
+        let rest = &self.text[self.at..];
+        let end = rest.floor_char_boundary(DELTA_BYTES_MAX);
+        let event =
+            StreamEvent::Delta { index: self.index, text: rest[..end].to_owned(), tokens: 0, logprobs: Vec::new() };
+        self.at += end;
+        if self.at == self.text.len() {
+            (self.index, self.at) = (self.index + 1, 0);
+        }
+        event
     }
 }
 
@@ -172,30 +218,62 @@ impl TokenStream {
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     state: Mutex<OutboxState>,
-    notify: Notify,
+    /// Outboxes there are.
+    live: Gauge,
+    /// Unread bytes in all of them.
+    bytes: Gauge,
 }
 
 #[derive(Debug, Default)]
 struct OutboxState {
     events: VecDeque<StreamEvent>,
-    /// Unread bytes, as [`weight`] counts them.
-    bytes: usize,
+    /// What is unread, as [`weight`] counts it.
+    unread: Weight,
+    /// Who waits for the next event.
+    reader: Option<Waker>,
     /// The last event was read.
     ended: bool,
     /// The last event was written.
     closed: bool,
 }
 
-/// The reader left more than [`OUTBOX_BYTES_MAX`] unread.
+impl OutboxState {
+    fn forget(&mut self, read: Weight, bytes: &Gauge) {
+        let before = self.unread;
+        self.unread.text = before.text.saturating_sub(read.text);
+        self.unread.logprobs = before.logprobs.saturating_sub(read.logprobs);
+        bytes.dec_by((before.sum() - self.unread.sum()) as i64);
+    }
+}
+
+/// The reader left more unread than an outbox holds.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OutboxFull;
 
 impl Outbox {
+    /// An outbox that is counted.
+    pub(crate) fn new(live: Gauge, bytes: Gauge) -> Self {
+        live.inc();
+        Outbox { state: Mutex::default(), live, bytes }
+    }
+
     fn lock(&self) -> MutexGuard<'_, OutboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds text to a choice, joining it to the last delta where that is unread and of the same choice.
+    /// Changes the state, then wakes the reader, outside the lock.
+    fn write<T>(&self, change: impl FnOnce(&mut OutboxState) -> T) -> T {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        result
+    }
+
+    /// Adds text to a choice, joining it to the choice's last delta where that is unread and not full.
     pub(crate) fn delta(
         &self,
         index: u32,
@@ -203,74 +281,114 @@ impl Outbox {
         tokens: u32,
         logprobs: Vec<TokenLogprob>,
     ) -> Result<(), OutboxFull> {
-        let mut state = self.lock();
-        if state.closed {
-            return Ok(());
-        }
-        let event = StreamEvent::Delta { index, text: String::new(), tokens, logprobs };
-        let added = text.len() + weight(&event);
-        if state.bytes + added > OUTBOX_BYTES_MAX {
-            return Err(OutboxFull);
-        }
-        let StreamEvent::Delta { logprobs, .. } = event else { return Ok(()) };
-        match state.events.back_mut() {
-            Some(StreamEvent::Delta { index: last, text: unread, tokens: count, logprobs: list }) if *last == index => {
-                unread.push_str(text);
-                *count = tokens;
-                list.extend(logprobs);
-                state.bytes += added;
+        self.write(|state| {
+            if state.closed {
+                return Ok(());
             }
-            _ => {
-                state.events.push_back(StreamEvent::Delta { index, text: text.to_owned(), tokens, logprobs });
-                state.bytes += added;
+            let added = Weight { text: text.len(), logprobs: logprobs_weight(&logprobs) };
+            let of_choice = |event: &&mut StreamEvent| match event {
+                StreamEvent::Delta { index: of, .. } | StreamEvent::Finished { index: of, .. } => *of == index,
+                StreamEvent::Done(_) | StreamEvent::Failed(_) => true,
+            };
+            let last = state.events.iter_mut().rev().take(JOIN_REACH).find(of_choice);
+            let joined = last.filter(|event| weight(event).sum() + added.sum() <= DELTA_BYTES_MAX);
+            let added = match joined {
+                Some(StreamEvent::Delta { .. }) => added,
+                _ => Weight { text: added.text + EVENT, ..added },
+            };
+            let sum = Weight { text: state.unread.text + added.text, logprobs: state.unread.logprobs + added.logprobs };
+            if sum.text > OUTBOX_BYTES_MAX || sum.logprobs > OUTBOX_LOGPROBS_BYTES_MAX {
+                return Err(OutboxFull);
             }
-        }
-        drop(state);
-        self.notify.notify_one();
-        Ok(())
+            match joined {
+                Some(StreamEvent::Delta { text: unread, tokens: count, logprobs: list, .. }) => {
+                    let len = unread.len() + text.len();
+                    if len > unread.capacity() {
+                        // Doubled, as always, but never beyond what a delta may hold.
+                        unread.reserve_exact((2 * len).min(DELTA_BYTES_MAX).max(len) - unread.len());
+                    }
+                    unread.push_str(text);
+                    *count = tokens;
+                    list.extend(logprobs);
+                }
+                _ => state.events.push_back(StreamEvent::Delta { index, text: text.to_owned(), tokens, logprobs }),
+            }
+            state.unread = sum;
+            self.bytes.inc_by(added.sum() as i64);
+            Ok(())
+        })
     }
 
     /// Ends one choice.
     pub(crate) fn finished(&self, index: u32, reason: FinishReason) {
-        let mut state = self.lock();
-        if !state.closed {
-            state.events.push_back(StreamEvent::Finished { index, reason });
-        }
-        drop(state);
-        self.notify.notify_one();
+        self.write(|state| {
+            if !state.closed {
+                state.events.push_back(StreamEvent::Finished { index, reason });
+            }
+        });
     }
 
     /// Writes the terminal event; later calls change nothing.
     pub(crate) fn close(&self, end: Result<Usage, RequestFailure>) {
-        let mut state = self.lock();
-        if !state.closed {
-            state.closed = true;
+        self.write(|state| {
+            if std::mem::replace(&mut state.closed, true) {
+                return;
+            }
             match end {
                 Ok(usage) => state.events.push_back(StreamEvent::Done(usage)),
                 Err(failure) => {
                     // A reader that is too slow has been told too much already: it gets the reason only.
                     if failure.kind == FailureKind::SlowReader {
-                        state.events.clear();
-                        state.bytes = 0;
+                        state.events = VecDeque::new();
+                        state.forget(state.unread, &self.bytes);
                     }
                     state.events.push_back(StreamEvent::Failed(failure));
                 }
             }
-        }
-        drop(state);
-        self.notify.notify_one();
+        });
     }
 }
 
-/// What an event counts against the outbox: its text, and each delta and log-probability with its overhead.
-fn weight(event: &StreamEvent) -> usize {
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.bytes.dec_by(state.unread.sum() as i64);
+        self.live.dec();
+    }
+}
+
+/// Bytes that something takes in an outbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Weight {
+    text: usize,
+    logprobs: usize,
+}
+
+impl Weight {
+    fn sum(self) -> usize {
+        self.text + self.logprobs
+    }
+}
+
+/// What a delta takes besides its text.
+const EVENT: usize = size_of::<StreamEvent>() + ALLOCATION;
+
+fn weight(event: &StreamEvent) -> Weight {
     match event {
         StreamEvent::Delta { text, logprobs, .. } => {
-            let entries: usize = logprobs.iter().map(|l| 1 + l.top.len()).sum();
-            text.len() + entries * 24
+            Weight { text: EVENT + text.len(), logprobs: logprobs_weight(logprobs) }
         }
-        _ => 0,
+        // As many as there are choices, and one.
+        _ => Weight::default(),
     }
+}
+
+fn logprobs_weight(logprobs: &[TokenLogprob]) -> usize {
+    let one = |top: &TopLogprob| size_of::<TopLogprob>() + top.token.len() + top.bytes.len() + 2 * ALLOCATION;
+    let of_token = |token: &TokenLogprob| {
+        size_of::<TokenLogprob>() + ALLOCATION + one(&token.chosen) + token.top.iter().map(one).sum::<usize>()
+    };
+    logprobs.iter().map(of_token).sum()
 }
 
 #[cfg(test)]
@@ -294,13 +412,101 @@ mod tests {
         assert_eq!(stream.next().await, None);
     }
 
+    fn delta(index: u32, text: &str, tokens: u32) -> StreamEvent {
+        StreamEvent::Delta { index, text: text.into(), tokens, logprobs: Vec::new() }
+    }
+
+    /// Everything unread.
+    fn unread(outbox: &Outbox) -> Vec<StreamEvent> {
+        outbox.lock().events.iter().cloned().collect()
+    }
+
     #[test]
-    fn outbox_refuses_more_than_its_bound() {
+    fn choices_that_take_turns_are_joined_each_to_itself() {
         let outbox = Outbox::default();
-        let page = "x".repeat(OUTBOX_BYTES_MAX / 2);
-        assert_eq!(outbox.delta(0, &page, 1, Vec::new()), Ok(()));
-        assert_eq!(outbox.delta(0, &page, 2, Vec::new()), Ok(()));
-        assert_eq!(outbox.delta(0, "y", 3, Vec::new()), Err(OutboxFull));
+        for tokens in 1..=3 {
+            outbox.delta(0, "a", tokens, Vec::new()).expect("room");
+            outbox.delta(1, "b", tokens, Vec::new()).expect("room");
+        }
+        outbox.finished(0, FinishReason::Length);
+        outbox.delta(1, "c", 4, Vec::new()).expect("room");
+        let end = StreamEvent::Finished { index: 0, reason: FinishReason::Length };
+        assert_eq!(unread(&outbox), [delta(0, "aaa", 3), delta(1, "bbbc", 4), end]);
+    }
+
+    #[test]
+    fn outbox_refuses_more_than_its_bound_and_never_holds_more() {
+        for (choices, piece) in [(1, 1), (1, 700), (8, 1), (8, 1024), (1, DELTA_BYTES_MAX)] {
+            let (live, bytes) = (Gauge::default(), Gauge::default());
+            let outbox = Outbox::new(live.clone(), bytes.clone());
+            let text = "x".repeat(piece);
+            let mut written = 0;
+            while outbox.delta(written % choices, &text, written, Vec::new()).is_ok() {
+                written += 1;
+                assert!((written as usize) < OUTBOX_BYTES_MAX, "no bound");
+            }
+            let held: usize = unread(&outbox)
+                .iter()
+                .map(|event| match event {
+                    StreamEvent::Delta { text, .. } => {
+                        assert!(text.len() <= DELTA_BYTES_MAX, "a delta of {} bytes", text.len());
+                        size_of::<StreamEvent>() + text.len()
+                    }
+                    _ => 0,
+                })
+                .sum();
+            assert!(held <= OUTBOX_BYTES_MAX, "{choices} choices hold {held} bytes in pieces of {piece}");
+            assert!(
+                written as usize * piece > OUTBOX_BYTES_MAX * 2 / 5,
+                "{choices} choices, pieces of {piece}: {written}"
+            );
+            assert_eq!((live.get(), bytes.get() as usize <= OUTBOX_BYTES_MAX), (1, true));
+            outbox.close(Err(RequestFailure { message: "slow".into(), kind: FailureKind::SlowReader }));
+            assert_eq!((unread(&outbox).len(), bytes.get()), (1, 0));
+            drop(outbox);
+            assert_eq!(live.get(), 0);
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_weighed_as_what_they_take() {
+        let one = |token: &str| TopLogprob { token: token.into(), bytes: token.into(), logprob: -1.0 };
+        let token = || TokenLogprob { chosen: one("ab"), top: vec![one("cd"); 20], text_offset: 0 };
+        let outbox = Outbox::default();
+        let written = (0u32..).take_while(|&count| outbox.delta(0, "ab", count, vec![token()]).is_ok()).count();
+        assert!((40..80).contains(&written), "{written}");
+        assert_eq!(unread(&outbox).len(), written, "two tokens of this size are not one delta");
+    }
+
+    #[tokio::test]
+    async fn an_echo_is_told_in_pieces_before_each_choice() {
+        let prompt = "é".repeat(DELTA_BYTES_MAX);
+        let outbox = Arc::new(Outbox::default());
+        outbox.delta(0, "text", 1, Vec::new()).expect("room");
+        outbox.close(Ok(Usage::default()));
+        let mut stream = TokenStream::new(outbox, 0, CancelOnDrop::new(|| {}));
+        stream.echo(prompt.clone(), 2);
+        let mut texts = [String::new(), String::new()];
+        while let Some(event) = stream.next().await {
+            if let StreamEvent::Delta { index, text, .. } = event {
+                assert!(text.len() <= DELTA_BYTES_MAX);
+                texts[index as usize].push_str(&text);
+            }
+        }
+        assert_eq!(texts, [format!("{prompt}text"), prompt]);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_waits_is_woken() {
+        let outbox = Arc::new(Outbox::default());
+        let mut stream = TokenStream::new(outbox.clone(), 0, CancelOnDrop::new(|| {}));
+        let reader = tokio::spawn(async move { (stream.next().await, stream.next().await) });
+        tokio::task::yield_now().await;
+        outbox.delta(0, "a", 1, Vec::new()).expect("room");
+        tokio::task::yield_now().await;
+        outbox.close(Ok(Usage::default()));
+        let got = reader.await.expect("read");
+        assert_eq!(got, (Some(delta(0, "a", 1)), Some(StreamEvent::Done(Usage::default()))));
     }
 
     #[tokio::test]

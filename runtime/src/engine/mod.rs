@@ -27,7 +27,7 @@ use crate::{
         hash::{BlockChain, ChainSalt},
     },
     config::{EngineConfig, TenantSpec},
-    error::{EngineError, NotReady, SubmitError},
+    error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
     executor::wire::Load,
     metrics::{Metrics, Outcome},
     node::{
@@ -37,7 +37,7 @@ use crate::{
     },
     sampler::mix,
     status::Status,
-    stream::{CancelOnDrop, Outbox, TokenStream},
+    stream::{CancelOnDrop, TokenStream},
     submission::{EmbedSubmission, Embeddings, Prompt, Submission},
 };
 
@@ -67,6 +67,7 @@ struct Shared {
     groups: AtomicU64,
     /// Conversations and texts being encoded; more wait, so that a burst of long prompts cannot take every core.
     encoders: Arc<Semaphore>,
+    encoders_max: usize,
 }
 
 /// A model on the callers' side.
@@ -136,6 +137,7 @@ impl Engine {
             seed: config.seed,
             groups: AtomicU64::new(1),
             encoders: Arc::new(Semaphore::new(encoders)),
+            encoders_max: encoders,
         };
         Ok(Engine { shared: Arc::new(shared) })
     }
@@ -181,6 +183,8 @@ impl Engine {
         if self.shared.inbox.send(NodeMessage::Observe(observed)).is_ok() {
             let _ = tokio::time::timeout(METRICS_WAIT_MAX, fresh).await;
         }
+        let encoding = self.shared.encoders_max - self.shared.encoders.available_permits();
+        self.shared.metrics.observe_callers(self.shared.status.inbox_len(), encoding);
         self.shared.metrics.text()
     }
 
@@ -224,13 +228,13 @@ impl Engine {
                 }
             })
             .collect();
-        let outbox = Arc::new(Outbox::default());
+        let outbox = Arc::new(self.shared.metrics.outbox());
         let prompt_tokens = prompt.len() as u32;
         let work = SubmitWork::Generate { choices, prompt, hashes, chain, outbox: outbox.clone() };
         let cancel = self.admit(group, submission.tenant, index, work).await?;
         let mut stream = TokenStream::new(outbox, prompt_tokens, cancel);
         if let Some(text) = echoed {
-            stream.echo(&text, submission.n);
+            stream.echo(text, submission.n);
         }
         Ok(stream)
     }
@@ -263,8 +267,11 @@ impl Engine {
         let answer = answer.await;
         cancel.disarm();
         let lost = || SubmitError::Internal { message: "The server is shutting down".into() };
-        let (vectors, usage) =
-            answer.map_err(|_| lost())?.map_err(|failure| SubmitError::Internal { message: failure.message })?;
+        let failed = |failure: RequestFailure| match failure.kind {
+            FailureKind::Draining => SubmitError::Draining,
+            _ => SubmitError::Internal { message: failure.message },
+        };
+        let (vectors, usage) = answer.map_err(|_| lost())?.map_err(failed)?;
         Ok(Embeddings { vectors, usage })
     }
 

@@ -192,6 +192,7 @@ impl Node {
                 }
             }
             NodeMessage::Observe(observed) => {
+                self.metrics.requests_live(self.groups.len());
                 self.metrics.observe(&self.scheduler, self.now(), &self.models, self.devices.len());
                 let _ = observed.send(());
             }
