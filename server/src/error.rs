@@ -46,6 +46,15 @@ pub enum ApiError {
     /// The route exists, the method does not. 405.
     #[error("Not allowed: {0}")]
     MethodNotAllowed(String),
+    /// The head is not HTTP. 400.
+    #[error("The request is not well-formed HTTP/1.1.")]
+    HeadUnreadable,
+    /// The head did not arrive in time. 408.
+    #[error("The request did not arrive in time.")]
+    HeadTooSlow,
+    /// The head is over the cap. 431.
+    #[error("The request's headers are larger than {0} bytes, or too many.")]
+    HeadTooLarge(usize),
     /// The body did not arrive in time. 408.
     #[error("The request body did not arrive in time.")]
     BodyTooSlow,
@@ -134,6 +143,11 @@ impl ApiError {
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, REQUEST, "model_not_found"),
             ApiError::UnknownRoute(_) => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             ApiError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
+            ApiError::HeadUnreadable => (StatusCode::BAD_REQUEST, REQUEST, "invalid_http"),
+            ApiError::HeadTooSlow => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
+            ApiError::HeadTooLarge(_) => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, REQUEST, "request_header_too_large")
+            }
             ApiError::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
             ApiError::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "request_too_large"),
             ApiError::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, "unsupported_content_encoding"),
@@ -277,6 +291,9 @@ mod tests {
             (ApiError::UnknownModel("x".into()), 404, "invalid_request_error", "model_not_found"),
             (ApiError::UnknownRoute("GET /".into()), 404, "invalid_request_error", "unknown_url"),
             (ApiError::MethodNotAllowed("PUT /".into()), 405, "invalid_request_error", "method_not_allowed"),
+            (ApiError::HeadUnreadable, 400, "invalid_request_error", "invalid_http"),
+            (ApiError::HeadTooSlow, 408, "invalid_request_error", "request_timeout"),
+            (ApiError::HeadTooLarge(1), 431, "invalid_request_error", "request_header_too_large"),
             (ApiError::BodyTooSlow, 408, "invalid_request_error", "request_timeout"),
             (ApiError::BodyTooLarge(1), 413, "invalid_request_error", "request_too_large"),
             (ApiError::Encoded, 415, "invalid_request_error", "unsupported_content_encoding"),

@@ -4,6 +4,11 @@
 //! submission of its own; here their events are renumbered and their usage is added up, so that the request still has
 //! exactly one end.
 
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
+
 use tokio::{sync::mpsc, task::JoinSet};
 use weir_runtime::{StreamEvent, TokenStream, Usage};
 
@@ -62,20 +67,25 @@ impl Choices {
 
     /// The next event; the first failure of any prompt ends all.
     pub(super) async fn next(&mut self) -> Option<StreamEvent> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// The next event, if there is one; else the task is woken when there is.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
         let (events, open, usage) = match self {
-            Choices::One(stream) => return stream.next().await,
+            Choices::One(stream) => return stream.poll_next(context),
             Choices::Many { events, open, usage, .. } => (events, open, usage),
         };
         loop {
-            match events.recv().await? {
-                StreamEvent::Done(part) => {
+            match ready!(events.poll_recv(context)) {
+                Some(StreamEvent::Done(part)) => {
                     add(usage, part);
                     *open -= 1;
                     if *open == 0 {
-                        return Some(StreamEvent::Done(*usage));
+                        return Poll::Ready(Some(StreamEvent::Done(*usage)));
                     }
                 }
-                event => return Some(event),
+                event => return Poll::Ready(event),
             }
         }
     }

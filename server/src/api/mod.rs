@@ -29,11 +29,12 @@ use axum::{
     routing::{get, post},
 };
 use sha2::{Digest, Sha256};
-use weir_runtime::{Engine, ModelCard};
+use weir_runtime::{Engine, ModelCard, SubmitError};
 
 use crate::{
     auth::{Caller, KeyRing},
     error::{ApiError, excerpt},
+    http::Connections,
     openapi,
 };
 pub use id::RequestId;
@@ -46,6 +47,7 @@ pub struct App {
     engine: OnceLock<Engine>,
     keys: KeyRing,
     limits: Limits,
+    connections: Arc<Connections>,
     draining: AtomicBool,
 }
 
@@ -56,12 +58,20 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Longest a request may take, streaming included.
     pub request_timeout: Duration,
+    /// Connections to the API at once.
+    pub connections_max: usize,
 }
 
 impl App {
     /// An application whose engine is still loading.
     pub fn new(keys: KeyRing, limits: Limits) -> Arc<Self> {
-        Arc::new(App { engine: OnceLock::new(), keys, limits, draining: AtomicBool::new(false) })
+        let connections = Connections::new(limits.connections_max);
+        Arc::new(App { engine: OnceLock::new(), keys, limits, connections, draining: AtomicBool::new(false) })
+    }
+
+    /// The API's connections.
+    pub fn connections(&self) -> &Arc<Connections> {
+        &self.connections
     }
 
     /// The engine is there. Later calls change nothing.
@@ -126,6 +136,8 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
         return next.run(request).await;
     }
     match app.keys.identify(request.headers()) {
+        // Before anything of the body is read: whoever balances the load has to try elsewhere anyway.
+        Ok(_) if app.draining.load(Ordering::Relaxed) => ApiError::from(SubmitError::Draining).into_response(),
         Ok(caller) => {
             request.extensions_mut().insert(caller.clone());
             let mut response = next.run(request).await;

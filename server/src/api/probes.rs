@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use tokio::runtime::Handle;
 use utoipa::ToSchema;
 
 use super::{App, respond};
@@ -62,14 +63,28 @@ pub(crate) async fn version() -> Response {
 
 /// Prometheus text; OpenMetrics where it says of itself that it ends.
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Response {
-    // Nothing to tell yet is an empty page, not an error: a scraper would take that for an outage.
-    let text = match app.engine.get() {
-        Some(engine) => engine.metrics_text().await,
-        None => String::new(),
-    };
+    let mut text = front_gauges(&app);
+    // Before the engine is there, what the front has counted is all; a scraper would take an error for an outage.
+    if let Some(engine) = app.engine.get() {
+        text.push_str(&engine.metrics_text().await);
+    }
     let kind = match text.trim_end().ends_with("# EOF") {
         true => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         false => "text/plain; version=0.0.4; charset=utf-8",
     };
     ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// What is counted in front of the engine.
+fn front_gauges(app: &App) -> String {
+    let tasks = Handle::current().metrics().num_alive_tasks();
+    let gauges = [
+        ("connections", "Connections to the API that are open", app.connections.open()),
+        ("connections_limit", "Connections to the API that may be open", app.connections.max()),
+        ("tasks", "Tasks of the HTTP side, connections included", tasks),
+        ("draining", "1 once the server was told to end", usize::from(app.draining.load(Ordering::Relaxed))),
+    ];
+    let one =
+        |(name, help, value)| format!("# HELP weir_{name} {help}.\n# TYPE weir_{name} gauge\nweir_{name} {value}\n");
+    gauges.into_iter().map(one).collect()
 }

@@ -1,12 +1,15 @@
 //! From a stream of events to a response: one body, or server-sent events.
 //!
 //! The status line waits for the first event (at most [`SILENCE_MAX`]), so that a request which fails while it is queued
-//! still gets a status of its own. After it, a task of its own moves events into a small channel of frames; when the
-//! client hangs up the channel closes, the task ends, and the dropped stream cancels the request.
+//! still gets a status of its own. What follows is written when the connection asks for it, which it does when its socket
+//! has taken what it was given (see [`crate::http`]): text that a client does not take stays in the request's outbox, where
+//! it is joined and bounded. When the client hangs up the body is dropped, and with it the stream, which cancels the
+//! request.
 
 use std::{
+    convert::Infallible,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,11 +18,8 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use futures_core::Stream;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout, timeout_at},
-};
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use weir_runtime::StreamEvent;
 
 use super::choices::Choices;
@@ -34,10 +34,8 @@ use crate::{
 
 /// A stream that is silent this long gets a comment.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// A client that takes nothing for this long has gone.
-const STALL_MAX: Duration = Duration::from_secs(30);
-/// Frames between the writing task and the connection.
-const FRAMES_MAX: usize = 8;
+/// Events are gathered into one write until they are this long; the last of them may go beyond it.
+const FRAME_BYTES: usize = 4 << 10;
 
 /// When a request has to be over, and what it is told then.
 #[derive(Debug, Clone, Copy)]
@@ -84,9 +82,7 @@ pub(super) async fn stream(mut choices: Choices, encoder: Encoder, deadline: Dea
         },
         Err(_) => None,
     };
-    let (sender, receiver) = mpsc::channel(FRAMES_MAX);
-    tokio::spawn(write(choices, first, encoder, deadline, sender));
-    let mut response = Response::new(Body::from_stream(Frames::new(receiver)));
+    let mut response = Response::new(Body::new(Events::new(choices, first, encoder, deadline)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -95,52 +91,97 @@ pub(super) async fn stream(mut choices: Choices, encoder: Encoder, deadline: Dea
     Ok(response)
 }
 
-async fn write(
-    mut choices: Choices,
-    first: Option<StreamEvent>,
-    mut encoder: Encoder,
+/// The body of a streamed answer.
+struct Events {
+    choices: Choices,
+    encoder: Encoder,
     deadline: Deadline,
-    sender: mpsc::Sender<Bytes>,
-) {
-    let mut out = String::new();
-    let mut progress = match first {
-        Some(event) => encoder.encode(event, &mut out),
-        None => {
-            out.push_str(KEEP_ALIVE);
-            Progress::Open
-        }
-    };
-    loop {
-        let frame = Bytes::from(std::mem::take(&mut out));
-        if !frame.is_empty() && !matches!(timeout(STALL_MAX, sender.send(frame)).await, Ok(Ok(()))) {
-            return;
-        }
-        if progress == Progress::Ended {
-            return;
-        }
-        let next = async {
-            tokio::select! {
-                biased;
-                () = sender.closed() => None,
-                event = timeout(SILENCE_MAX, within(deadline, choices.next())) => Some(event),
-            }
-        };
-        progress = match next.await {
-            None => return,
-            Some(Err(_)) => {
+    /// Written down, and not yet asked for.
+    out: String,
+    progress: Progress,
+    /// When something was last said.
+    spoke: Instant,
+    /// Wakes the task for a comment or for the deadline. It is only set again when it fires, not with each event.
+    alarm: Pin<Box<Sleep>>,
+}
+
+impl Events {
+    fn new(choices: Choices, first: Option<StreamEvent>, mut encoder: Encoder, deadline: Deadline) -> Self {
+        let mut out = String::new();
+        let progress = match first {
+            Some(event) => encoder.encode(event, &mut out),
+            None => {
                 out.push_str(KEEP_ALIVE);
                 Progress::Open
             }
-            Some(Ok(Ok(Some(event)))) => encoder.encode(event, &mut out),
-            Some(Ok(Ok(None))) => fail(&broke_off(), &mut out),
-            Some(Ok(Err(error))) => fail(&error, &mut out),
         };
+        let spoke = Instant::now();
+        let alarm = Box::pin(sleep_until(deadline.at.min(spoke + SILENCE_MAX)));
+        Events { choices, encoder, deadline, out, progress, spoke, alarm }
+    }
+
+    fn fail(&mut self, error: &ApiError) {
+        Encoder::fail(error, &mut self.out);
+        self.progress = Progress::Ended;
+    }
+
+    /// Writes down what there is, at most a frame of it.
+    fn gather(&mut self, context: &mut Context<'_>) {
+        if self.progress == Progress::Open && Instant::now() >= self.deadline.at {
+            self.fail(&self.deadline.passed());
+        }
+        while self.progress == Progress::Open && self.out.len() < FRAME_BYTES {
+            match self.choices.poll_next(context) {
+                Poll::Ready(Some(event)) => self.progress = self.encoder.encode(event, &mut self.out),
+                Poll::Ready(None) => self.fail(&broke_off()),
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Waits until the silence has been too long, and breaks it.
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.alarm.as_mut().poll(context));
+            let now = Instant::now();
+            if now >= self.deadline.at {
+                self.fail(&self.deadline.passed());
+                return Poll::Ready(());
+            }
+            let silent = now >= self.spoke + SILENCE_MAX;
+            if silent {
+                self.out.push_str(KEEP_ALIVE);
+                self.spoke = now;
+            }
+            self.alarm.as_mut().reset(self.deadline.at.min(self.spoke + SILENCE_MAX));
+            if silent {
+                return Poll::Ready(());
+            }
+        }
     }
 }
 
-fn fail(error: &ApiError, out: &mut String) -> Progress {
-    Encoder::fail(error, out);
-    Progress::Ended
+impl HttpBody for Events {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = self.get_mut();
+        this.gather(context);
+        if this.out.is_empty() {
+            if this.progress == Progress::Ended {
+                return Poll::Ready(None);
+            }
+            ready!(this.poll_silence(context));
+        }
+        this.spoke = Instant::now();
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(std::mem::take(&mut this.out))))))
+    }
+
+    /// Lets the end of the body leave with its last event.
+    fn is_end_stream(&self) -> bool {
+        self.out.is_empty() && self.progress == Progress::Ended
+    }
 }
 
 /// The engine promises one terminal event for each request; a stream without one is a defect, not an answer.
@@ -153,24 +194,5 @@ pub(super) fn json(value: &impl serde::Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(bytes) => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(_) => ApiError::Internal("The answer could not be written down.".into()).into_response(),
-    }
-}
-
-/// A channel of frames as a body.
-pub(super) struct Frames {
-    receiver: mpsc::Receiver<Bytes>,
-}
-
-impl Frames {
-    pub(super) fn new(receiver: mpsc::Receiver<Bytes>) -> Self {
-        Frames { receiver }
-    }
-}
-
-impl Stream for Frames {
-    type Item = Result<Bytes, std::convert::Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiver.poll_recv(context).map(|frame| frame.map(Ok))
     }
 }

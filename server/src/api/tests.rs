@@ -53,7 +53,8 @@ fn app(limits: Limits) -> Arc<App> {
     App::new(keys, limits)
 }
 
-const LIMITS: Limits = Limits { body_bytes_max: 64 << 10, request_timeout: Duration::from_secs(600) };
+const LIMITS: Limits =
+    Limits { body_bytes_max: 64 << 10, request_timeout: Duration::from_secs(600), connections_max: 64 };
 
 async fn loaded(limits: Limits) -> (Arc<App>, Router) {
     serving(limits, &["m=fake:step=10us,token=1us", "org/secret=fake:step=10us,token=1us"]).await

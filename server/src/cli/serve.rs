@@ -11,11 +11,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinHandle,
+    time::Instant,
 };
 use weir_runtime::{CpuConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, TenantId};
 
@@ -27,16 +29,18 @@ use crate::{
         Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, STARTER_FILE, TenantTable,
         starter_text,
     },
-    http,
+    http::{self, Connections, Phase},
     keys::{Key, KeyHash, read_key_file, write_key_file},
 };
 
-/// Time for running requests when the server is told to end.
-const DRAIN_TIME: Duration = Duration::from_secs(25);
-/// Time after that for the last bytes to leave.
-const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// Time after the drain's deadline for the last events to leave. The process ends within two seconds of the deadline.
+const CLOSE_TIME: Duration = Duration::from_millis(1500);
+/// Time for a scrape that is under way.
+const METRICS_CLOSE_TIME: Duration = Duration::from_millis(200);
 /// The metrics are read by a scraper or two.
 const METRICS_CONNECTIONS_MAX: usize = 16;
+/// Descriptors that are not connections of the API: listeners, the metrics' connections, executors, files, the runtime's.
+const DESCRIPTORS_APART: u64 = 64;
 
 /// Serves until a signal says otherwise.
 pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
@@ -46,6 +50,7 @@ pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
     if start == Start::First {
         leave_starter(&config.models.value);
     }
+    raise_descriptor_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir-http").build()?;
     let outcome = runtime.block_on(serve(&config, engine_config, keys));
     // What still runs has had its time.
@@ -64,53 +69,85 @@ async fn serve(config: &Config, engine_config: EngineConfig, keys: KeyRing) -> a
     let limits = Limits {
         body_bytes_max: usize::try_from(config.body_bytes_max.value.0)?,
         request_timeout: config.request_timeout.value.0,
+        connections_max: config.connections_max.value as usize,
     };
     let app = App::new(keys, limits);
-    let (stop, stopped) = watch::channel(false);
-    let mut servers: Vec<JoinHandle<()>> = Vec::new();
-    let connections_max = config.connections_max.value as usize;
-    servers.push(tokio::spawn(http::serve(listener, router(app.clone()), connections_max, stopped.clone())));
-    if let Some(listener) = metrics {
-        let router = metrics_router(app.clone());
-        servers.push(tokio::spawn(http::serve(listener, router, METRICS_CONNECTIONS_MAX, stopped)));
-    }
+    // Before the first connection is accepted: from then on a signal means an orderly end.
     let mut signals = Signals::new()?;
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let api = tokio::spawn(http::serve(listener, router(app.clone()), app.connections().clone(), phases));
+    // The metrics are there to the end: they show how the drain goes.
+    let (metrics_phase, metrics_phases) = watch::channel(Phase::Serving);
+    let metrics = metrics.map(|listener| {
+        let connections = Connections::new(METRICS_CONNECTIONS_MAX);
+        tokio::spawn(http::serve(listener, metrics_router(app.clone()), connections, metrics_phases))
+    });
     tracing::info!(%address, models = engine_config.models.len(), "loading");
     let engine = tokio::select! {
         engine = Engine::start(engine_config) => engine?,
+        // Nobody was promised anything yet.
         () = signals.next() => return Ok(()),
     };
     app.set_engine(engine.clone());
     put(&quickstart::text(&engine, address, &config.tenants));
     signals.next().await;
-    drain(&app, &engine, &stop, servers, &mut signals).await;
+    let drain = Drain { time: config.drain_time.value.0, accept_time: config.drain_accept_time.value.0 };
+    tracing::info!(seconds = drain.time.as_secs_f64(), "draining; send the signal again to end at once");
+    tokio::select! {
+        () = drain.run(&app, &engine, &phase, api) => tracing::info!("ended"),
+        () = signals.next() => bail!("ended at once, by a second signal"),
+    }
+    let _ = metrics_phase.send(Phase::Closing);
+    if let Some(metrics) = metrics {
+        let _ = tokio::time::timeout(METRICS_CLOSE_TIME, metrics).await;
+    }
     Ok(())
 }
 
-/// Refuses new work, lets running work finish, closes connections. A second signal cuts it short.
-async fn drain(
-    app: &Arc<App>,
-    engine: &Engine,
-    stop: &watch::Sender<bool>,
-    servers: Vec<JoinHandle<()>>,
-    signals: &mut Signals,
-) {
-    tracing::info!("draining; send the signal again to end at once");
-    app.begin_drain();
-    let orderly = async {
-        // Connections stay open meanwhile, so that probes hear that the server is draining and clients where to go.
-        engine.shutdown(DRAIN_TIME).await;
-        let _ = stop.send(true);
-        let closed = async {
-            for server in servers {
-                let _ = server.await;
-            }
+/// How the server goes down.
+struct Drain {
+    /// For running requests.
+    time: Duration,
+    /// For clients that have not heard yet.
+    accept_time: Duration,
+}
+
+impl Drain {
+    /// From now on probes say that the server is going, new work is refused and connections are closed after their
+    /// answer. After `accept_time` nothing is accepted any more. Running requests have until `time`; then each gets an
+    /// error event.
+    async fn run(&self, app: &App, engine: &Engine, phase: &watch::Sender<Phase>, mut api: JoinHandle<()>) {
+        let deadline = Instant::now() + self.time;
+        app.begin_drain();
+        phase.send_replace(Phase::Draining);
+        let accepting = async {
+            tokio::time::sleep(self.accept_time.min(self.time)).await;
+            phase.send_replace(Phase::Closing);
         };
-        let _ = tokio::time::timeout(CLOSE_TIME, closed).await;
-    };
-    tokio::select! {
-        () = orderly => tracing::info!("ended"),
-        () = signals.next() => tracing::warn!("ended at once"),
+        tokio::join!(engine.shutdown(self.time), accepting);
+        // Answers that are made may still be on their way to slow readers.
+        let _ = tokio::time::timeout_at(deadline + CLOSE_TIME, &mut api).await;
+    }
+}
+
+/// Takes as many descriptors as the system allows: each connection is one, and a soft limit of 1024 is a common default.
+fn raise_descriptor_limit(connections_max: u32) {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+    if limits.current != limits.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "cannot raise the number of open files");
+    }
+    // Absent is no limit.
+    let have = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let wanted = u64::from(connections_max) + DESCRIPTORS_APART;
+    if have < wanted {
+        tracing::warn!(
+            open_files = have,
+            connections_max,
+            "fewer open files are allowed than connections_max needs: connections beyond them will wait"
+        );
     }
 }
 

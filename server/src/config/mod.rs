@@ -70,6 +70,10 @@ pub struct Config {
     pub connections_max: Sourced<u32>,
     /// Longest a request may take.
     pub request_timeout: Sourced<Span>,
+    /// Time for running requests when the server is told to end.
+    pub drain_time: Sourced<Span>,
+    /// How much of it connections are still accepted.
+    pub drain_accept_time: Sourced<Span>,
     /// Compute threads; 0 is one per core.
     pub threads: Sourced<u32>,
     /// KV cache of each generation model.
@@ -132,6 +136,13 @@ impl Config {
                 e.server.request_timeout,
                 t.server.request_timeout,
                 Span::seconds(600),
+            ),
+            drain_time: pick(f.server.drain_time, e.server.drain_time, t.server.drain_time, Span::seconds(25)),
+            drain_accept_time: pick(
+                f.server.drain_accept_time,
+                e.server.drain_accept_time,
+                t.server.drain_accept_time,
+                Span::seconds(5),
             ),
             threads: pick(f.engine.threads, e.engine.threads, t.engine.threads, 0),
             kv_memory: pick(f.engine.kv_memory, e.engine.kv_memory, t.engine.kv_memory, ByteSize(cpu.kv_bytes)),

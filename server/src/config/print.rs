@@ -78,6 +78,8 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.body_bytes_max", &c.body_bytes_max),
         plain("server.connections_max", &c.connections_max),
         text("server.request_timeout", &c.request_timeout),
+        text("server.drain_time", &c.drain_time),
+        text("server.drain_accept_time", &c.drain_accept_time),
         plain("engine.threads", &c.threads),
         text("engine.kv_memory", &c.kv_memory),
         plain("engine.step_tokens_max", &c.step_tokens_max),

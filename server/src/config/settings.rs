@@ -45,6 +45,12 @@ pub struct ServerSettings {
     /// Longest a request may take, streaming included [default: 600s]
     #[arg(long, value_name = "TIME")]
     pub request_timeout: Option<Span>,
+    /// Time for running requests when the server is told to end [default: 25s]
+    #[arg(long, value_name = "TIME")]
+    pub drain_time: Option<Span>,
+    /// How much of it connections are still accepted, to be told to go elsewhere [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub drain_accept_time: Option<Span>,
 }
 
 /// `[engine]`: what runs, and how much of it at once.

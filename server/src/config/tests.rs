@@ -59,6 +59,8 @@ fn every_setting_has_its_variable() {
         ("WEIR_BODY_BYTES_MAX", "1MiB"),
         ("WEIR_CONNECTIONS_MAX", "7"),
         ("WEIR_REQUEST_TIMEOUT", "5s"),
+        ("WEIR_DRAIN_TIME", "4s"),
+        ("WEIR_DRAIN_ACCEPT_TIME", "0s"),
         ("WEIR_THREADS", "3"),
         ("WEIR_KV_MEMORY", "2GiB"),
         ("WEIR_STEP_TOKENS_MAX", "8"),
