@@ -25,7 +25,7 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use weir_scheduler::{Event, Nanos, RequestId, RowOutcome, Scheduler, StepPlan};
+use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, StepPlan};
 
 use self::{
     device::{Device, DeviceState},
@@ -157,9 +157,27 @@ impl Node {
                 let _ = drained.send(());
             }
         }
-        for group in self.groups.values_mut() {
-            group.fail(FailureKind::Draining, "The server is shutting down");
+        self.end_all();
+    }
+
+    /// Ends what still runs. The steps it is in are lost, and what they took is the operator's.
+    fn end_all(&mut self) {
+        let left: Vec<GroupId> = self.groups.keys().copied().collect();
+        for group in left {
+            self.fail(group, FailureKind::Draining, "The server is shutting down");
         }
+        let now = self.now();
+        for device in (0..self.devices.len()).filter(|&device| self.devices[device].is_ready()) {
+            self.scheduler.device_lost(now, DeviceId(device as u16));
+        }
+        self.settle();
+        // For whoever still looks: nothing is left, and every account is up to date.
+        self.observe();
+    }
+
+    fn observe(&self) {
+        self.metrics.requests_live(self.groups.len());
+        self.metrics.observe(&self.scheduler, self.now(), &self.models, self.devices.len());
     }
 
     fn now(&self) -> Nanos {
@@ -192,8 +210,7 @@ impl Node {
                 }
             }
             NodeMessage::Observe(observed) => {
-                self.metrics.requests_live(self.groups.len());
-                self.metrics.observe(&self.scheduler, self.now(), &self.models, self.devices.len());
+                self.observe();
                 let _ = observed.send(());
             }
             NodeMessage::Drain(drained) => {
