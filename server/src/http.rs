@@ -53,6 +53,9 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 /// What the kernel keeps for a client that does not read; it doubles this for its own bookkeeping. Left to itself it would
 /// keep up to 4 MiB for each.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// Connections that the kernel completes before they are accepted; beyond it clients have to knock again, which they do
+/// after a second. tokio's own is 1,024; the system may allow less (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Closing a socket that has unread bytes resets the connection, and a reset may take the answer away from a client that
@@ -129,6 +132,10 @@ pub async fn serve(
     // Accepted sockets inherit it.
     if let Err(error) = SockRef::from(&listener).set_send_buffer_size(SEND_BUFFER_BYTES) {
         tracing::warn!(%error, "slow readers may take more of the kernel's memory: cannot bound a socket's buffer");
+    }
+    // Listening again only changes the length of the queue.
+    if let Err(error) = SockRef::from(&listener).listen(BACKLOG) {
+        tracing::warn!(%error, "cannot lengthen the queue of connections to be accepted");
     }
     let turned_away = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
     let mut tasks = JoinSet::new();
