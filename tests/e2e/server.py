@@ -68,31 +68,37 @@ class Reply:
 
 
 class Server:
-    """Started on construction, ready on return; `close` ends it and fails if it did not end well."""
+    """Started on construction, ready on return; `close` ends it and fails if it did not end well.
 
-    def __init__(self, weir, models, engine=""):
+    `engine` and `front` are lines of `[engine]` and `[server]`, `plans` lines of a tenant's table by its name, and `before`
+    is called in the new process before it becomes the server. With `ready=False` it may still be loading on return.
+    """
+
+    def __init__(self, weir, models, engine="", front="", plans=None, before=None, ready=True):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="weir-e2e-"))
         self.port, self.metrics_port = free_port(), free_port()
-        (self.folder / "weir.toml").write_text(self._config(models, engine))
+        (self.folder / "weir.toml").write_text(self._config(models, engine, front, plans or {}))
         self.log = open(self.folder / "log", "w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [weir, "serve", "--config", "weir.toml"], cwd=self.folder, stdout=self.log, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, env=clean_environment())
+            stdin=subprocess.DEVNULL, env=clean_environment(), preexec_fn=before)
         try:
-            self.wait_ready()
+            if ready:
+                self.wait_ready()
         except BaseException:
             self.process.kill()
             self.process.wait()
             print(self.output())
             raise
 
-    def _config(self, models, engine):
+    def _config(self, models, engine, front, plans):
         lines = ["[server]", 'host = "127.0.0.1"', f"port = {self.port}", f'metrics = "127.0.0.1:{self.metrics_port}"',
-                 "[engine]", engine]
+                 # Nobody balances load over these servers, so none has to hear of their end in time.
+                 *([] if "drain_accept_time" in front else ['drain_accept_time = "0s"']), front, "[engine]", engine]
         for name, source in models.items():
             lines += ["[[models]]", f'name = "{name}"', f"source = {json.dumps(str(source))}"]
         for name, (key, more) in TENANTS.items():
-            lines += ["[[tenants]]", f'name = "{name}"', more, "[[tenants.keys]]", 'name = "e2e"',
+            lines += ["[[tenants]]", f'name = "{name}"', more, plans.get(name, ""), "[[tenants.keys]]", 'name = "e2e"',
                       f'sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"']
         return "\n".join(lines) + "\n"
 
