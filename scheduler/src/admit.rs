@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
 use crate::device::Device;
-use crate::ids::{BlockHash, ModelId, Nanos, RequestId, TenantId};
+use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
 use crate::scheduler::Scheduler;
 
 /// What a request wants computed.
@@ -116,6 +116,26 @@ impl Scheduler {
         self.requests.release(slot);
     }
 
+    /// Takes back a request that [`Scheduler::device_lost`] ended, onto the device that is there again: `admission` is what is
+    /// left of it, the tokens known by now being its prompt. No queue's bound and no drain stands against it, for it was
+    /// accepted before. Computing its first `redo` tokens once more is the operator's, and costs the tenant nothing.
+    pub fn admit_again(
+        &mut self,
+        now: Nanos,
+        device: DeviceId,
+        admission: Admission,
+        redo: u32,
+    ) -> Result<RequestId, Reject> {
+        let refuse = |reason| Reject { reason, retry_after: Nanos::ZERO };
+        let tenant = self.tenants.slot(admission.tenant).ok_or(refuse(RejectReason::UnknownTenant))?;
+        let device = self.device(device).ok_or(refuse(RejectReason::NoDevice))? as u32;
+        let (device, model) = self.place(tenant, &admission, Some(device)).map_err(refuse)?;
+        let id = self.enter(now, admission, tenant, device, model);
+        let request = self.requests.get_mut(id.index() as u32);
+        (request.redo_until, request.redo_free) = (redo, true);
+        Ok(id)
+    }
+
     fn admit_on(&mut self, now: Nanos, admission: Admission, place: Option<u32>) -> Result<(RequestId, u32), Reject> {
         let refuse = |reason| Reject { reason, retry_after: Nanos::ZERO };
         if self.draining {
@@ -136,7 +156,11 @@ impl Scheduler {
             let retry_after = self.retry_after(device, Some(tenant));
             return Err(Reject { reason: RejectReason::TenantQueueFull, retry_after });
         }
+        Ok((self.enter(now, admission, tenant, device, model), device))
+    }
 
+    /// Puts a request into its tenant's queue.
+    fn enter(&mut self, now: Nanos, admission: Admission, tenant: u32, device: u32, model: u32) -> RequestId {
         let slot = self.requests.claim();
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -162,7 +186,7 @@ impl Scheduler {
         let at = &mut self.devices[device as usize];
         at.enter(tenant);
         at.enqueue(&mut self.requests, &mut self.tenants, slot);
-        Ok((id, device))
+        id
     }
 
     /// The device that is expected to finish the work first, among those that could do it at all.

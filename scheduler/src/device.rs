@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::cost::Load;
-use crate::ids::{DeviceId, ModelId, Nanos, StepId};
+use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
 use crate::model::Model;
 use crate::share::{Share, Virtual};
 
@@ -61,6 +61,8 @@ pub(crate) struct Device {
     pub(crate) clock: Virtual,
     /// In the order they were planned.
     pub(crate) in_flight: VecDeque<Step>,
+    /// Nothing but rows of this request is planned; see [`crate::Scheduler::run_alone`].
+    pub(crate) alone: Option<RequestId>,
     /// Steps kept for their buffers.
     pub(crate) spare: Vec<Step>,
 
@@ -90,6 +92,7 @@ impl Device {
             active: Vec::new(),
             clock: 0,
             in_flight: VecDeque::new(),
+            alone: None,
             spare: Vec::new(),
             since: now,
             booked: now,

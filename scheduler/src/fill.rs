@@ -14,6 +14,8 @@
 //!
 //! *Two steps in flight.* Planning goes by what will be known when the steps in flight have ended, on the guess that their requests go on.
 //!
+//! *Alone.* While a request is to run alone, everybody else's rows are passed over, in every step of the device.
+//!
 //! Blocks are `room`'s matter.
 //!
 //! Cost: O(active tenants) to start, O(log tenants) per row, no allocation once the buffers have grown.
@@ -49,6 +51,10 @@ impl Scheduler {
             return false;
         };
         let device = &mut self.devices[d];
+        device.alone = device.alone.filter(|id| self.requests.find(*id).is_some());
+        if device.alone.is_some() && !device.in_flight.is_empty() {
+            return false;
+        }
         if !device.up || device.in_flight.len() >= self.config.steps_in_flight_max.max(1) as usize {
             return false;
         }
@@ -277,11 +283,13 @@ impl Fill<'_> {
     fn next_running(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         let id = self.id;
         let requests = &*self.requests;
+        let alone = self.device.alone;
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         while let Some(&slot) = lane.running.get(lane.cursor) {
             let request = requests.get(slot);
             let is_list = matches!(request.work, Work::Embed { .. });
-            if request.ready_len() > 0 && (is_list || request.last_step != id) {
+            let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
+            if !barred && request.ready_len() > 0 && (is_list || request.last_step != id) {
                 return Some((request.rank, slot));
             }
             lane.cursor += 1;
@@ -292,9 +300,11 @@ impl Fill<'_> {
     /// The tenant's next waiting request, if it may start.
     fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         let no_room = self.no_room;
+        let (alone, requests) = (self.device.alone, &*self.requests);
+        let allowed = |slot: u32| alone.is_none_or(|alone| requests.id(slot) == alone);
         let may_start = self.tenants.get(tenant).may_start();
-        let lane = self.lane(tenant);
-        let head = lane.waiting.head().filter(|_| may_start && !lane.capped)?;
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        let head = lane.waiting.head().filter(|(_, slot)| may_start && !lane.capped && allowed(*slot))?;
         if no_room {
             lane.short = true;
             return None;

@@ -114,6 +114,7 @@ impl Scheduler {
             device.book_idle(now);
         }
         device.up = false;
+        device.alone = None;
         device.in_flight.clear();
         device.book_idle(now);
         let slots: Vec<u32> = self
@@ -163,6 +164,14 @@ impl Scheduler {
         if !counted {
             let model = request.model as usize;
             self.devices[request.device as usize].models[model].releasing += 1;
+        }
+    }
+
+    /// Until further notice, the device runs rows of this request only, one step at a time: whatever happens then is its doing
+    /// alone. Everybody else waits, so it is for moments in which that matters. Ends by itself when the request does.
+    pub fn run_alone(&mut self, id: DeviceId, request: Option<RequestId>) {
+        if let Some(d) = self.device(id) {
+            self.devices[d].alone = request;
         }
     }
 

@@ -102,6 +102,9 @@ impl Scheduler {
         let (state, in_flight) = (request.state, request.in_flight);
         match state {
             State::Ghost | State::Ending => {
+                if outcome == RowOutcome::Failed {
+                    device.withdraw(requests, slot);
+                }
                 if in_flight == 0 {
                     match state {
                         State::Ghost => self.discard(slot),

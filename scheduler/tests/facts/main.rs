@@ -5,6 +5,7 @@ mod admission;
 mod histories;
 mod memory;
 mod money;
+mod recovery;
 mod rig;
 mod rows;
 mod shares;

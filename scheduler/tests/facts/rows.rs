@@ -172,3 +172,17 @@ fn urgent_requests_overtake_and_age_bounds_it() {
     // Three classes below, one second each, at 10 ms a step.
     assert!((290..=310).contains(&steps), "{steps}");
 }
+
+#[test]
+fn a_row_that_fails_after_its_request_was_cancelled_leaves_nothing_in_the_cache() {
+    let mut rig = Rig::with(Config::default(), 64, 8, 64);
+    let id = rig.ask_text(1, 7, 100, 4);
+    rig.step();
+    let plan = rig.plan().unwrap();
+    // Whoever judges the row tells the reader first, and cancels.
+    rig.scheduler.cancel(rig.now, id);
+    rig.finish_with(&plan, STEP, |_| RowOutcome::Failed);
+    let again = rig.ask_text(1, 7, 100, 4);
+    rig.step();
+    assert_eq!(rig.cached_tokens(again), Some(0));
+}
