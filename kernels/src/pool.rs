@@ -42,6 +42,7 @@ struct Inner {
     region: Mutex<()>,
     helpers: Vec<JoinHandle<()>>,
     isa: Isa,
+    runs: AtomicU64,
 }
 
 struct Shared {
@@ -83,7 +84,15 @@ impl Pool {
                 std::thread::Builder::new().name(format!("weir-kernel-{index}")).spawn(move || shared.help()).ok()
             })
             .collect();
-        Pool { inner: Arc::new(Inner { shared, region: Mutex::new(()), helpers, isa: isa.available() }) }
+        Pool {
+            inner: Arc::new(Inner {
+                shared,
+                region: Mutex::new(()),
+                helpers,
+                isa: isa.available(),
+                runs: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// Threads that take part in a run, the caller included.
@@ -96,10 +105,16 @@ impl Pool {
         self.inner.isa
     }
 
+    /// Runs begun so far. While it grows, whoever computes on this pool is getting somewhere.
+    pub fn runs(&self) -> u64 {
+        self.inner.runs.load(Ordering::Relaxed)
+    }
+
     /// Calls `f(0)` .. `f(tasks - 1)`, each once, in any order, on any thread of the pool, and returns when all have ended.
     /// A run inside a task, or while another thread runs, is inline. If tasks panic, the caller panics with the payload of
     /// one of them, after all have ended (inline: at the first).
     pub fn run<F: Fn(usize) + Sync>(&self, tasks: usize, f: F) {
+        self.inner.runs.fetch_add(1, Ordering::Relaxed);
         if tasks <= 1 || self.inner.helpers.is_empty() {
             return (0..tasks).for_each(f);
         }

@@ -103,6 +103,20 @@ pub struct FakeCost {
     pub text: u32,
     /// Positions in its KV cache.
     pub kv: u32,
+    /// What goes wrong when.
+    pub faults: FakeFaults,
+}
+
+/// Faults of a fake model, for tests of what survives them. Each is set off by a token id: by a row that computes it, or,
+/// for `nan_on`, by a row of a text that holds it. Ids below 256 are bytes, so a control character in a prompt will do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FakeFaults {
+    /// The executor ends without a word.
+    pub crash_on: Option<u32>,
+    /// The step never ends.
+    pub hang_on: Option<u32>,
+    /// The row's logits, or its vector, are not numbers.
+    pub nan_on: Option<u32>,
 }
 
 /// Longest text of a fake token: more than any real one has.
@@ -205,10 +219,16 @@ impl FakeCost {
     /// * `step=4ms`: the time of every step;
     /// * `token=20us`: the time of every new token in it;
     /// * `text=1B`: how many bytes of text a drawn letter stands for, at most 1 KiB, so that long outputs take few steps;
-    /// * `kv=512K`: positions in the KV cache, in `K` (2^10) or `M` (2^20), at most 64M.
+    /// * `kv=512K`: positions in the KV cache, in `K` (2^10) or `M` (2^20), at most 64M;
+    /// * `crash_on=7`, `hang_on=6`, `nan_on=5`: see [`FakeFaults`]; no fault unless it is named.
     fn parse(text: &str) -> Result<Self, String> {
-        let mut cost =
-            FakeCost { step: Duration::from_millis(4), token: Duration::from_micros(20), text: 1, kv: 512 << 10 };
+        let mut cost = FakeCost {
+            step: Duration::from_millis(4),
+            token: Duration::from_micros(20),
+            text: 1,
+            kv: 512 << 10,
+            faults: FakeFaults::default(),
+        };
         let list = text.strip_prefix("fake").unwrap_or(text).trim_start_matches(':');
         for part in list.split(',').filter(|p| !p.is_empty()) {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
@@ -219,12 +239,19 @@ impl FakeCost {
                 let fits = amount.filter(|amount| (1..=max).contains(amount));
                 fits.ok_or_else(|| format!("`{value}` is not {key} such as {example}, or too much"))
             };
+            let id = || value.parse::<u32>().map(Some).map_err(|_| format!("`{value}` is not a token id such as 7"));
             match key {
                 "step" => cost.step = time()?,
                 "token" => cost.token = time()?,
                 "text" => cost.text = amount(&[("KiB", 1 << 10), ("B", 1)], FAKE_TEXT_MAX, "16B or 1KiB")?,
                 "kv" => cost.kv = amount(&[("K", 1 << 10), ("M", 1 << 20)], FAKE_KV_MAX, "512K or 8M")?,
-                _ => return Err(format!("unknown key `{key}`: use step, token, text and kv")),
+                "crash_on" => cost.faults.crash_on = id()?,
+                "hang_on" => cost.faults.hang_on = id()?,
+                "nan_on" => cost.faults.nan_on = id()?,
+                _ => {
+                    let keys = "step, token, text, kv, crash_on, hang_on and nan_on";
+                    return Err(format!("unknown key `{key}`: use {keys}"));
+                }
             }
         }
         Ok(cost)

@@ -113,6 +113,8 @@ pub struct RequestFailure {
 pub enum FailureKind {
     /// The executor died or lost the device.
     ExecutorLost,
+    /// It has brought executors down, and is not run again.
+    Quarantined,
     /// The model produced something that is not a number.
     BadOutput,
     /// The reader left too much unread.

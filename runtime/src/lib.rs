@@ -29,7 +29,7 @@ mod submission;
 
 pub use card::ModelCard;
 pub use config::{
-    CpuConfig, EngineConfig, ExecutorMode, FakeCost, ModelLocation, ModelSpec, TenantSpec, parse_duration,
+    CpuConfig, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec, TenantSpec, parse_duration,
 };
 pub use doctor::{Finding, FindingStatus, doctor};
 pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine};

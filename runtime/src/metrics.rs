@@ -101,6 +101,9 @@ pub(crate) struct Metrics {
     demand: Seconds,
     preemptions: Counter,
     restarts: Counter,
+    hangs: Counter,
+    resumed: Counter,
+    quarantined: Counter,
     executor_up: Gauge,
     prefix_queries: Counter,
     prefix_hits: Counter,
@@ -158,6 +161,14 @@ impl Metrics {
         registry.register("preemptions", "Running requests that had to give their KV blocks back", preemptions.clone());
         let restarts = Counter::default();
         registry.register("executor_restarts", "Executors started again after they were lost", restarts.clone());
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let hangs = counter("executor_hangs", "Executors ended because they got nowhere");
+        let resumed = counter("requests_resumed", "Choices and lists taken up again after their executor was lost");
+        let quarantined = counter("requests_quarantined", "Requests kept out because they bring executors down");
         let executor_up = Gauge::default();
         registry.register("executor_up", "1 while the executor is ready", executor_up.clone());
         let prefix_queries = Counter::default();
@@ -207,6 +218,9 @@ impl Metrics {
             demand,
             preemptions,
             restarts,
+            hangs,
+            resumed,
+            quarantined,
             executor_up,
             prefix_queries,
             prefix_hits,
@@ -282,6 +296,18 @@ impl Metrics {
 
     pub(crate) fn restarted(&self) {
         self.restarts.inc();
+    }
+
+    pub(crate) fn hung(&self) {
+        self.hangs.inc();
+    }
+
+    pub(crate) fn resumed(&self) {
+        self.resumed.inc();
+    }
+
+    pub(crate) fn quarantined(&self) {
+        self.quarantined.inc();
     }
 
     pub(crate) fn executor_up(&self, up: bool) {

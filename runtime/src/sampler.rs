@@ -37,20 +37,24 @@ pub(crate) struct NotFinite;
 const NUCLEUS_GUESS: usize = 1024;
 
 impl Sampler {
-    /// `prompt` is read once, for the repetition penalty.
+    /// `prompt` is read once, for the repetition penalty; `output` is what was drawn before, by another sampler of the same
+    /// parameters, whose next draw is this one's first.
     pub(crate) fn new(
         params: SamplingParams,
         logprobs: Option<u32>,
         min_tokens: u32,
         banned: Vec<u32>,
-        prompt: &[u32],
+        (prompt, output): (&[u32], &[u32]),
     ) -> Self {
         let mut seen = HashMap::new();
         if params.repetition_penalty != 1.0 {
             seen.extend(prompt.iter().map(|&id| (id, Seen::default())));
         }
         let seed = params.seed.unwrap_or(0);
-        Sampler { params, seed, logprobs, min_tokens, banned, seen, drawn: 0, scratch: Vec::new(), order: Vec::new() }
+        let (scratch, order) = (Vec::new(), Vec::new());
+        let mut sampler = Sampler { params, seed, logprobs, min_tokens, banned, seen, drawn: 0, scratch, order };
+        output.iter().for_each(|&id| sampler.note(id));
+        sampler
     }
 
     /// Draws the next id from `logits` ([vocabulary] f32).
@@ -228,7 +232,7 @@ mod tests {
     use super::*;
 
     fn sampler(params: SamplingParams) -> Sampler {
-        Sampler::new(params, None, 0, Vec::new(), &[])
+        Sampler::new(params, None, 0, Vec::new(), (&[], &[]))
     }
 
     fn draws(params: &SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
@@ -299,14 +303,14 @@ mod tests {
         let bias = SamplingParams { logit_bias: vec![(2, 5.0)], ..greedy.clone() };
         assert_eq!(draws(&bias, &logits, 1), [2]);
         let mut repetition =
-            Sampler::new(SamplingParams { repetition_penalty: 1.5, ..greedy }, None, 0, Vec::new(), &[0]);
+            Sampler::new(SamplingParams { repetition_penalty: 1.5, ..greedy }, None, 0, Vec::new(), (&[0], &[]));
         assert_eq!(repetition.draw(&logits).expect("finite").id, 1);
     }
 
     #[test]
     fn banned_ids_wait_for_min_tokens() {
         let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let mut sampler = Sampler::new(params, None, 2, vec![1], &[]);
+        let mut sampler = Sampler::new(params, None, 2, vec![1], (&[], &[]));
         let ids: Vec<u32> = (0..3).map(|_| sampler.draw(&[0.0, 9.0, 1.0]).expect("finite").id).collect();
         assert_eq!(ids, [2, 2, 1]);
     }
@@ -314,11 +318,25 @@ mod tests {
     #[test]
     fn logprobs_are_the_models_own() {
         let params = SamplingParams { temperature: 0.0, logit_bias: vec![(0, 10.0)], ..SamplingParams::default() };
-        let mut sampler = Sampler::new(params, Some(2), 0, Vec::new(), &[]);
+        let mut sampler = Sampler::new(params, Some(2), 0, Vec::new(), (&[], &[]));
         let got = sampler.draw(&[0.0, (3.0f32).ln()]).expect("finite");
         assert_eq!(got.id, 0);
         assert!((got.logprob.expect("asked for") - 0.25f32.ln()).abs() < 1e-6);
         assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 0]);
+    }
+
+    #[test]
+    fn a_sampler_goes_on_where_another_stopped() {
+        let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32 * 0.3).collect();
+        let params = SamplingParams { frequency_penalty: 0.5, repetition_penalty: 1.2, top_p: 0.9, ..seeded(9) };
+        let draw = |sampler: &mut Sampler| sampler.draw(&logits).expect("finite").id;
+        let mut whole = Sampler::new(params.clone(), None, 20, vec![3], (&[5, 6], &[]));
+        let ids: Vec<u32> = (0..40).map(|_| draw(&mut whole)).collect();
+        for at in [0, 1, 19, 20, 39] {
+            let mut resumed = Sampler::new(params.clone(), None, 20, vec![3], (&[5, 6], &ids[..at]));
+            let rest: Vec<u32> = (at..40).map(|_| draw(&mut resumed)).collect();
+            assert_eq!(rest, ids[at..], "after {at}");
+        }
     }
 
     #[test]

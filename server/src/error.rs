@@ -250,6 +250,10 @@ impl From<RequestFailure> for ApiError {
             FailureKind::Draining => {
                 ApiError::Overloaded { message: failure.message, retry_after: Duration::from_secs(1) }
             }
+            // Not the server's to be retried: the same again would be refused.
+            FailureKind::Quarantined => {
+                ApiError::Invalid { message: failure.message, param: None, code: "request_quarantined" }
+            }
             _ => ApiError::Internal(failure.message),
         }
     }

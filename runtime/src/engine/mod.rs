@@ -100,6 +100,7 @@ impl Engine {
         let metrics = Arc::new(Metrics::new(&model_names));
         let status = Arc::new(Status::new());
         let (started, starting) = oneshot::channel();
+        let secret = secret()?;
         let parts = NodeParts {
             scheduler: scheduler(&config),
             models: opened.iter().map(|m| m.node_model()).collect(),
@@ -111,6 +112,7 @@ impl Engine {
             }],
             executor: config.executor.clone(),
             rows_max: config.cpu.rows_max,
+            secret,
             canary_interval: config.canary_interval,
             inbox: messages,
             outlet: inbox.clone(),
@@ -133,7 +135,7 @@ impl Engine {
             inbox_len_max: config.queue_len_max,
             metrics,
             status,
-            secret: secret()?,
+            secret,
             seed: config.seed,
             groups: AtomicU64::new(1),
             encoders: Arc::new(Semaphore::new(encoders)),

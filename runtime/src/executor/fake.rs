@@ -4,20 +4,30 @@
 //! Vocabulary: the 256 bytes, then the ChatML markers. Greedy and seeded draws are functions of (seed, text), so results
 //! are comparable between runs and between loads.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use weir_scheduler::BLOCK_LEN;
 
 use super::{
+    pulse::Pulse,
     sequence::Sequences,
     wire::{Batch, BatchRow, RowResult},
 };
-use crate::{codec::BYTES_VOCABULARY, config::FakeCost, sampler::mix};
+use crate::{
+    codec::BYTES_VOCABULARY,
+    config::{FakeCost, FakeFaults},
+    sampler::mix,
+};
 
 /// Dimensions of a fake embedding.
 pub(crate) const FAKE_EMBEDDING_DIM: u32 = 384;
 /// Context of a fake model.
 pub(crate) const FAKE_CONTEXT_LEN: u32 = 32_768;
+/// Longest sleep between two signs of progress.
+const SLICE: Duration = Duration::from_millis(100);
 /// Ids before the drawn one that its logits depend on.
 const MEMORY: usize = 8;
 
@@ -43,39 +53,66 @@ impl FakeModel {
         self.tokens_max
     }
 
-    /// Runs a step that takes its nominal time from `began`, and returns that time.
-    pub(crate) fn run(&mut self, batch: Batch, began: Instant) -> (Vec<RowResult>, Duration) {
+    /// Runs a step that takes its nominal time from `began`, and returns that time; nothing if it was told to crash.
+    pub(crate) fn run(&mut self, batch: Batch, began: Instant, pulse: &Pulse) -> Option<(Vec<RowResult>, Duration)> {
         self.sequences.open(batch.open);
         let mut tokens = 0u32;
-        let rows = batch
-            .rows
-            .iter()
-            .map(|row| match row {
+        let FakeFaults { crash_on, hang_on, nan_on } = self.cost.faults;
+        let (mut crashes, mut hangs) = (false, false);
+        let mut set_off = |ids: &[u32]| {
+            crashes |= crash_on.is_some_and(|id| ids.contains(&id));
+            hangs |= hang_on.is_some_and(|id| ids.contains(&id));
+        };
+        let mut rows = Vec::with_capacity(batch.rows.len());
+        for row in &batch.rows {
+            rows.push(match row {
                 BatchRow::Generate { sequence, from, len, samples, .. } => {
                     tokens += len;
+                    if let Ok(ids) = self.sequences.span(*sequence, *from, *len) {
+                        set_off(ids);
+                    }
                     self.generate(*sequence, *from, *len, *samples)
                 }
                 BatchRow::Embed { tokens: ids } => {
                     tokens += ids.len() as u32;
-                    RowResult::Vector(vector(self.seed, ids))
+                    set_off(ids);
+                    match nan_on.is_some_and(|id| ids.contains(&id)) {
+                        true => RowResult::Failed("the vector is not finite".into()),
+                        false => RowResult::Vector(vector(self.seed, ids)),
+                    }
                 }
-            })
-            .collect();
+            });
+        }
+        if crashes {
+            return None;
+        }
+        while hangs && !pulse.is_unheard() {
+            thread::sleep(SLICE);
+        }
         self.sequences.close(&batch.close);
         let cost = self.cost.step + self.cost.token * tokens;
-        std::thread::sleep(cost.saturating_sub(began.elapsed()));
-        (rows, cost)
+        loop {
+            let left = cost.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Some((rows, cost));
+            }
+            thread::sleep(left.min(SLICE));
+            pulse.beat();
+        }
     }
 
     fn generate(&mut self, sequence: u64, from: u32, len: u32, samples: bool) -> RowResult {
-        let ids = match self.sequences.span(sequence, from, len) {
+        match self.sequences.span(sequence, from, len) {
             Ok(_) if !samples => return RowResult::Computed,
-            Ok(ids) => ids,
+            Ok(_) => {}
             Err(message) => return RowResult::Failed(message),
-        };
-        let _ = ids;
+        }
         let Some(mut open) = self.sequences.take(sequence) else { return RowResult::Computed };
-        let logits = logits(self.seed, &open.tokens[..(from + len) as usize]);
+        let known = &open.tokens[..(from + len) as usize];
+        let mut logits = logits(self.seed, known);
+        if self.cost.faults.nan_on.is_some_and(|id| known.contains(&id)) {
+            logits.fill(f32::NAN);
+        }
         let result = open.draw(&logits);
         self.sequences.put(sequence, open);
         result

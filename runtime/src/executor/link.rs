@@ -1,10 +1,12 @@
 //! The near side of the boundary: starts an executor, feeds it, and tells the engine what it says and when it is gone.
 //!
 //! Two threads a link: a writer, so that the engine thread never waits for a full socket, and a reader. The executor's
-//! socket is its file descriptor 0; when this side drops, it reads an end of file and exits.
+//! socket is its file descriptor 0; should this process die, the executor reads an end of file and exits. When a link is
+//! dropped its process is killed, hung or stopped as it may be, and reaped by the reader.
 
 use std::{
     io::{self, BufReader},
+    net::Shutdown,
     os::{fd::OwnedFd, unix::net::UnixStream, unix::process::CommandExt},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -31,11 +33,25 @@ pub(crate) enum LinkEvent {
     Down(String),
 }
 
-/// A running executor.
+/// A running executor. Dropping it ends the executor at once; nothing it holds is needed again.
 #[derive(Debug)]
 pub(crate) struct Link {
     to_writer: flume::Sender<ToExecutor>,
+    /// Of the process; the reader takes the child itself, to wait for it.
+    pid: Option<u32>,
+    socket: UnixStream,
     child: Option<Arc<Mutex<Child>>>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // An executor thread cannot be killed; without its socket it ends when its step does.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if let Some(child) = &self.child {
+            // It fails only where the reader has reaped it already.
+            let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
+        }
+    }
 }
 
 /// The executor cannot take the message: it is gone, or far behind.
@@ -53,6 +69,7 @@ impl Link {
         tell: impl Fn(LinkEvent) + Send + 'static,
     ) -> io::Result<Link> {
         let (near, far) = UnixStream::pair()?;
+        let socket = near.try_clone()?;
         let child = match mode {
             ExecutorMode::Process { program, args } => {
                 let child = Command::new(program)
@@ -85,14 +102,15 @@ impl Link {
                 }
             }
             // Tells the executor that nothing more comes; the reader sees its answer and then its end.
-            let _ = writer.shutdown(std::net::Shutdown::Write);
+            let _ = writer.shutdown(Shutdown::Write);
         })?;
         let reaped = child.clone();
         thread::Builder::new().name("executor-reader".into()).spawn(move || {
             let reason = read_all(near, &tell);
             tell(LinkEvent::Down(reap(reaped, reason)));
         })?;
-        let link = Link { to_writer, child };
+        let pid = child.as_ref().map(|child| child.lock().unwrap_or_else(PoisonError::into_inner).id());
+        let link = Link { to_writer, pid, socket, child };
         link.send(ToExecutor::Load(load)).map_err(|Gone| io::ErrorKind::BrokenPipe)?;
         Ok(link)
     }
@@ -104,7 +122,7 @@ impl Link {
 
     /// The executor's process id, where it is one.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(|child| child.lock().unwrap_or_else(PoisonError::into_inner).id())
+        self.pid
     }
 }
 

@@ -1,11 +1,12 @@
 //! Executors: forward passes and sampling for one device, behind a process boundary.
 //!
 //! [`wire`] is what crosses the boundary, [`worker`] is the far side (a process, or a thread in tests), [`link`] the near
-//! side. [`cpu`] runs real models, [`fake`] fixed costs.
+//! side; [`pulse`] is its heartbeat. [`cpu`] runs real models, [`fake`] fixed costs.
 
 pub(crate) mod cpu;
 pub(crate) mod fake;
 pub(crate) mod link;
+pub(crate) mod pulse;
 pub(crate) mod sequence;
 pub mod wire;
 pub(crate) mod worker;

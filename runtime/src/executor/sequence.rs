@@ -20,7 +20,9 @@ pub(crate) struct Sequences(HashMap<u64, Sequence>);
 impl Sequences {
     pub(crate) fn open(&mut self, opened: Vec<OpenSequence>) {
         for open in opened {
-            let sampler = Sampler::new(open.sampling, open.logprobs, open.min_tokens, open.banned, &open.tokens);
+            let prompt_len = open.tokens.len().saturating_sub(open.drawn as usize);
+            let known = open.tokens.split_at(prompt_len);
+            let sampler = Sampler::new(open.sampling, open.logprobs, open.min_tokens, open.banned, known);
             self.0.insert(open.sequence, Sequence { tokens: open.tokens, sampler });
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{config::FakeCost, submission::SamplingParams};
 
 /// Version of the frames; changes whenever a type in this file does.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 const MAGIC: u32 = u32::from_le_bytes(*b"weir");
 const HEADER_BYTES: usize = 12;
 /// Largest payload either side accepts: 2,048 embedding inputs of 512 ids, or as many vectors of 4,096 dimensions.
@@ -43,6 +43,11 @@ pub enum FromExecutor {
     },
     /// A step has ended.
     Report(Report),
+    /// Said twice a second from the start: the process lives, and this is how far its work has come.
+    Heartbeat {
+        /// Grows while a step computes; of no other meaning.
+        progress: u64,
+    },
 }
 
 /// What an executor is to load.
@@ -106,8 +111,10 @@ pub struct Batch {
 pub struct OpenSequence {
     /// Names it in rows.
     pub sequence: u64,
-    /// The prompt's ids.
+    /// The prompt's ids, then those drawn before this executor's time.
     pub tokens: Vec<u32>,
+    /// How many of them were drawn.
+    pub drawn: u32,
     /// How to draw; the seed is always set.
     pub sampling: SamplingParams,
     /// Report log-probabilities, with that many alternatives.

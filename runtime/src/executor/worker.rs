@@ -4,6 +4,8 @@
 use std::{
     io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
+    sync::{Mutex, PoisonError},
+    thread,
     time::Instant,
 };
 
@@ -12,7 +14,8 @@ use weir_kernels::Pool;
 use super::{
     cpu::CpuModel,
     fake::FakeModel,
-    wire::{self, Batch, FromExecutor, Load, LoadModel, LoadedModel, Report, RowResult, ToExecutor},
+    pulse::Pulse,
+    wire::{self, Batch, FromExecutor, Load, LoadModel, LoadedModel, Report, ToExecutor},
 };
 
 /// Body of the executor process: speaks frames on file descriptor 0 until it is closed. Never returns.
@@ -31,25 +34,46 @@ pub fn executor_main() -> ! {
     }
 }
 
-/// Serves one load over `reader` and `writer`.
+/// Serves one load over `reader` and `writer`, with a heartbeat from the first frame on.
 ///
 /// # Errors
 /// What the streams say, or a frame that makes no sense. A model that does not load is reported and ends the worker.
-pub(crate) fn serve(reader: &mut impl Read, writer: &mut impl Write) -> io::Result<()> {
+pub(crate) fn serve(reader: &mut impl Read, writer: &mut (impl Write + Send)) -> io::Result<()> {
     let Some(first) = wire::read_frame::<ToExecutor>(reader)? else { return Ok(()) };
     let ToExecutor::Load(load) = first else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first frame must be a load"));
     };
     let threads = match load.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => thread::available_parallelism().map_or(1, usize::from),
         n => n as usize,
     };
     let pool = Pool::new(threads);
+    let pulse = Pulse::default();
+    let writer = Mutex::new(writer);
+    let say = |message: &FromExecutor| {
+        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        wire::write_frame(&mut **writer, message)
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| pulse.run(|| pool.runs(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok()));
+        let outcome = load_and_run(&load, reader, &say, &pool, &pulse);
+        pulse.stop();
+        outcome
+    })
+}
+
+fn load_and_run(
+    load: &Load,
+    reader: &mut impl Read,
+    say: &impl Fn(&FromExecutor) -> io::Result<()>,
+    pool: &Pool,
+    pulse: &Pulse,
+) -> io::Result<()> {
     let mut models = Vec::new();
     for (index, model) in load.models.iter().enumerate() {
         let index = index as u16;
         let began = Instant::now();
-        match load_model(model, &load, &pool) {
+        match load_model(model, load, pool) {
             Ok(model) => {
                 let loaded = LoadedModel {
                     model: index,
@@ -58,14 +82,12 @@ pub(crate) fn serve(reader: &mut impl Read, writer: &mut impl Write) -> io::Resu
                     nanos: began.elapsed().as_nanos() as u64,
                 };
                 models.push(model);
-                wire::write_frame(writer, &FromExecutor::Loaded(loaded))?;
+                say(&FromExecutor::Loaded(loaded))?;
             }
-            Err(message) => {
-                return wire::write_frame(writer, &FromExecutor::LoadFailed { model: index, message });
-            }
+            Err(message) => return say(&FromExecutor::LoadFailed { model: index, message }),
         }
     }
-    wire::write_frame(writer, &FromExecutor::Ready)?;
+    say(&FromExecutor::Ready)?;
     while let Some(message) = wire::read_frame::<ToExecutor>(reader)? {
         let ToExecutor::Step(batch) = message else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a second load"));
@@ -73,8 +95,10 @@ pub(crate) fn serve(reader: &mut impl Read, writer: &mut impl Write) -> io::Resu
         let Some(model) = models.get_mut(batch.model as usize) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no model {}", batch.model)));
         };
-        let report = model.run(batch, &pool);
-        wire::write_frame(writer, &FromExecutor::Report(report))?;
+        let Some(report) = model.run(batch, pool, pulse) else {
+            return Err(io::Error::other("the fake model was told to crash"));
+        };
+        say(&FromExecutor::Report(report))?;
     }
     Ok(())
 }
@@ -109,17 +133,17 @@ impl Model {
         }
     }
 
-    fn run(&mut self, batch: Batch, pool: &Pool) -> Report {
+    /// The report of a step; nothing if a fake model was told to crash.
+    fn run(&mut self, batch: Batch, pool: &Pool, pulse: &Pulse) -> Option<Report> {
         let began = Instant::now();
         let step = batch.step;
-        let (rows, nominal): (Vec<RowResult>, _) = match self {
-            Model::Cpu(model) => (model.run(batch, pool), None),
-            Model::Fake(model) => {
-                let (rows, cost) = model.run(batch, began);
-                (rows, Some(cost))
+        let (rows, elapsed) = match self {
+            Model::Cpu(model) => {
+                let rows = model.run(batch, pool);
+                (rows, began.elapsed())
             }
+            Model::Fake(model) => model.run(batch, began, pulse)?,
         };
-        let elapsed = nominal.unwrap_or_else(|| began.elapsed());
-        Report { step, device_nanos: elapsed.as_nanos() as u64, rows }
+        Some(Report { step, device_nanos: elapsed.as_nanos() as u64, rows })
     }
 }

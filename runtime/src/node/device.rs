@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weir_scheduler::{PlanRow, StepId};
+use weir_scheduler::{PlanRow, RequestId, StepId};
 
 use crate::executor::{
     link::Link,
@@ -16,6 +16,17 @@ use crate::executor::{
 pub(crate) const RESTART_PAUSE_MIN: Duration = Duration::from_millis(200);
 /// Longest pause between restarts.
 pub(crate) const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// An executor that is not heard for this long, or gets nowhere with a step for this long, is hung. A step on a busy
+/// machine may take longer: it gets somewhere.
+pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(8);
+/// Longest a load may take, however alive its executor is.
+pub(crate) const LOAD_TIME_MAX: Duration = Duration::from_secs(30 * 60);
+/// The watch is looked at this often. What passes between two looks counts once at most, so that a node that was itself
+/// stopped does not take its executors for hung.
+pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Starts that may fail one after another before the requests that wait for the executor are given up.
+pub(crate) const FAILED_STARTS_MAX: u32 = 3;
 
 /// One device.
 pub(crate) struct Device {
@@ -29,6 +40,60 @@ pub(crate) struct Device {
     /// Sequences that the executor may forget, by model.
     pub(crate) close: Vec<Vec<u64>>,
     pub(crate) restart_pause: Duration,
+    /// Starts since the executor was last ready.
+    pub(crate) failed_starts: u32,
+    pub(crate) watch: Watch,
+    /// Requests that had rows in the steps that an executor died in: they run one at a time until each has been seen to
+    /// survive. The first is the one that runs.
+    pub(crate) lane: VecDeque<RequestId>,
+}
+
+/// What an executor has last been seen to do.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    looked: Instant,
+    /// Times in which it said nothing, and in which it said nothing new of its step.
+    silent: Duration,
+    stuck: Duration,
+    progress: u64,
+    started: Instant,
+}
+
+impl Watch {
+    pub(crate) fn new(now: Instant) -> Self {
+        Watch { looked: now, silent: Duration::ZERO, stuck: Duration::ZERO, progress: 0, started: now }
+    }
+
+    /// It said how far it has come.
+    pub(crate) fn heartbeat(&mut self, progress: u64) {
+        self.silent = Duration::ZERO;
+        if self.progress != progress {
+            self.progress = progress;
+            self.stuck = Duration::ZERO;
+        }
+    }
+
+    /// It did something of use, or was given something to do.
+    pub(crate) fn worked(&mut self) {
+        (self.silent, self.stuck) = (Duration::ZERO, Duration::ZERO);
+    }
+
+    /// Why the executor is to be taken for hung, if it is; `running` while it has a step, `loading` while it loads.
+    pub(crate) fn look(&mut self, now: Instant, running: bool, loading: bool) -> Option<String> {
+        let passed = (now - self.looked).min(WATCH_INTERVAL);
+        self.looked = now;
+        self.silent += passed;
+        self.stuck = if running { self.stuck + passed } else { Duration::ZERO };
+        let seconds = HUNG_AFTER.as_secs();
+        if self.silent > HUNG_AFTER {
+            return Some(format!("the executor has not been heard for {seconds} s"));
+        }
+        if self.stuck > HUNG_AFTER {
+            return Some(format!("the executor has got nowhere with a step for {seconds} s"));
+        }
+        let overdue = loading && now - self.started > LOAD_TIME_MAX;
+        overdue.then(|| format!("the executor has been loading for {} s", LOAD_TIME_MAX.as_secs()))
+    }
 }
 
 /// Where an executor is in its life.
@@ -62,10 +127,43 @@ impl Device {
             in_flight: VecDeque::new(),
             close: vec![Vec::new(); models],
             restart_pause: RESTART_PAUSE_MIN,
+            failed_starts: 0,
+            watch: Watch::new(Instant::now()),
+            lane: VecDeque::new(),
         }
     }
 
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.state, DeviceState::Ready)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks once a second, `seconds` times, and says at which second the executor was found hung.
+    fn watched(seconds: u64, running: bool, mut seen: impl FnMut(u64, &mut Watch)) -> Option<u64> {
+        let begin = Instant::now();
+        let mut watch = Watch::new(begin);
+        (1..=seconds).find(|&second| {
+            seen(second, &mut watch);
+            watch.look(begin + Duration::from_secs(second), running, false).is_some()
+        })
+    }
+
+    #[test]
+    fn silence_and_standstill_are_noticed_and_slowness_is_not() {
+        assert_eq!(watched(60, false, |_, _| {}), Some(9), "silent while idle");
+        assert_eq!(watched(60, false, |_, watch| watch.heartbeat(7)), None, "idle");
+        assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(10), "in a step that stands still");
+        assert_eq!(watched(600, true, |second, watch| watch.heartbeat(second / 5)), None, "in a step that is slow");
+    }
+
+    #[test]
+    fn a_node_that_was_stopped_itself_does_not_blame_its_executor() {
+        let begin = Instant::now();
+        let mut watch = Watch::new(begin);
+        assert_eq!(watch.look(begin + Duration::from_secs(3600), true, false), None);
     }
 }

@@ -6,7 +6,7 @@ use weir_scheduler::{Admission, DeviceId, ModelId, ModelLimits, TenantId, Work};
 
 use super::{
     Node,
-    device::{Device, DeviceState, RESTART_PAUSE_MAX, RESTART_PAUSE_MIN},
+    device::{Device, DeviceState, RESTART_PAUSE_MAX, Watch},
     group::Output,
     message::{GroupId, NodeMessage},
     sequence::{Sequence, SequenceSpec},
@@ -22,6 +22,7 @@ impl Node {
         let entry = &mut self.devices[device];
         entry.epoch += 1;
         entry.state = DeviceState::Loading;
+        entry.watch = Watch::new(Instant::now());
         entry.loaded.clear();
         let (epoch, outlet) = (entry.epoch, self.outlet.clone());
         let tell = move |event| {
@@ -37,8 +38,25 @@ impl Node {
         }
     }
 
+    /// Ends executors that are hung, as if they had died.
+    pub(super) fn watch_executors(&mut self) {
+        let now = Instant::now();
+        for device in 0..self.devices.len() {
+            let entry = &mut self.devices[device];
+            let loading = matches!(entry.state, DeviceState::Loading);
+            if !loading && !entry.is_ready() {
+                continue;
+            }
+            if let Some(reason) = entry.watch.look(now, !entry.in_flight.is_empty(), loading) {
+                self.metrics.hung();
+                self.executor_down(device, reason);
+            }
+        }
+    }
+
     pub(super) fn executor_said(&mut self, device: usize, message: FromExecutor) {
         match message {
+            FromExecutor::Heartbeat { progress } => self.devices[device].watch.heartbeat(progress),
             FromExecutor::Loaded(loaded) => {
                 if let Some(model) = self.models.get(loaded.model as usize) {
                     tracing::info!(
@@ -84,9 +102,12 @@ impl Node {
             self.scheduler.add_model(id, ModelId(loaded.model), limits);
         }
         entry.state = DeviceState::Ready;
-        entry.restart_pause = RESTART_PAUSE_MIN;
+        entry.failed_starts = 0;
+        entry.watch.worked();
         self.status.executor_ready();
         self.metrics.executor_up(true);
+        self.take_up(device);
+        self.open_door();
     }
 
     pub(super) fn executor_down(&mut self, device: usize, reason: String) {
@@ -97,12 +118,13 @@ impl Node {
         if !self.stopping {
             tracing::error!(device, reason, "executor down");
         }
-        let now = self.now();
         if was_ready {
-            self.scheduler.device_lost(now, DeviceId(device as u16));
+            self.lose_device(device);
         }
         let entry = &mut self.devices[device];
+        // Kills what is left of it.
         entry.link = None;
+        entry.failed_starts += u32::from(!was_ready);
         entry.in_flight.clear();
         entry.close.iter_mut().for_each(Vec::clear);
         let restart_at = Instant::now() + entry.restart_pause;
@@ -113,6 +135,8 @@ impl Node {
         if let Some(started) = self.started.take() {
             let _ = started.send(Err(EngineError::Executor(reason)));
         }
+        self.give_up_returning();
+        self.open_door();
         self.settle();
     }
 
@@ -158,7 +182,7 @@ impl Node {
         let admission = Admission { tenant: TenantId::OPERATOR, model, priority: 0, work };
         if let Ok(request) = self.scheduler.admit(self.now(), admission) {
             let id = GroupId(u64::MAX - self.canaries);
-            self.register(id, index, Output::Canary { inputs }, &[request], vec![sequence], 1);
+            self.register(id, TenantId::OPERATOR, index, Output::Canary { inputs }, &[request], vec![sequence], 1);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use weir_scheduler::RequestId;
+use weir_scheduler::{RequestId, TenantId};
 
 use super::message::{EmbedReply, GroupId};
 use crate::{
@@ -24,6 +24,7 @@ pub(crate) enum Output {
 /// A request in progress.
 pub(crate) struct Group {
     pub(crate) id: GroupId,
+    pub(crate) tenant: TenantId,
     pub(crate) model: usize,
     pub(crate) output: Output,
     /// The scheduler's requests, one for each choice.
@@ -71,6 +72,17 @@ impl Group {
 
     pub(crate) fn is_canary(&self) -> bool {
         matches!(self.output, Output::Canary { .. })
+    }
+
+    /// Whether somebody still waits for its answer.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.cancelled && !self.failed && !self.is_canary()
+    }
+
+    /// The inputs that have no vector yet, if it is a list to embed.
+    pub(crate) fn unembedded(&self) -> Option<Vec<u32>> {
+        let Output::Vectors { vectors, .. } = &self.output else { return None };
+        Some((0u32..).zip(vectors).filter(|(_, vector)| vector.is_empty()).map(|(item, _)| item).collect())
     }
 
     /// The ids of one input to embed.

@@ -13,12 +13,14 @@ mod device;
 mod executors;
 mod group;
 pub(crate) mod message;
+mod quarantine;
+mod recovery;
 mod requests;
 pub(crate) mod sequence;
 mod steps;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,9 +30,10 @@ use tokio::sync::oneshot;
 use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, StepPlan};
 
 use self::{
-    device::{Device, DeviceState},
+    device::{Device, DeviceState, WATCH_INTERVAL},
     group::Group,
-    message::{GroupId, NodeMessage},
+    message::{GroupId, NodeMessage, Submit},
+    quarantine::Quarantine,
     sequence::Sequence,
 };
 use crate::{
@@ -61,6 +64,8 @@ pub(crate) struct NodeParts {
     pub(crate) loads: Vec<Load>,
     pub(crate) executor: ExecutorMode,
     pub(crate) rows_max: u32,
+    /// Key of what the node keeps as digests.
+    pub(crate) secret: [u8; 32],
     pub(crate) canary_interval: Duration,
     pub(crate) inbox: flume::Receiver<NodeMessage>,
     pub(crate) outlet: flume::Sender<NodeMessage>,
@@ -85,6 +90,11 @@ pub(crate) struct Node {
     started: Option<oneshot::Sender<Result<(), EngineError>>>,
     sequences: HashMap<RequestId, Live>,
     groups: HashMap<GroupId, Group>,
+    /// Came while the executor was being restarted; they still count as the inbox's, and so are bounded.
+    door: VecDeque<Submit>,
+    /// What a lost device was running and is to go on.
+    returning: Vec<Live>,
+    quarantine: Quarantine,
     canaries: u64,
     last_step: Instant,
     drained: Option<oneshot::Sender<()>>,
@@ -101,6 +111,21 @@ struct Live {
     choice: u32,
     sequence: Option<Sequence>,
     last_token: Option<Instant>,
+    /// Of a list to embed that was taken up again: the inputs that its items are.
+    items: Option<Vec<u32>>,
+    /// Tokens that were computed for it, so that computing them again is known as that.
+    computed: u32,
+    /// Steps of it that an executor died in.
+    deaths: u32,
+    /// The last of them is not explained yet.
+    suspect: bool,
+}
+
+impl Live {
+    /// The input that an item of the scheduler's is.
+    fn item(&self, item: u32) -> u32 {
+        self.items.as_ref().and_then(|items| items.get(item as usize).copied()).unwrap_or(item)
+    }
 }
 
 impl Node {
@@ -120,6 +145,9 @@ impl Node {
             started: Some(parts.started),
             sequences: HashMap::new(),
             groups: HashMap::new(),
+            door: VecDeque::new(),
+            returning: Vec::new(),
+            quarantine: Quarantine::new(parts.secret),
             canaries: 0,
             last_step: now,
             drained: None,
@@ -146,12 +174,14 @@ impl Node {
             while let Ok(message) = self.inbox.try_recv() {
                 self.take(message);
             }
+            self.watch_executors();
             self.restart_executors();
             self.send_canary();
             for device in 0..self.devices.len() {
                 self.plan_steps(device);
             }
-            if self.groups.values().all(Group::is_canary)
+            if self.door.is_empty()
+                && self.groups.values().all(Group::is_canary)
                 && let Some(drained) = self.drained.take()
             {
                 let _ = drained.send(());
@@ -191,15 +221,16 @@ impl Node {
             _ => None,
         });
         let canary = self.last_step.max(self.status.last_canary()) + self.canary_interval;
-        restarts.chain([canary.max(Instant::now() + WAKE_MIN)]).min().unwrap_or(canary)
+        let now = Instant::now();
+        restarts.chain([canary.max(now + WAKE_MIN), now + WATCH_INTERVAL]).min().unwrap_or(canary)
     }
 
     fn take(&mut self, message: NodeMessage) {
         match message {
-            NodeMessage::Submit(submit) => {
-                self.status.left_inbox();
-                self.admit(*submit);
-            }
+            NodeMessage::Submit(submit) => match self.is_coming_back() {
+                true => self.door.push_back(*submit),
+                false => self.let_in(*submit),
+            },
             NodeMessage::Cancel(group) => self.cancel(group),
             NodeMessage::Link { device, epoch, event } => {
                 if self.devices[device].epoch == epoch {

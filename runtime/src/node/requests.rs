@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use weir_scheduler::{Admission, End, Event, Nanos, Reject, RejectReason, RequestId, Work};
+use weir_scheduler::{Admission, End, Event, Nanos, Reject, RejectReason, RequestId, TenantId, Work};
 
 use super::{
     Live, Node,
     group::{Group, Output},
     message::{GroupId, Submit, SubmitWork},
+    recovery,
     sequence::Sequence,
 };
 use crate::{
@@ -17,10 +18,23 @@ use crate::{
 };
 
 impl Node {
-    pub(super) fn admit(&mut self, submit: Submit) {
+    /// Takes a request out of the inbox.
+    pub(super) fn let_in(&mut self, submit: Submit) {
+        self.status.left_inbox();
+        self.admit(submit);
+    }
+
+    fn admit(&mut self, submit: Submit) {
         let Submit { group, tenant, model, work, accepted } = submit;
         let now = self.now();
         let model_index = model.0 as usize;
+        if self.is_kept_out(tenant, model_index, &work) {
+            self.metrics.ended(Outcome::Rejected);
+            let message = recovery::QUARANTINED.into();
+            let _ =
+                accepted.send(Err(SubmitError::Invalid { message, param: None, code: Some("request_quarantined") }));
+            return;
+        }
         let prompt_tokens;
         let (admissions, sequences, output) = match work {
             SubmitWork::Generate { choices, prompt, hashes, chain, outbox } => {
@@ -35,8 +49,9 @@ impl Node {
                         Admission { tenant, model, priority: 0, work }
                     })
                     .collect::<Vec<_>>();
+                let named = (chain, hashes);
                 let sequences: Vec<Option<Sequence>> =
-                    choices.into_iter().map(|spec| Some(Sequence::new(spec, &prompt, Some(chain.clone())))).collect();
+                    choices.into_iter().map(|spec| Some(Sequence::new(spec, &prompt, Some(named.clone())))).collect();
                 prompt_tokens = prompt.len() as u32;
                 (admissions, sequences, Output::Text(outbox))
             }
@@ -50,7 +65,7 @@ impl Node {
         };
         match self.scheduler.admit_group(now, admissions) {
             Ok(requests) => {
-                self.register(group, model_index, output, &requests, sequences, prompt_tokens);
+                self.register(group, tenant, model_index, output, &requests, sequences, prompt_tokens);
                 if accepted.send(Ok(())).is_err() {
                     self.cancel(group);
                 }
@@ -62,9 +77,26 @@ impl Node {
         }
     }
 
+    /// Whether a request like this one has been killing executors.
+    fn is_kept_out(&mut self, tenant: TenantId, model: usize, work: &SubmitWork) -> bool {
+        if self.quarantine.is_empty(Instant::now()) {
+            return false;
+        }
+        self.quarantine.holds(match work {
+            SubmitWork::Generate { prompt, .. } => {
+                self.quarantine.fingerprint(tenant, model, std::iter::once(&prompt[..]))
+            }
+            SubmitWork::Embed { inputs, .. } => {
+                self.quarantine.fingerprint(tenant, model, inputs.iter().map(Vec::as_slice))
+            }
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a constructor's fields, from two callers")]
     pub(super) fn register(
         &mut self,
         id: GroupId,
+        tenant: TenantId,
         model: usize,
         output: Output,
         requests: &[RequestId],
@@ -72,11 +104,21 @@ impl Node {
         prompt_tokens: u32,
     ) {
         for (choice, (&request, sequence)) in requests.iter().zip(sequences).enumerate() {
-            let live = Live { group: id, choice: choice as u32, sequence, last_token: None };
+            let live = Live {
+                group: id,
+                choice: choice as u32,
+                sequence,
+                last_token: None,
+                items: None,
+                computed: 0,
+                deaths: 0,
+                suspect: false,
+            };
             self.sequences.insert(request, live);
         }
         let group = Group {
             id,
+            tenant,
             model,
             output,
             requests: requests.to_vec(),
@@ -90,13 +132,18 @@ impl Node {
         self.groups.insert(id, group);
     }
 
-    pub(super) fn cancel(&mut self, group: GroupId) {
+    pub(super) fn cancel(&mut self, id: GroupId) {
         let now = self.now();
-        let Some(group) = self.groups.get_mut(&group) else { return };
+        if let Some(at) = self.door.iter().position(|submit| submit.group == id) {
+            self.door.remove(at);
+            self.status.left_inbox();
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return };
         group.cancelled = true;
         for &request in &group.requests {
             self.scheduler.cancel(now, request);
         }
+        self.drop_returning(id);
     }
 
     pub(super) fn fail(&mut self, group: GroupId, kind: FailureKind, message: &str) {
@@ -113,7 +160,9 @@ impl Node {
         for event in events.drain(..) {
             match event {
                 Event::Started { request, cached_tokens } => {
-                    if let Some(group) = self.sequences.get(&request).and_then(|l| self.groups.get_mut(&l.group)) {
+                    let live = self.sequences.get(&request).filter(|live| live.deaths == 0 && live.items.is_none());
+                    // Taken up again, a request has started before.
+                    if let Some(group) = live.and_then(|live| self.groups.get_mut(&live.group)) {
                         self.metrics.started(group.submitted.elapsed());
                         group.usage.cached_tokens = group.usage.cached_tokens.max(cached_tokens);
                     }
@@ -126,27 +175,49 @@ impl Node {
     }
 
     fn settled(&mut self, request: RequestId, end: End, charge: Nanos) {
-        let Some(live) = self.sequences.remove(&request) else { return };
-        let Some(group) = self.groups.get_mut(&live.group) else { return };
-        if live.sequence.as_ref().is_some_and(Sequence::is_open) {
+        let Some(mut live) = self.sequences.remove(&request) else { return };
+        self.survived(request);
+        if end == End::Lost {
+            if let Some(group) = self.groups.get_mut(&live.group) {
+                group.usage.device_nanos += charge.0;
+            }
+            match self.keep(live) {
+                None => return,
+                Some(back) => live = back,
+            }
+            return self.close(live, end, Nanos(0));
+        }
+        if recovery::is_open(&live)
+            && let Some(group) = self.groups.get(&live.group)
+        {
             for device in &mut self.devices {
                 device.close[group.model].push(request.0);
             }
         }
+        self.close(live, end, charge);
+    }
+
+    /// One choice has ended for good; with the last, the request has.
+    pub(super) fn close(&mut self, live: Live, end: End, charge: Nanos) {
+        let Some(group) = self.groups.get_mut(&live.group) else { return };
         group.open -= 1;
         group.usage.device_nanos += charge.0;
         if let Some(sequence) = &live.sequence {
             group.usage.completion_tokens += sequence.drawn();
         }
-        if end == End::Lost
-            && !group.cancelled
-            && group.fail(FailureKind::ExecutorLost, "The device running this request was lost")
-        {
-            self.metrics.ended(Outcome::Failed);
+        let mut rest_is_lost = false;
+        if end == End::Lost && !group.cancelled {
+            rest_is_lost = group.open > 0;
+            if group.fail(FailureKind::ExecutorLost, "The device running this request was lost") {
+                self.metrics.ended(Outcome::Failed);
+            }
         }
-        if group.open > 0 {
-            return;
+        let id = group.id;
+        if rest_is_lost {
+            // Its reader has been told: nobody waits for the other choices.
+            return self.cancel(id);
         }
+        let Some(group) = self.groups.get_mut(&id).filter(|group| group.open == 0) else { return };
         if !group.failed {
             let outcome = match (group.cancelled, group.is_canary()) {
                 (true, _) => Outcome::Cancelled,
@@ -159,7 +230,6 @@ impl Node {
             }
             group.complete();
         }
-        let id = group.id;
         self.groups.remove(&id);
     }
 }

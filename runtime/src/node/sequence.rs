@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_scheduler::BlockHash;
+use weir_scheduler::{BlockHash, Work};
 
 use crate::{
     codec::{
@@ -34,6 +34,8 @@ pub(crate) struct Sequence {
     tokens: Vec<u32>,
     prompt_len: u32,
     chain: Option<BlockChain>,
+    /// Names of the blocks that the tokens fill, as far as they were asked for.
+    names: Vec<BlockHash>,
     assembler: TextAssembler,
     opened: bool,
 }
@@ -45,10 +47,27 @@ pub(crate) struct Progress {
 }
 
 impl Sequence {
-    pub(crate) fn new(spec: SequenceSpec, prompt: &[u32], chain: Option<BlockChain>) -> Self {
+    /// `named` is the chain of the prompt's blocks with the names it gave them.
+    pub(crate) fn new(spec: SequenceSpec, prompt: &[u32], named: Option<(BlockChain, Vec<BlockHash>)>) -> Self {
         let assembler = TextAssembler::new(spec.stop.clone());
         let prompt_len = prompt.len() as u32;
-        Sequence { spec, tokens: prompt.to_vec(), prompt_len, chain, assembler, opened: false }
+        let (chain, names) = named.map_or((None, Vec::new()), |(chain, names)| (Some(chain), names));
+        Sequence { spec, tokens: prompt.to_vec(), prompt_len, chain, names, assembler, opened: false }
+    }
+
+    /// What is left to do for an executor that knows nothing of this sequence: every id known by now as a prompt.
+    pub(crate) fn rest(&mut self) -> Work {
+        self.opened = false;
+        Work::Generate {
+            prompt_len: self.tokens.len() as u32,
+            new_tokens_max: self.spec.new_tokens_max - self.drawn(),
+            hashes: self.names.clone(),
+        }
+    }
+
+    /// The ids it began with.
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_len as usize]
     }
 
     /// What the executor must know before the first row; `None` from the second time on.
@@ -60,6 +79,7 @@ impl Sequence {
         Some(OpenSequence {
             sequence: name,
             tokens: self.tokens.clone(),
+            drawn: self.drawn(),
             sampling: self.spec.sampling.clone(),
             logprobs: self.spec.logprobs,
             min_tokens: self.spec.min_tokens,
@@ -100,9 +120,13 @@ impl Sequence {
     }
 
     /// The names of the blocks that became full since the last call.
-    pub(crate) fn named_blocks(&mut self, named: impl FnMut(BlockHash)) {
+    pub(crate) fn named_blocks(&mut self, mut named: impl FnMut(BlockHash)) {
         if let Some(chain) = &mut self.chain {
-            chain.extend(&self.tokens, named);
+            let names = &mut self.names;
+            chain.extend(&self.tokens, |name| {
+                names.push(name);
+                named(name);
+            });
         }
     }
 }

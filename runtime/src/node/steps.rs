@@ -6,7 +6,7 @@ use weir_scheduler::{DeviceId, Nanos, RequestId, RowKind, RowOutcome, StepPlan, 
 
 use super::{
     Node,
-    device::{Device, InFlight},
+    device::{Device, InFlight, RESTART_PAUSE_MIN},
     group::Output,
 };
 use crate::{
@@ -17,12 +17,19 @@ use crate::{
 impl Node {
     pub(super) fn plan_steps(&mut self, device: usize) {
         let mut plan = std::mem::take(&mut self.plan);
-        while self.devices[device].is_ready()
-            && self.scheduler.next_step(self.now(), DeviceId(device as u16), &mut plan)
-        {
+        while self.devices[device].is_ready() {
+            if !self.scheduler.next_step(self.now(), DeviceId(device as u16), &mut plan) {
+                if self.pass_over(device) {
+                    continue;
+                }
+                break;
+            }
             self.settle();
             let batch = self.batch(device, &plan);
             let entry = &mut self.devices[device];
+            if entry.in_flight.is_empty() {
+                entry.watch.worked();
+            }
             entry.in_flight.push_back(InFlight {
                 step: plan.step,
                 model: plan.model.0 as usize,
@@ -51,7 +58,7 @@ impl Node {
                     BatchRow::Generate { sequence: row.request.0, from, len, samples, blocks }
                 }
                 RowKind::Embed { item, .. } => {
-                    let input = live.and_then(|l| self.groups.get(&l.group)).and_then(|g| g.input(item));
+                    let input = live.and_then(|l| self.groups.get(&l.group)?.input(l.item(item)));
                     BatchRow::Embed { tokens: input.cloned().unwrap_or_default() }
                 }
             });
@@ -84,6 +91,10 @@ impl Node {
         }
         self.last_step = arrived;
         self.status.step_completed();
+        let entry = &mut self.devices[device];
+        entry.watch.worked();
+        // Only now has it shown that it does more than come up and go down again.
+        entry.restart_pause = RESTART_PAUSE_MIN;
         // The first canary has warmed the device up: now the node has started.
         if self.devices.iter().all(Device::is_ready)
             && let Some(started) = self.started.take()
@@ -98,6 +109,9 @@ impl Node {
         let Some(live) = self.sequences.get_mut(&request) else { return RowOutcome::Advanced };
         let id = live.group;
         let Some(group) = self.groups.get_mut(&id) else { return RowOutcome::Advanced };
+        if let RowKind::Generate { from, len, .. } = kind {
+            live.computed = live.computed.max(from + len);
+        }
         match (result, kind) {
             (RowResult::Computed, RowKind::Generate { samples: false, .. }) => RowOutcome::Advanced,
             (RowResult::Sampled(sampled), RowKind::Generate { samples: true, .. }) => {
@@ -125,6 +139,7 @@ impl Node {
                         outbox.finished(live.choice, reason);
                     }
                 }
+                self.survived(request);
                 if full {
                     self.fail(id, FailureKind::SlowReader, "The reader left too much of the stream unread");
                 }
@@ -132,7 +147,7 @@ impl Node {
             }
             (RowResult::Vector(vector), RowKind::Embed { item, .. }) => {
                 if let Output::Vectors { vectors, .. } = &mut group.output
-                    && let Some(slot) = vectors.get_mut(item as usize)
+                    && let Some(slot) = vectors.get_mut(live.item(item) as usize)
                 {
                     *slot = vector;
                 }

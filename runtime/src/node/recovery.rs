@@ -1,0 +1,219 @@
+//! After an executor's death: what it was running goes on, and what killed it is found.
+//!
+//! The engine knows every id of every text, and a draw is a function of the seed, the text and its place in it. So a request that
+//! an executor took with it is taken up where it was by the next one, as a prompt of all that is known; its reader notices a
+//! pause. Nothing is told twice and nothing is left out, streamed or not.
+//!
+//! *Who did it?* The requests with rows in the steps that the executor died in are suspects; the rest are not. Suspects run one at a
+//! time, in the device's *lane*, with no other row in the step and no other step in flight, until each has drawn an id (a list to
+//! embed: until its end), which takes it past the place where it was. An executor that dies with the lane's first in its
+//! only step has named its killer: that request ends and is kept out, see [`super::quarantine`]. So a request that
+//! kills kills twice, and nobody else ends because of it.
+//!
+//! Who comes while no executor is there waits at the door, for it is there again in a moment.
+//!
+//! *Bounds.* A request whose steps [`DEATHS_MAX`] executors died in is given up even if it survived each lane, and all are when
+//! an executor fails to come up again and again.
+
+use std::time::Instant;
+
+use weir_scheduler::{Admission, DeviceId, End, ModelId, Nanos, RequestId, Work};
+
+use super::{
+    Live, Node,
+    device::{Device, FAILED_STARTS_MAX},
+    group::Output,
+    sequence::Sequence,
+};
+use crate::error::FailureKind;
+
+/// Executors that may die in a step of one request.
+const DEATHS_MAX: u32 = 8;
+
+impl Node {
+    /// The device is lost to the scheduler: its requests settle as lost, which puts them where they wait for the next executor.
+    pub(super) fn lose_device(&mut self, device: usize) {
+        let entry = &mut self.devices[device];
+        let mut dying: Vec<RequestId> =
+            entry.in_flight.iter().flat_map(|step| step.rows.iter().map(|row| row.request)).collect();
+        // A list has many rows in a step, and a text one in each of two.
+        dying.sort_unstable();
+        dying.dedup();
+        let lane = std::mem::take(&mut entry.lane);
+        let killer = lane.front().copied().filter(|first| dying.contains(first));
+        for request in &dying {
+            if let Some(live) = self.sequences.get_mut(request) {
+                live.deaths += 1;
+                // Who ran beside the killer was not there: the lane's first runs alone.
+                live.suspect = killer.is_none();
+            }
+        }
+        for request in &lane {
+            if let Some(live) = self.sequences.get_mut(request) {
+                live.suspect = true;
+            }
+        }
+        if let Some(killer) = killer {
+            self.keep_out(killer);
+        }
+        let now = self.now();
+        self.scheduler.device_lost(now, DeviceId(device as u16));
+        self.settle();
+    }
+
+    /// Ends a request that brings executors down, and its like for some time.
+    fn keep_out(&mut self, killer: RequestId) {
+        let Some(live) = self.sequences.get(&killer) else { return };
+        let id = live.group;
+        let Some(group) = self.groups.get(&id) else { return };
+        let fingerprint = match (&group.output, &live.sequence) {
+            (Output::Vectors { inputs, .. }, _) => {
+                self.quarantine.fingerprint(group.tenant, group.model, inputs.iter().map(Vec::as_slice))
+            }
+            (_, Some(sequence)) => {
+                self.quarantine.fingerprint(group.tenant, group.model, std::iter::once(sequence.prompt()))
+            }
+            // The operator's own has no fingerprint worth keeping.
+            _ => return,
+        };
+        tracing::error!(
+            model = self.models[group.model].name,
+            tenant = group.tenant.0,
+            "a request has brought its executor down twice, the second time alone; it is kept out"
+        );
+        self.quarantine.add(Instant::now(), fingerprint);
+        self.metrics.quarantined();
+        self.fail(id, FailureKind::Quarantined, QUARANTINED);
+    }
+
+    /// Keeps what a lost device was running; nothing if it is not to go on.
+    pub(super) fn keep(&mut self, live: Live) -> Option<Live> {
+        let group = self.groups.get(&live.group)?;
+        if !group.is_wanted() || live.deaths >= DEATHS_MAX {
+            return Some(live);
+        }
+        self.returning.push(live);
+        None
+    }
+
+    /// Takes up what waited for this device, suspects first.
+    pub(super) fn take_up(&mut self, device: usize) {
+        let id = DeviceId(device as u16);
+        let mut returning = std::mem::take(&mut self.returning);
+        returning.sort_by_key(|live| !live.suspect);
+        for mut live in returning {
+            let Some(group) = self.groups.get_mut(&live.group) else { continue };
+            let (work, redo) = match live.sequence.as_mut() {
+                Some(sequence) => (sequence.rest(), live.computed),
+                None => {
+                    let items = group.unembedded().unwrap_or_default();
+                    if items.is_empty() {
+                        self.close(live, End::Finished, Nanos(0));
+                        continue;
+                    }
+                    let lens = items.iter().filter_map(|&item| group.input(item)).map(|input| input.len() as u32);
+                    let work = Work::Embed { lens: lens.collect() };
+                    live.items = Some(items);
+                    (work, 0)
+                }
+            };
+            let admission = Admission { tenant: group.tenant, model: ModelId(group.model as u16), priority: 0, work };
+            match self.scheduler.admit_again(self.now(), id, admission, redo) {
+                Ok(request) => {
+                    if let Some(slot) =
+                        self.groups.get_mut(&live.group).and_then(|g| g.requests.get_mut(live.choice as usize))
+                    {
+                        *slot = request;
+                    }
+                    if live.suspect {
+                        self.devices[device].lane.push_back(request);
+                    }
+                    self.metrics.resumed();
+                    self.sequences.insert(request, live);
+                }
+                Err(reject) => {
+                    tracing::error!(?reject, "a request could not be taken up again");
+                    self.close(live, End::Lost, Nanos(0));
+                }
+            }
+        }
+        self.head_lane(device);
+    }
+
+    /// Has the lane's first run alone, or everybody run.
+    fn head_lane(&mut self, device: usize) {
+        let entry = &mut self.devices[device];
+        while entry.lane.front().is_some_and(|first| !self.sequences.contains_key(first)) {
+            entry.lane.pop_front();
+        }
+        self.scheduler.run_alone(DeviceId(device as u16), entry.lane.front().copied());
+    }
+
+    /// A request has drawn an id, or ended: if it was the lane's first, it has survived.
+    pub(super) fn survived(&mut self, request: RequestId) {
+        for device in 0..self.devices.len() {
+            if self.devices[device].lane.front() == Some(&request) {
+                self.devices[device].lane.pop_front();
+                if let Some(live) = self.sequences.get_mut(&request) {
+                    live.suspect = false;
+                }
+                self.head_lane(device);
+            }
+        }
+    }
+
+    /// The lane's first can have no row although nothing runs. That is no proof of anything, but all others wait for it.
+    pub(super) fn pass_over(&mut self, device: usize) -> bool {
+        let entry = &mut self.devices[device];
+        let stands = entry.is_ready() && entry.in_flight.is_empty();
+        let Some(first) = entry.lane.front().copied().filter(|_| stands) else { return false };
+        tracing::warn!("a suspect cannot run alone; it goes on in company");
+        self.survived(first);
+        true
+    }
+
+    /// Whether no device runs steps now and one is likely to soon: then newcomers wait at the door.
+    pub(super) fn is_coming_back(&self) -> bool {
+        let started = self.started.is_none();
+        let down = !self.devices.iter().any(Device::is_ready);
+        started && down && self.devices.iter().any(|device| device.failed_starts < FAILED_STARTS_MAX)
+    }
+
+    /// Lets those at the door in, who are refused if no device is there after all.
+    pub(super) fn open_door(&mut self) {
+        if !self.is_coming_back() {
+            for submit in std::mem::take(&mut self.door) {
+                self.let_in(submit);
+            }
+        }
+    }
+
+    /// Gives up what waits for a device that does not come back.
+    pub(super) fn give_up_returning(&mut self) {
+        let hopeless = self.devices.iter().all(|device| device.failed_starts >= FAILED_STARTS_MAX);
+        if hopeless {
+            for live in std::mem::take(&mut self.returning) {
+                self.close(live, End::Lost, Nanos(0));
+            }
+        }
+    }
+
+    /// Takes out what waits for a device although its reader has gone.
+    pub(super) fn drop_returning(&mut self, group: super::message::GroupId) {
+        let (gone, stay) = std::mem::take(&mut self.returning).into_iter().partition(|live| live.group == group);
+        self.returning = stay;
+        let gone: Vec<Live> = gone;
+        for live in gone {
+            self.close(live, End::Cancelled, Nanos(0));
+        }
+    }
+}
+
+/// What the client of a quarantined request is told, then and when it comes again.
+pub(super) const QUARANTINED: &str =
+    "This request has brought down the process that ran it, twice. It is not run again; please report it.";
+
+/// Whether a sequence may be open at an executor.
+pub(super) fn is_open(live: &Live) -> bool {
+    live.sequence.as_ref().is_some_and(Sequence::is_open)
+}
