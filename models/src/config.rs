@@ -14,6 +14,11 @@ const LAYERS_MAX: u32 = 1 << 10;
 const WIDTH_MAX: u32 = 1 << 20;
 const VOCAB_MAX: u32 = 1 << 22;
 const CONTEXT_MAX: u32 = 1 << 24;
+/// Numbers in the table of rotations, which has a row of `head_dim` for each position: 512 MiB. A million positions of heads of
+/// 128 fit; a header that says more would take the memory of the whole machine with one word.
+const ROTATIONS_MAX: usize = 1 << 27;
+/// Modules of a sentence-transformers model; real ones have up to four.
+const MODULES_MAX: usize = 16;
 /// Attention works on this many features at a time.
 const HEAD_STEP: usize = 16;
 
@@ -132,6 +137,15 @@ impl Fields<'_> {
         }
     }
 
+    /// Width of a head where the file states none.
+    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize, ModelError> {
+        if hidden.is_multiple_of(heads) {
+            Ok(hidden / heads)
+        } else {
+            Err(self.refuse(format!("{hidden} features cannot be shared by {heads} heads")))
+        }
+    }
+
     fn positive(&self, name: &str, value: f64) -> Result<f64, ModelError> {
         if value.is_finite() && value > 0.0 {
             Ok(value)
@@ -152,6 +166,14 @@ impl DecoderConfig {
         }
         if self.heads * self.head_dim > WIDTH_MAX as usize {
             return Err(fields.refuse(format!("{} heads of {} are too wide", self.heads, self.head_dim)));
+        }
+        if self.context * self.head_dim > ROTATIONS_MAX {
+            let reason =
+                format!("a context of {} with heads of {} is too large to be run", self.context, self.head_dim);
+            return Err(fields.refuse(reason));
+        }
+        if self.inv_freq.iter().any(|angle| !angle.is_finite()) {
+            return Err(fields.refuse("its rotations are no numbers"));
         }
         Ok(self)
     }
@@ -175,7 +197,7 @@ impl DecoderConfig {
         };
         let head_dim = match header.get(&key("attention.key_length")) {
             Some(_) => count("attention.key_length", WIDTH_MAX)?,
-            None => hidden / heads,
+            None => fields.head_dim(hidden, heads)?,
         };
         if header.unsigned(&key("attention.value_length")).is_some_and(|len| len != head_dim as u64) {
             return Err(fields.refuse("its key and value heads differ in width"));
@@ -235,7 +257,7 @@ impl DecoderConfig {
             kv_heads => fields.count("num_key_value_heads", kv_heads, WIDTH_MAX)?,
         };
         let head_dim = match json.head_dim {
-            None => hidden / heads,
+            None => fields.head_dim(hidden, heads)?,
             head_dim => fields.count("head_dim", head_dim, WIDTH_MAX)?,
         };
         if let Some(act) = json.hidden_act.as_deref().filter(|act| *act != "silu") {
@@ -414,7 +436,14 @@ fn sentence_modules(folder: &Path) -> Result<(Pooling, bool), ModelError> {
     let modules: Vec<SentenceModule> = crate::json::read_if_there(&path)?.unwrap_or_default();
     let fields = Fields { path: &path };
     let (mut pooling, mut normalize) = (Pooling::Mean, false);
+    if modules.len() > MODULES_MAX {
+        return Err(fields.refuse(format!("it has {} modules, at most {MODULES_MAX} are read", modules.len())));
+    }
     for module in modules {
+        // A name that leaves the folder is not a part of this model.
+        if !module.path.is_empty() && Path::new(&module.path).file_name() != Some(module.path.as_ref()) {
+            return Err(fields.refuse(format!("its module at `{}` is outside the folder", module.path)));
+        }
         match module.kind.rsplit('.').next().unwrap_or_default() {
             "Transformer" if module.path.is_empty() => {}
             "Pooling" => pooling = pooling_of(&folder.join(&module.path).join("config.json"))?,

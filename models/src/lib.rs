@@ -25,6 +25,7 @@ mod bert;
 mod checkpoint;
 mod config;
 mod error;
+mod file;
 mod info;
 mod json;
 mod kv;

@@ -108,10 +108,17 @@ impl ModelSource {
 
     /// Builds its tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
-        match &self.origin {
+        let tokenizer = match &self.origin {
             Origin::Gguf(path, header) => tokenizer::from_gguf(path, header, self.checkpoint.first_file()),
             Origin::Folder(folder) => Tokenizer::from_json_file(&folder.join("tokenizer.json")),
+        }?;
+        // An id that the weights have no row for would end the step of everybody in it.
+        let (ids, rows) = (tokenizer.vocab_size(), self.info.vocab_size);
+        if ids > rows {
+            let reason = format!("its ids go up to {}, the weights have rows for {rows}", ids - 1);
+            return Err(ModelError::tokenizer(reason));
         }
+        Ok(tokenizer)
     }
 
     /// Packs its weights, with the work shared over `pool`, which the model keeps for its steps. `max_tokens` is the largest
@@ -174,6 +181,9 @@ impl ModelSource {
             bos_token: token("bos_token_id"),
             eos_token: token("eos_token_id"),
         });
+        if let Some(template) = &template {
+            template::check_len(path, &template.source)?;
+        }
         drop(tokens);
         Ok(Self {
             info,
@@ -216,7 +226,7 @@ impl ModelSource {
         let decoder = DecoderConfig::from_json(&path, &config)?;
         let generation: GenerationJson =
             json::read_if_there(&folder.join("generation_config.json"))?.unwrap_or_default();
-        let head: TokenizerHead = json::read_if_there(&folder.join("tokenizer.json"))?.unwrap_or_default();
+        let head = TokenizerHead::read(&folder.join("tokenizer.json"))?;
         let mut eos = generation.eos_token_id.map(|ids| ids.into_vec()).unwrap_or_default();
         eos.extend(config.eos_token_id.map(|ids| ids.into_vec()).unwrap_or_default());
         eos.extend(
@@ -251,6 +261,15 @@ struct AddedTokenJson {
 }
 
 impl TokenizerHead {
+    fn read(path: &Path) -> Result<Self, ModelError> {
+        if !path.is_file() {
+            return Ok(Self::default());
+        }
+        let bytes = json::read_bytes(path, json::TOKENIZER_MAX)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| ModelError::Damaged { path: path.to_owned(), reason: error.to_string() })
+    }
+
     /// Whether the post-processor puts `bos` before a text.
     fn begins_with(&self, bos: Option<u32>) -> bool {
         fn mentions(value: &Value, token: &str) -> bool {

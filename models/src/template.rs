@@ -66,7 +66,7 @@ impl TokenizerConfig {
 pub(crate) fn from_folder(folder: &Path, config: &TokenizerConfig) -> Result<Option<ChatTemplate>, ModelError> {
     let file = folder.join("chat_template.jinja");
     let source = if file.is_file() {
-        let bytes = json::read_bytes(&file)?;
+        let bytes = json::read_bytes(&file, json::TEMPLATE_MAX)?;
         Some(
             String::from_utf8(bytes)
                 .map_err(|_| ModelError::Damaged { path: file, reason: "it is not UTF-8".into() })?,
@@ -80,10 +80,22 @@ pub(crate) fn from_folder(folder: &Path, config: &TokenizerConfig) -> Result<Opt
             }
         }
     };
+    if let Some(source) = &source {
+        check_len(&folder.join("tokenizer_config.json"), source)?;
+    }
     let text = |token: &Option<TokenField>| token.as_ref().map_or(String::new(), |token| token.text().to_owned());
     Ok(source.map(|source| ChatTemplate {
         source,
         bos_token: text(&config.bos_token),
         eos_token: text(&config.eos_token),
     }))
+}
+
+/// A template is compiled when the model is opened and runs for every conversation: its size is bounded.
+pub(crate) fn check_len(path: &Path, source: &str) -> Result<(), ModelError> {
+    if source.len() as u64 <= json::TEMPLATE_MAX {
+        return Ok(());
+    }
+    let reason = format!("its chat template has {} bytes, at most {} are read", source.len(), json::TEMPLATE_MAX);
+    Err(ModelError::Damaged { path: path.to_owned(), reason })
 }

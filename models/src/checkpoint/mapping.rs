@@ -1,9 +1,9 @@
 //! The one memory map of the crate.
 
-use std::fs::File;
 use std::path::Path;
 
 use crate::ModelError;
+use crate::file::open_regular;
 
 /// A weight file mapped read-only. Cheap to open: pages come in as they are read, and go when memory is short.
 pub(crate) struct Mapping {
@@ -15,7 +15,7 @@ impl Mapping {
     #[expect(unsafe_code, reason = "the named memory map of this crate; see SAFETY")]
     pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
         let unreadable = |source| ModelError::Unreadable { path: path.to_owned(), source };
-        let file = File::open(path).map_err(unreadable)?;
+        let file = open_regular(path)?;
         // SAFETY: the map is read-only and lives no longer than `self`. Bytes that another process rewrites while we read
         // them can only yield other numbers, because every header value is checked in the copy that is used, and every
         // tensor is read as plain old data. A file that is truncated meanwhile raises SIGBUS; model files are replaced by

@@ -155,6 +155,9 @@ impl TensorEntry {
     }
 }
 
+/// Files that an index may name. The largest open models have some 160.
+const FILES_MAX: usize = 1 << 10;
+
 #[derive(Deserialize)]
 struct Index {
     weight_map: HashMap<String, String>,
@@ -171,6 +174,10 @@ fn safetensors_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
         // A name that leaves the folder is not a file of this model.
         if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
             let reason = format!("it names the file `{name}` outside the folder");
+            return Err(ModelError::Damaged { path: index_path, reason });
+        }
+        if names.is_empty() || names.len() > FILES_MAX {
+            let reason = format!("it names {} files, 1 to {FILES_MAX} are read", names.len());
             return Err(ModelError::Damaged { path: index_path, reason });
         }
         return Ok(names.into_iter().map(|name| folder.join(name)).collect());

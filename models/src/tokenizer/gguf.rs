@@ -14,15 +14,10 @@ use tokenizers::{AddedToken, PostProcessorWrapper};
 use super::pipeline::{Pipeline, SharedModel};
 use super::spelling::Spelling;
 use super::spm::Spm;
-use super::{Tokenizer, VOCABULARY_MAX};
+use super::words::{Cutter, DIGIT, GPT2, LLAMA3, QWEN2, TEKKEN};
+use super::{Tokenizer, VOCABULARY_MAX, checked};
 use crate::ModelError;
 use crate::checkpoint::gguf::Header;
-
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How a byte-level vocabulary cuts text into words.
 struct WordRule {
@@ -41,7 +36,7 @@ fn word_rule(pre: &str) -> Option<WordRule> {
     Some(match pre {
         "gpt-2" | "gpt2" | "default" | "mpt" | "olmo" | "jais" | "phi-2" => rule(&[GPT2]),
         // Digits one by one, then as GPT-2.
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => rule(&[r"\p{N}", GPT2]),
+        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => rule(&[DIGIT, GPT2]),
         "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" => {
             WordRule { ignore_merges: true, adds_bos: true, ..rule(&[LLAMA3]) }
         }
@@ -89,7 +84,7 @@ pub(crate) fn from_gguf(path: &Path, header: &Header, bytes: &[u8]) -> Result<To
                 .filter(|scores| scores.len() == tokens.len())
                 .ok_or_else(|| damaged("tokenizer.ggml.scores does not match tokenizer.ggml.tokens"))?;
             let prefix = header.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true);
-            let unknown = header.u32("tokenizer.ggml.unknown_token_id");
+            let unknown = header.u32("tokenizer.ggml.unknown_token_id").filter(|id| (*id as usize) < tokens.len());
             (sentence_piece(&tokens, &scores, prefix, unknown)?, Spelling::SentencePiece, true)
         }
         other => {
@@ -139,7 +134,9 @@ fn byte_level(tokens: &[&str], merges: &[&str], rule: &WordRule) -> Result<Pipel
             at.map(|at| (merge[..at].to_owned(), merge[at + 1..].to_owned()))
                 .ok_or_else(|| ModelError::tokenizer(format!("the merge `{merge}` is no pair")))
         })
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<Vec<(String, String)>, _>>()?;
+    let pairs = merges.iter().map(|(left, right)| (left.as_str(), right.as_str()));
+    checked::check_merges(pairs, "", |token| vocabulary.contains_key(token)).map_err(ModelError::tokenizer)?;
     let bpe = BPE::builder()
         .vocab_and_merges(vocabulary, merges)
         .ignore_merges(rule.ignore_merges)
@@ -155,7 +152,7 @@ fn byte_level(tokens: &[&str], merges: &[&str], rule: &WordRule) -> Result<Pipel
     steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}));
     let pre_tokenizer: tokenizers::PreTokenizerWrapper =
         serde_json::from_value(json!({"type": "Sequence", "pretokenizers": steps})).map_err(ModelError::tokenizer)?;
-    pipeline.with_pre_tokenizer(Some(pre_tokenizer));
+    pipeline.with_pre_tokenizer(Some(Cutter::new(pre_tokenizer)?));
     if rule.nfc {
         pipeline.with_normalizer(Some(tokenizers::normalizers::unicode::NFC)).map_err(ModelError::tokenizer)?;
     }

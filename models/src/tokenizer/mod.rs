@@ -1,12 +1,15 @@
 //! Text to ids and ids to bytes.
 
+mod checked;
 mod gguf;
 mod pipeline;
 mod special;
 mod spelling;
 mod spm;
+mod words;
 
 use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +20,7 @@ use crate::ModelError;
 use pipeline::{Pipeline, SharedModel};
 use special::{Piece, Special, Specials};
 use spelling::{Spelling, TokenBytes};
+use words::Cutter;
 
 pub(crate) use gguf::{adds_bos, from_gguf};
 
@@ -45,14 +49,22 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub(crate) fn from_json_file(path: &Path) -> Result<Self, ModelError> {
         let damaged = |reason: String| ModelError::Damaged { path: path.to_owned(), reason };
-        let stock: tokenizers::Tokenizer =
-            serde_json::from_slice(&crate::json::read_bytes(path)?).map_err(|error| damaged(error.to_string()))?;
+        let bytes = crate::json::read_bytes(path, crate::json::TOKENIZER_MAX)?;
+        crate::json::check(path, &bytes)?;
+        let added = checked::check(&bytes).map_err(damaged)?;
+        let stock: tokenizers::Tokenizer = fenced(|| Ok(serde_json::from_slice(&bytes)))?
+            .map_err(|error: serde_json::Error| damaged(error.to_string()))?;
+        drop(bytes);
+        // `tokenizers` numbers added tokens itself, and only warns where the file says otherwise.
+        if let Some((token, id)) = added.iter().find(|(token, id)| stock.token_to_id(token) != Some(*id)) {
+            return Err(damaged(format!("its added token `{token}` cannot have the id {id}")));
+        }
         let spelling = spelling_of(&stock);
         let stock = stock.into_inner();
         // Truncation and padding that the file asks for are left behind: lengths are the caller's business.
         let mut pipeline = Pipeline::new(SharedModel::from(stock.get_model().clone()));
         pipeline.with_normalizer(stock.get_normalizer().cloned()).map_err(ModelError::tokenizer)?;
-        pipeline.with_pre_tokenizer(stock.get_pre_tokenizer().cloned());
+        pipeline.with_pre_tokenizer(stock.get_pre_tokenizer().cloned().map(Cutter::new).transpose()?);
         pipeline.with_post_processor(stock.get_post_processor().cloned());
         pipeline.with_added_vocabulary(stock.get_added_vocabulary().clone());
         let mut vocabulary: Vec<(String, u32)> = stock.get_vocab(true).into_iter().collect();
@@ -98,11 +110,15 @@ impl Tokenizer {
         }
         let mut text = rendered.clone();
         text.set_encode_special_tokens(true);
-        let text_behind = behind_special(text.get_pre_tokenizer())?.map(|pre_tokenizer| {
-            let mut behind = text.clone();
-            behind.with_pre_tokenizer(Some(pre_tokenizer));
-            behind
-        });
+        let text_behind = behind_special(text.get_pre_tokenizer().map(Cutter::declared))?;
+        let text_behind = match text_behind {
+            Some(declared) => {
+                let mut behind = text.clone();
+                behind.with_pre_tokenizer(Some(Cutter::new(declared)?));
+                Some(behind)
+            }
+            None => None,
+        };
         let specials = Specials::new(specials)?;
         Ok(Self(Arc::new(Inner { rendered, text, text_behind, specials, is_special, bytes })))
     }
@@ -171,7 +187,15 @@ impl Tokenizer {
 const VOCABULARY_MAX: usize = 1 << 22;
 
 fn encode(pipeline: &Pipeline, text: &str, add_special: bool) -> Result<Vec<u32>, ModelError> {
-    Ok(pipeline.encode_fast(text, add_special).map_err(ModelError::tokenizer)?.get_ids().to_vec())
+    fenced(|| Ok(pipeline.encode_fast(text, add_special).map_err(ModelError::tokenizer)?.get_ids().to_vec()))
+}
+
+/// Runs code of `tokenizers`, which panics where a file breaks rules that it does not check. Those we know of are checked in
+/// [`checked`]; one that we do not know of is an error of the model or of the text, and not the end of a thread. Nothing that
+/// is shared is written to meanwhile, so nothing is left half done.
+fn fenced<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(ModelError::tokenizer("it failed in a way that is a bug")))
 }
 
 /// The spelling that a `tokenizer.json` declares through its decoder, or else through its pre-tokenizer.

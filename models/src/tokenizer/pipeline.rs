@@ -8,15 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
-use tokenizers::{
-    DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token, TokenizerImpl,
-};
+use tokenizers::{DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, Token, TokenizerImpl};
 
 use super::spm::Spm;
+use super::words::Cutter;
 
 /// A pipeline over the shared vocabulary.
-pub(crate) type Pipeline =
-    TokenizerImpl<SharedModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+pub(crate) type Pipeline = TokenizerImpl<SharedModel, NormalizerWrapper, Cutter, PostProcessorWrapper, DecoderWrapper>;
 
 /// The step that turns a pre-token into ids.
 #[derive(Clone, Debug)]

@@ -91,7 +91,7 @@ fn the_file_by_hand_passes_the_header() {
 #[test]
 fn damaged_gguf_headers_are_refused() {
     type Change = fn(&mut Raw);
-    let cases: [(&str, Change); 18] = [
+    let cases: [(&str, Change); 22] = [
         ("tensors and", |raw| raw.counts = Some((u64::MAX, 1))),
         ("values", |raw| raw.counts = Some((2, 1 << 40))),
         ("past the end", |raw| raw.data = 32),
@@ -106,6 +106,10 @@ fn damaged_gguf_headers_are_refused() {
         ("does not fit", |raw| raw.tensors[0] = ("token_embd.weight", vec![33, 4], 2, 0)),
         ("appears twice", |raw| raw.pairs.push(("general.architecture", 8, text("qwen2")))),
         ("no power of two", |raw| raw.pairs.push(("general.alignment", 4, 48u32.to_le_bytes().to_vec()))),
+        ("no power of two", |raw| raw.pairs.push(("general.alignment", 4, 0u32.to_le_bytes().to_vec()))),
+        ("no power of two", |raw| raw.pairs.push(("general.alignment", 4, (1u32 << 31).to_le_bytes().to_vec()))),
+        ("no power of two", |raw| raw.pairs.push(("general.alignment", 8, text("32")))),
+        ("not UTF-8", |raw| raw.pairs.push(("odd", 8, [&1u64.to_le_bytes()[..], &[0xff]].concat()))),
         ("a boolean of value 2", |raw| raw.pairs.push(("flag", 7, vec![2]))),
         ("value type 13", |raw| raw.pairs.push(("odd", 13, vec![]))),
         ("elements", |raw| {
@@ -232,6 +236,71 @@ fn paths_that_hold_no_model_say_so() {
         open(&folder.path().join("empty.gguf")),
         ModelError::Damaged { .. } | ModelError::Unreadable { .. }
     ));
+}
+
+#[test]
+fn what_is_no_regular_file_is_never_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny::default();
+    let config = tiny.json("LlamaForCausalLM", json!({}));
+    write_folder(folder.path(), &config, &tiny.weights(1), DType::F32);
+    let path = |name: &str| folder.path().join(name);
+    let pipe = |name: &str| assert!(std::process::Command::new("mkfifo").arg(path(name)).status().unwrap().success());
+    // Opening a pipe waits for a writer, and there is none.
+    std::fs::write(path("model.safetensors.index.json"), json!({"weight_map": {"a": "pipe"}}).to_string()).unwrap();
+    pipe("pipe");
+    let error = ModelSource::open(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("no regular file"), "{error}");
+    std::fs::remove_file(path("pipe")).unwrap();
+    std::fs::create_dir(path("pipe")).unwrap();
+    let error = ModelSource::open(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("no regular file"), "{error}");
+    std::fs::remove_file(path("model.safetensors.index.json")).unwrap();
+    pipe("tokenizer.json");
+    let error = ModelSource::open(folder.path()).unwrap().tokenizer().unwrap_err();
+    assert!(error.to_string().contains("no regular file"), "{error}");
+    pipe("model.gguf");
+    assert!(ModelSource::open(&path("model.gguf")).is_err());
+}
+
+#[test]
+fn numbers_that_make_no_model_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny::default();
+    let weights = tiny.weights(1);
+    let open = |config: &str| {
+        write_folder(folder.path(), &tiny.json("LlamaForCausalLM", json!({})), &weights, DType::F32);
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        ModelSource::open(folder.path()).unwrap_err().to_string()
+    };
+    for (why, change) in [
+        ("`num_attention_heads` is 0", json!({"num_attention_heads": 0})),
+        ("cannot share", json!({"num_key_value_heads": 3})),
+        ("cannot be shared by 5 heads", json!({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": null})),
+        ("`num_hidden_layers` is 1000000000", json!({"num_hidden_layers": 1_000_000_000})),
+        ("`vocab_size` is 2147483648", json!({"vocab_size": 1u64 << 31})),
+        ("`max_position_embeddings` is 0", json!({"max_position_embeddings": 0})),
+        ("too large to be run", json!({"max_position_embeddings": 1 << 24})),
+        ("`rope_theta` is 0", json!({"rope_theta": 0.0})),
+        ("`rope_theta` is -1", json!({"rope_theta": -1.0})),
+        ("`rms_norm_eps` is -1", json!({"rms_norm_eps": -1.0})),
+        ("invalid value", json!({"hidden_size": -64})),
+    ] {
+        let error = open(&tiny.json("LlamaForCausalLM", change).to_string());
+        assert!(error.contains(why), "{why}: {error}");
+    }
+    let config = tiny.json("LlamaForCausalLM", json!({})).to_string();
+    for (why, text) in [
+        ("number out of range", config.replacen('{', r#"{"rope_theta": 1e999,"#, 1)),
+        ("expected value", config.replacen('{', r#"{"rope_theta": NaN,"#, 1)),
+        ("appears twice", config.replacen('{', r#"{"odd": {"a": 1, "a": 2},"#, 1)),
+        ("recursion limit", format!("{{\"odd\": {}", "[".repeat(200_000))),
+        ("larger than", format!("{{\"odd\": \"{}\"}}", "x".repeat(17 << 20))),
+        ("is empty", String::new()),
+    ] {
+        let error = open(&text);
+        assert!(error.contains(why), "{why}: {error}");
+    }
 }
 
 fn small_gguf() -> Vec<u8> {
