@@ -54,7 +54,8 @@ impl Default for CpuConfig {
 /// Where the executor of a device runs.
 #[derive(Debug, Clone)]
 pub enum ExecutorMode {
-    /// A process of its own: `program args...`, which must call [`crate::executor_main`].
+    /// A process of its own: `program args...`, which must call [`crate::executor_main`]. Models from outside are inspected
+    /// by the same program, as `program inspect --json PATH`, which must print what [`crate::inspect::answer`] says.
     Process {
         /// The executable, usually this one.
         program: PathBuf,
@@ -205,12 +206,17 @@ impl FromStr for ModelSpec {
             Some(name) => name,
             None => default_name.strip_suffix(".gguf").unwrap_or(&default_name).to_lowercase(),
         };
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
-        if name.is_empty() || name.len() > 128 || !name.chars().all(plain) {
+        if !model_name_is_plain(&name) {
             return Err(bad(format!("`{name}` cannot be a model name: use letters, digits and -_./:@")));
         }
         Ok(ModelSpec { name, source })
     }
+}
+
+/// Whether clients can ask for a model by this name, and logs and metrics can show it.
+pub(crate) fn model_name_is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
+    !name.is_empty() && name.len() <= 128 && name.chars().all(plain)
 }
 
 impl FakeCost {

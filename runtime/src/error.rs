@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use crate::inspect::ModelRefusal;
+
 /// The engine could not be started, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -40,6 +42,43 @@ pub enum EngineError {
     /// The configuration contradicts itself.
     #[error("{0}")]
     Config(String),
+}
+
+/// A model that was not added to those that are served. Nothing of it stays.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddModelError {
+    /// The name cannot be one.
+    #[error("`{0}` cannot be a model name: use letters, digits and -_./:@")]
+    Name(String),
+    /// The name is in use.
+    #[error("a model named `{0}` is served already")]
+    Taken(String),
+    /// There are as many models as an engine serves.
+    #[error("the engine serves as many models as it can")]
+    Full,
+    /// Another model is being added.
+    #[error("another model is being loaded; try again when it is done")]
+    Busy,
+    /// The model is at fault.
+    #[error(transparent)]
+    Refused(#[from] ModelRefusal),
+    /// The weights are larger than the memory that is left.
+    #[error("the weights take {needed} bytes, the machine has {available} left")]
+    NoMemory {
+        /// Bytes of the weights.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+    },
+    /// The executor is not running, or ended meanwhile.
+    #[error("the executor is not available at present")]
+    ExecutorDown,
+    /// The server is going down.
+    #[error("the server is shutting down")]
+    Draining,
+    /// Neither the model's fault nor the caller's.
+    #[error("the model could not be looked at: {0}")]
+    Failed(String),
 }
 
 /// A submission that was not accepted. Nothing was charged.

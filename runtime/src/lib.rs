@@ -20,6 +20,8 @@ mod error;
 pub mod executor;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod inspect;
+mod memory;
 mod metrics;
 mod node;
 mod sampler;
@@ -32,9 +34,10 @@ pub use config::{
     CpuConfig, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec, TenantSpec, parse_duration,
 };
 pub use doctor::{Finding, FindingStatus, doctor};
-pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine};
-pub use error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError};
+pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};
+pub use error::{AddModelError, EngineError, FailureKind, NotReady, RequestFailure, SubmitError};
 pub use executor::executor_main;
+pub use inspect::{ModelFault, ModelRefusal};
 pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
 pub use submission::{ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, Submission, Usage};
 pub use weir_scheduler::TenantId;

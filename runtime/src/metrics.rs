@@ -3,7 +3,7 @@
 
 use std::{
     fmt::{self, Write},
-    sync::atomic::AtomicU64,
+    sync::{PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -88,7 +88,8 @@ type Seconds = Gauge<f64, AtomicU64>;
 /// Every metric of the node.
 pub(crate) struct Metrics {
     registry: Registry,
-    models: Vec<String>,
+    /// In the order of their ids.
+    models: RwLock<Vec<String>>,
     requests: Family<OutcomeLabel, Counter>,
     tokens: Family<TokenLabel, Counter>,
     waiting: Family<ModelLabel, Gauge>,
@@ -205,7 +206,7 @@ impl Metrics {
         }
         Metrics {
             registry,
-            models: models.to_vec(),
+            models: RwLock::new(models.to_vec()),
             requests,
             tokens,
             waiting,
@@ -253,6 +254,11 @@ impl Metrics {
     /// Requests the engine thread knows of, canaries included.
     pub(crate) fn requests_live(&self, requests: usize) {
         self.requests_live.set(requests as i64);
+    }
+
+    /// One more model has steps to be counted.
+    pub(crate) fn add_model(&self, name: &str) {
+        self.models.write().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
     }
 
     /// The whole registry as Prometheus text.
@@ -315,8 +321,9 @@ impl Metrics {
     }
 
     pub(crate) fn step(&self, model: usize, took: Duration, rows: usize, tokens: u64) {
-        let Some(name) = self.models.get(model) else { return };
-        let label = ModelLabel { model: name.clone() };
+        let name = self.models.read().unwrap_or_else(PoisonError::into_inner).get(model).cloned();
+        let Some(name) = name else { return };
+        let label = ModelLabel { model: name };
         self.step_time.get_or_create(&label).observe(took.as_secs_f64());
         self.step_rows.get_or_create(&label).observe(rows as f64);
         self.step_tokens.get_or_create(&label).observe(tokens as f64);

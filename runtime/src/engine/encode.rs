@@ -8,11 +8,11 @@ use crate::{
     submission::{EmbedInput, Prompt, Submission},
 };
 
-use super::Engine;
+use super::{Engine, models::Served};
 
 impl Engine {
-    pub(super) async fn encode_prompt(&self, index: usize, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
-        let card = &self.shared.cards[index];
+    pub(super) async fn encode_prompt(&self, model: &Served, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
+        let card = &model.card;
         let ids = match prompt {
             Prompt::Tokens(ids) => {
                 check_ids(&ids, card.vocab_size, "prompt")?;
@@ -20,12 +20,12 @@ impl Engine {
             }
             Prompt::Text(text) => {
                 check_bytes(text.len(), card.context_len, "prompt")?;
-                let codec = self.shared.models[index].codec.clone();
+                let codec = model.codec.clone();
                 self.on_encoder(move || codec.encode_text(&text)).await?.map_err(|e| encode_error(e, "prompt"))?
             }
             Prompt::Chat(messages) => {
                 check_bytes(messages.iter().map(|m| m.content.len()).sum(), card.context_len, "messages")?;
-                let codec = self.shared.models[index].codec.clone();
+                let codec = model.codec.clone();
                 self.on_encoder(move || codec.encode_chat(&messages)).await?.map_err(|e| encode_error(e, "messages"))?
             }
         };
@@ -35,26 +35,13 @@ impl Engine {
         Ok(ids)
     }
 
-    pub(super) fn echo_text(&self, index: usize, prompt: &Prompt) -> Option<String> {
-        match prompt {
-            Prompt::Chat(_) => None,
-            Prompt::Text(text) => Some(text.clone()),
-            Prompt::Tokens(ids) => {
-                let codec = &self.shared.models[index].codec;
-                let bytes: Vec<u8> = ids.iter().flat_map(|&id| codec.output_bytes(id).to_vec()).collect();
-                Some(String::from_utf8_lossy(&bytes).into_owned())
-            }
-        }
-    }
-
     pub(super) async fn encode_inputs(
         &self,
-        index: usize,
+        model: &Served,
         inputs: Vec<EmbedInput>,
         truncate: bool,
     ) -> Result<Vec<Vec<u32>>, SubmitError> {
-        let model = &self.shared.models[index];
-        let (codec, vocab_size) = (model.codec.clone(), self.shared.cards[index].vocab_size);
+        let (codec, vocab_size) = (model.codec.clone(), model.card.vocab_size);
         let len_max = model.embed_len_max as usize;
         let encode = move || {
             let mut all = Vec::with_capacity(inputs.len());
@@ -106,6 +93,17 @@ impl Engine {
         })
         .await
         .map_err(|e| failed(e.to_string()))
+    }
+}
+
+pub(super) fn echo_text(model: &Served, prompt: &Prompt) -> Option<String> {
+    match prompt {
+        Prompt::Chat(_) => None,
+        Prompt::Text(text) => Some(text.clone()),
+        Prompt::Tokens(ids) => {
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| model.codec.output_bytes(id).to_vec()).collect();
+            Some(String::from_utf8_lossy(&bytes).into_owned())
+        }
     }
 }
 

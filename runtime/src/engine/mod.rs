@@ -2,6 +2,7 @@
 //! tokenising, hashing) happens here, on the callers' side of the inbox.
 
 mod encode;
+mod models;
 mod open;
 
 use std::{
@@ -13,20 +14,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Mutex, Semaphore, oneshot};
 use weir_scheduler::{Config, ModelId, Nanos, Scheduler, Tenant, TenantId};
 
 use self::{
-    encode::{check_sampling, invalid, new_tokens_max},
+    encode::{check_sampling, echo_text, invalid, new_tokens_max},
+    models::{Served, ServedModels},
     open::{OpenedModel, open_model},
 };
 use crate::{
     card::ModelCard,
-    codec::{
-        Codec,
-        hash::{BlockChain, ChainSalt},
-    },
-    config::{EngineConfig, TenantSpec},
+    codec::hash::{BlockChain, ChainSalt},
+    config::{EngineConfig, ExecutorMode, TenantSpec},
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
     executor::wire::Load,
     metrics::{Metrics, Outcome},
@@ -40,6 +39,8 @@ use crate::{
     stream::{CancelOnDrop, TokenStream},
     submission::{EmbedSubmission, Embeddings, Prompt, Submission},
 };
+
+pub use models::MODELS_LEN_MAX;
 
 /// Inputs of one embedding request.
 pub const EMBED_INPUTS_MAX: usize = 2048;
@@ -55,8 +56,10 @@ pub struct Engine {
 }
 
 struct Shared {
-    models: Vec<EngineModel>,
-    cards: Vec<ModelCard>,
+    models: ServedModels,
+    /// Held while a model is added.
+    adding: Mutex<()>,
+    executor: ExecutorMode,
     tenants: Vec<TenantSpec>,
     inbox: flume::Sender<NodeMessage>,
     inbox_len_max: u32,
@@ -68,13 +71,6 @@ struct Shared {
     /// Conversations and texts being encoded; more wait, so that a burst of long prompts cannot take every core.
     encoders: Arc<Semaphore>,
     encoders_max: usize,
-}
-
-/// A model on the callers' side.
-struct EngineModel {
-    codec: Arc<Codec>,
-    eos: Arc<[u32]>,
-    embed_len_max: u32,
 }
 
 impl Engine {
@@ -91,8 +87,12 @@ impl Engine {
         if names.is_empty() {
             return Err(EngineError::Config("no model to serve".into()));
         }
-        let specs = config.models.clone();
-        let opened = tokio::task::spawn_blocking(move || specs.iter().map(open_model).collect::<Result<Vec<_>, _>>())
+        if names.len() > MODELS_LEN_MAX {
+            return Err(EngineError::Config(format!("{} models; at most {MODELS_LEN_MAX} are served", names.len())));
+        }
+        let (mode, specs) = (config.executor.clone(), config.models.clone());
+        let open = move || specs.iter().map(|spec| open_model(&mode, spec)).collect::<Result<Vec<_>, _>>();
+        let opened = tokio::task::spawn_blocking(open)
             .await
             .map_err(|e| EngineError::Config(format!("opening the models failed: {e}")))??;
         let (inbox, messages) = flume::unbounded();
@@ -125,11 +125,11 @@ impl Engine {
             .spawn(move || Node::new(parts).run())
             .map_err(|e| EngineError::Config(format!("the engine thread did not start: {e}")))?;
         starting.await.map_err(|_| EngineError::Executor("the engine thread ended".into()))??;
-        let (models, cards) = opened.into_iter().map(OpenedModel::split).unzip();
         let encoders = thread::available_parallelism().map_or(1, usize::from);
         let shared = Shared {
-            models,
-            cards,
+            models: ServedModels::new(opened.into_iter().map(OpenedModel::served)),
+            adding: Mutex::new(()),
+            executor: config.executor,
             tenants: config.tenants,
             inbox,
             inbox_len_max: config.queue_len_max,
@@ -145,13 +145,13 @@ impl Engine {
     }
 
     /// The served models.
-    pub fn models(&self) -> &[ModelCard] {
-        &self.shared.cards
+    pub fn models(&self) -> Vec<Arc<ModelCard>> {
+        self.shared.models.all().iter().map(|model| model.card.clone()).collect()
     }
 
     /// One of them.
-    pub fn model(&self, name: &str) -> Option<&ModelCard> {
-        self.shared.cards.iter().find(|m| m.name == name)
+    pub fn model(&self, name: &str) -> Option<Arc<ModelCard>> {
+        self.shared.models.find(name).map(|(_, model)| model.card.clone())
     }
 
     /// A tenant's id, by the name it was configured with.
@@ -195,19 +195,19 @@ impl Engine {
     /// # Errors
     /// Why it was not accepted; nothing was charged.
     pub async fn submit(&self, submission: Submission) -> Result<TokenStream, SubmitError> {
-        let index = self.model_index(&submission.model)?;
-        let card = &self.shared.cards[index];
+        let (index, model) = self.served(&submission.model)?;
+        let card = &model.card;
         if !card.generates {
             let message = "is an embedding model: use /v1/embeddings";
             return Err(SubmitError::WrongKind { model: submission.model, message });
         }
         check_sampling(&submission, card)?;
-        let echoed = if submission.echo { self.echo_text(index, &submission.prompt) } else { None };
+        let echoed = if submission.echo { echo_text(&model, &submission.prompt) } else { None };
         let prompt_param = match submission.prompt {
             Prompt::Chat(_) => "messages",
             _ => "prompt",
         };
-        let prompt: Arc<[u32]> = self.encode_prompt(index, submission.prompt).await?.into();
+        let prompt: Arc<[u32]> = self.encode_prompt(&model, submission.prompt).await?.into();
         let new_tokens_max = new_tokens_max(prompt.len(), submission.max_tokens, card, prompt_param)?;
         let salt = ChainSalt::new(&self.shared.secret, submission.tenant.0, &card.name);
         let mut chain = BlockChain::new(salt);
@@ -225,7 +225,7 @@ impl Engine {
                     min_tokens: submission.min_tokens.min(new_tokens_max),
                     stop: submission.stop.clone(),
                     ignore_eos: submission.ignore_eos,
-                    eos: self.shared.models[index].eos.clone(),
+                    eos: model.eos.clone(),
                     logprobs: submission.logprobs,
                 }
             })
@@ -246,16 +246,15 @@ impl Engine {
     /// # Errors
     /// Why not; what was computed before a failure is charged.
     pub async fn embed(&self, submission: EmbedSubmission) -> Result<Embeddings, SubmitError> {
-        let index = self.model_index(&submission.model)?;
-        let card = &self.shared.cards[index];
-        if !card.embeds {
+        let (index, model) = self.served(&submission.model)?;
+        if !model.card.embeds {
             let message = "does not make embeddings: use /v1/chat/completions or /v1/completions";
             return Err(SubmitError::WrongKind { model: submission.model, message });
         }
         if submission.inputs.is_empty() || submission.inputs.len() > EMBED_INPUTS_MAX {
             return Err(invalid(format!("input must hold 1 to {EMBED_INPUTS_MAX} items"), "input"));
         }
-        let inputs = self.encode_inputs(index, submission.inputs, submission.truncate).await?;
+        let inputs = self.encode_inputs(&model, submission.inputs, submission.truncate).await?;
         let tokens: usize = inputs.iter().map(Vec::len).sum();
         if tokens > EMBED_TOKENS_MAX {
             return Err(invalid(
@@ -287,9 +286,9 @@ impl Engine {
         let _ = self.shared.inbox.send(NodeMessage::Stop);
     }
 
-    fn model_index(&self, name: &str) -> Result<usize, SubmitError> {
+    fn served(&self, name: &str) -> Result<(usize, Arc<Served>), SubmitError> {
         let unknown = || SubmitError::UnknownModel { model: name.to_owned() };
-        self.shared.cards.iter().position(|m| m.name == name).ok_or_else(unknown)
+        self.shared.models.find(name).ok_or_else(unknown)
     }
 
     /// Sends a request to the engine thread and waits for its word. What is returned cancels the request when dropped,

@@ -8,16 +8,17 @@ use std::{
 
 use weir_models::{ModelInfo, ModelKind, ModelSource};
 
-use super::EngineModel;
+use super::models::Served;
 use crate::{
     card::ModelCard,
     codec::{BYTES_VOCABULARY, Codec},
-    config::{ModelLocation, ModelSpec},
+    config::{ExecutorMode, ModelLocation, ModelSpec},
     error::EngineError,
     executor::{
         fake::{FAKE_CONTEXT_LEN, FAKE_EMBEDDING_DIM},
         wire::LoadModel,
     },
+    inspect::{InspectError, ModelRefusal, inspect_apart},
     node::NodeModel,
 };
 
@@ -28,6 +29,8 @@ pub(super) struct OpenedModel {
     eos: Vec<u32>,
     path: PathBuf,
     pub(super) load: LoadModel,
+    /// Bytes of the weights in their files.
+    pub(super) weight_bytes: u64,
 }
 
 impl OpenedModel {
@@ -41,17 +44,17 @@ impl OpenedModel {
         }
     }
 
-    pub(super) fn split(self) -> (EngineModel, ModelCard) {
+    pub(super) fn served(self) -> Served {
         let embed_len_max = match self.load {
             // A fake model has no limit of its own; this is what encoders usually take.
             LoadModel::Fake { .. } => 512,
             LoadModel::Path(_) => self.card.context_len,
         };
-        (EngineModel { codec: self.codec, eos: self.eos.into(), embed_len_max }, self.card)
+        Served { card: Arc::new(self.card), codec: self.codec, eos: self.eos.into(), embed_len_max }
     }
 }
 
-pub(super) fn open_model(spec: &ModelSpec) -> Result<OpenedModel, EngineError> {
+pub(super) fn open_model(mode: &ExecutorMode, spec: &ModelSpec) -> Result<OpenedModel, EngineError> {
     match &spec.source {
         ModelLocation::Fake(cost) => {
             let codec = Codec::bytes(cost.text).map_err(|e| model_error(spec, Path::new("fake"), e))?;
@@ -70,14 +73,14 @@ pub(super) fn open_model(spec: &ModelSpec) -> Result<OpenedModel, EngineError> {
             };
             let load = LoadModel::Fake { cost: *cost, seed: 0 };
             let eos = vec![BYTES_VOCABULARY.end];
-            Ok(OpenedModel { card, codec: Arc::new(codec), eos, path: PathBuf::from("fake"), load })
+            Ok(OpenedModel { card, codec: Arc::new(codec), eos, path: PathBuf::from("fake"), load, weight_bytes: 0 })
         }
-        ModelLocation::Path(path) => open_path(spec, path),
+        ModelLocation::Path(path) => open_path(mode, spec, path).map_err(|e| model_error(spec, path, e)),
         #[cfg(feature = "hub")]
         ModelLocation::Hub { id, revision, file } => {
             let folder = crate::hub::fetch(id, revision.as_deref(), file.as_deref())
                 .map_err(|e| EngineError::Hub { name: spec.name.clone(), message: e.to_string() })?;
-            open_path(spec, &folder)
+            open_path(mode, spec, &folder).map_err(|e| model_error(spec, &folder, e))
         }
         #[cfg(not(feature = "hub"))]
         ModelLocation::Hub { .. } => Err(EngineError::Hub {
@@ -87,11 +90,13 @@ pub(super) fn open_model(spec: &ModelSpec) -> Result<OpenedModel, EngineError> {
     }
 }
 
-fn open_path(spec: &ModelSpec, path: &Path) -> Result<OpenedModel, EngineError> {
-    let source = ModelSource::open(path).map_err(|e| model_error(spec, path, e))?;
-    let tokenizer = source.tokenizer().map_err(|e| model_error(spec, path, e))?;
+/// Opens the files of a model, after a process of its own has found them sound.
+pub(super) fn open_path(mode: &ExecutorMode, spec: &ModelSpec, path: &Path) -> Result<OpenedModel, InspectError> {
+    inspect_apart(mode, path)?;
+    let source = ModelSource::open(path).map_err(ModelRefusal::from)?;
+    let tokenizer = source.tokenizer().map_err(ModelRefusal::from)?;
     let template = source.chat_template();
-    let codec = Codec::new(tokenizer, template.as_ref()).map_err(|e| model_error(spec, path, e))?;
+    let codec = Codec::new(tokenizer, template.as_ref()).map_err(ModelRefusal::from)?;
     let info: &ModelInfo = source.info();
     let embeds = info.kind == ModelKind::Embed;
     let card = ModelCard {
@@ -107,9 +112,16 @@ fn open_path(spec: &ModelSpec, path: &Path) -> Result<OpenedModel, EngineError> 
         quantization: info.quantization.clone(),
         architecture: info.architecture.clone(),
     };
-    let absolute = std::path::absolute(path).map_err(|e| model_error(spec, path, e))?;
+    let absolute = std::path::absolute(path).map_err(|e| InspectError::NotStarted(e.to_string()))?;
     let load = LoadModel::Path(absolute.to_string_lossy().into_owned());
-    Ok(OpenedModel { card, codec: Arc::new(codec), eos: info.eos.clone(), path: path.to_owned(), load })
+    Ok(OpenedModel {
+        card,
+        codec: Arc::new(codec),
+        eos: info.eos.clone(),
+        path: path.to_owned(),
+        load,
+        weight_bytes: info.weight_bytes,
+    })
 }
 
 fn model_error(spec: &ModelSpec, path: &Path, error: impl std::fmt::Display) -> EngineError {

@@ -84,9 +84,8 @@ impl Link {
             }
             ExecutorMode::Thread => {
                 let mut reader = far.try_clone()?;
-                let mut writer = far;
                 thread::Builder::new().name("executor".into()).stack_size(STACK_BYTES).spawn(move || {
-                    if let Err(error) = worker::serve(&mut reader, &mut writer) {
+                    if let Err(error) = worker::serve(&mut reader, far) {
                         tracing::error!(%error, "executor thread ended");
                     }
                 })?;

@@ -25,6 +25,13 @@ pub enum ToExecutor {
     Load(Load),
     /// Run one step.
     Step(Batch),
+    /// Load one more model, beside the steps of the others.
+    AddModel {
+        /// Its index: the number of models before it.
+        model: u16,
+        /// Where it is.
+        load: LoadModel,
+    },
 }
 
 /// From an executor to the runtime.
@@ -32,9 +39,9 @@ pub enum ToExecutor {
 pub enum FromExecutor {
     /// A model of the load is ready.
     Loaded(LoadedModel),
-    /// Every model of the load is ready.
+    /// Every model of the load that can be loaded is ready.
     Ready,
-    /// A model cannot be loaded; the executor ends after this.
+    /// A model cannot be loaded; the others go on.
     LoadFailed {
         /// Its index in the load.
         model: u16,
@@ -48,6 +55,10 @@ pub enum FromExecutor {
         /// Grows while a step computes; of no other meaning.
         progress: u64,
     },
+    /// The model that was to be added is ready.
+    Added(LoadedModel),
+    /// It cannot be loaded, for this reason.
+    AddFailed(String),
 }
 
 /// What an executor is to load.

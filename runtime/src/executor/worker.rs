@@ -4,7 +4,8 @@
 use std::{
     io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
-    sync::{Mutex, PoisonError},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Instant,
 };
@@ -22,8 +23,7 @@ use super::{
 pub fn executor_main() -> ! {
     let outcome = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from).and_then(|stream| {
         let mut reader = stream.try_clone()?;
-        let mut writer = stream;
-        serve(&mut reader, &mut writer)
+        serve(&mut reader, stream)
     });
     match outcome {
         Ok(()) => std::process::exit(0),
@@ -37,8 +37,11 @@ pub fn executor_main() -> ! {
 /// Serves one load over `reader` and `writer`, with a heartbeat from the first frame on.
 ///
 /// # Errors
-/// What the streams say, or a frame that makes no sense. A model that does not load is reported and ends the worker.
-pub(crate) fn serve(reader: &mut impl Read, writer: &mut (impl Write + Send)) -> io::Result<()> {
+/// What the streams say, or a frame that makes no sense. A model that does not load is reported; the others are served.
+pub(crate) fn serve(reader: &mut impl Read, writer: impl Write + Send + 'static) -> io::Result<()> {
+    // Shared with the thread that loads a model beside the steps of the others, and with the heartbeat.
+    let writer = Arc::new(Mutex::new(writer));
+    let say = |message: &FromExecutor| wire::write_frame(&mut *held(&writer), message);
     let Some(first) = wire::read_frame::<ToExecutor>(reader)? else { return Ok(()) };
     let ToExecutor::Load(load) = first else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first frame must be a load"));
@@ -49,58 +52,84 @@ pub(crate) fn serve(reader: &mut impl Read, writer: &mut (impl Write + Send)) ->
     };
     let pool = Pool::new(threads);
     let pulse = Pulse::default();
-    let writer = Mutex::new(writer);
-    let say = |message: &FromExecutor| {
-        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-        wire::write_frame(&mut **writer, message)
-    };
     thread::scope(|scope| {
         scope.spawn(|| pulse.run(|| pool.runs(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok()));
-        let outcome = load_and_run(&load, reader, &say, &pool, &pulse);
+        let outcome = load_and_run(&load, reader, &writer, &pool, &pulse);
         pulse.stop();
         outcome
     })
 }
 
-fn load_and_run(
+fn load_and_run<W: Write + Send + 'static>(
     load: &Load,
     reader: &mut impl Read,
-    say: &impl Fn(&FromExecutor) -> io::Result<()>,
+    writer: &Arc<Mutex<W>>,
     pool: &Pool,
     pulse: &Pulse,
 ) -> io::Result<()> {
-    let mut models = Vec::new();
+    let say = |message: &FromExecutor| wire::write_frame(&mut *held(writer), message);
+    let models: Arc<Mutex<Vec<Option<Model>>>> = Arc::default();
     for (index, model) in load.models.iter().enumerate() {
         let index = index as u16;
         let began = Instant::now();
-        match load_model(model, load, pool) {
-            Ok(model) => {
-                let loaded = LoadedModel {
-                    model: index,
-                    blocks: model.blocks(),
-                    tokens_max: model.tokens_max(),
-                    nanos: began.elapsed().as_nanos() as u64,
-                };
-                models.push(model);
-                say(&FromExecutor::Loaded(loaded))?;
-            }
-            Err(message) => return say(&FromExecutor::LoadFailed { model: index, message }),
-        }
+        let model = load_model(model, load, pool);
+        let message = match &model {
+            Ok(model) => FromExecutor::Loaded(model.loaded(index, began)),
+            Err(message) => FromExecutor::LoadFailed { model: index, message: message.clone() },
+        };
+        held(&models).push(model.ok());
+        say(&message)?;
     }
     say(&FromExecutor::Ready)?;
     while let Some(message) = wire::read_frame::<ToExecutor>(reader)? {
-        let ToExecutor::Step(batch) = message else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a second load"));
-        };
-        let Some(model) = models.get_mut(batch.model as usize) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no model {}", batch.model)));
-        };
-        let Some(report) = model.run(batch, pool, pulse) else {
-            return Err(io::Error::other("the fake model was told to crash"));
-        };
-        say(&FromExecutor::Report(report))?;
+        match message {
+            ToExecutor::Step(batch) => {
+                let mut models = held(&models);
+                let Some(model) = models.get_mut(batch.model as usize).and_then(Option::as_mut) else {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no model {}", batch.model)));
+                };
+                let Some(report) = model.run(batch, pool, pulse) else {
+                    return Err(io::Error::other("the fake model was told to crash"));
+                };
+                drop(models);
+                say(&FromExecutor::Report(report))?;
+            }
+            ToExecutor::AddModel { model: index, load: place } => {
+                let (load, pool, models, writer) = (load.clone(), pool.clone(), models.clone(), writer.clone());
+                thread::Builder::new().name("executor-loader".into()).stack_size(LOADER_STACK_BYTES).spawn(
+                    move || {
+                        let began = Instant::now();
+                        // A panic here must not take the other models' executor with it.
+                        let model = catch_unwind(AssertUnwindSafe(|| load_model(&place, &load, &pool)))
+                            .unwrap_or_else(|_| Err("loading it failed in a way that is a bug".into()));
+                        let message = match model {
+                            Ok(model) => {
+                                let loaded = model.loaded(index, began);
+                                let mut models = held(&models);
+                                models.truncate(index as usize);
+                                models.resize_with(index as usize, || None);
+                                models.push(Some(model));
+                                FromExecutor::Added(loaded)
+                            }
+                            Err(message) => FromExecutor::AddFailed(message),
+                        };
+                        // Nobody listens only when the executor is about to end.
+                        let _ = wire::write_frame(&mut *held(&writer), &message);
+                    },
+                )?;
+            }
+            ToExecutor::Load(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "a second load")),
+        }
     }
     Ok(())
+}
+
+/// Stack of the thread that loads a model.
+const LOADER_STACK_BYTES: usize = 8 << 20;
+
+/// What a thread left that panicked is whole: models and frames are put in place in one go.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A loaded model of either sort.
@@ -119,6 +148,11 @@ fn load_model(model: &LoadModel, load: &Load, pool: &Pool) -> Result<Model, Stri
 }
 
 impl Model {
+    fn loaded(&self, model: u16, began: Instant) -> LoadedModel {
+        let nanos = began.elapsed().as_nanos() as u64;
+        LoadedModel { model, blocks: self.blocks(), tokens_max: self.tokens_max(), nanos }
+    }
+
     fn blocks(&self) -> u32 {
         match self {
             Model::Cpu(model) => model.blocks(),

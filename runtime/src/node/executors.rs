@@ -69,6 +69,13 @@ impl Node {
                 self.devices[device].loaded.push(loaded);
             }
             FromExecutor::Ready => self.executor_ready(device),
+            FromExecutor::Added(loaded) => self.model_added(device, loaded),
+            FromExecutor::AddFailed(message) => self.model_not_added(message),
+            FromExecutor::LoadFailed { model, message } if self.started.is_none() => {
+                // It was there when the executor was first started. Whoever asks for it is told that it is not available.
+                let name = self.models.get(model as usize).map(|model| model.name.as_str());
+                tracing::error!(model = name, message, "not loaded again");
+            }
             FromExecutor::LoadFailed { model, message } => {
                 let model = self.models.get(model as usize);
                 let error = EngineError::Model {
@@ -118,6 +125,7 @@ impl Node {
         if !self.stopping {
             tracing::error!(device, reason, "executor down");
         }
+        self.forget_added_model();
         if was_ready {
             self.lose_device(device);
         }

@@ -3,11 +3,11 @@
 use tokio::sync::oneshot;
 use weir_scheduler::{BlockHash, ModelId, TenantId};
 
-use super::sequence::SequenceSpec;
+use super::{NodeModel, sequence::SequenceSpec};
 use crate::{
     codec::hash::BlockChain,
-    error::{RequestFailure, SubmitError},
-    executor::link::LinkEvent,
+    error::{AddModelError, RequestFailure, SubmitError},
+    executor::{link::LinkEvent, wire::LoadModel},
     stream::Outbox,
     submission::Usage,
 };
@@ -21,12 +21,22 @@ pub(crate) enum NodeMessage {
     Cancel(GroupId),
     /// An executor said something or is gone.
     Link { device: usize, epoch: u64, event: LinkEvent },
+    /// Load one more model.
+    AddModel(Box<AddModel>),
     /// Bring the gauges up to date, then answer.
     Observe(oneshot::Sender<()>),
     /// Admit nothing more; answer when the last request has ended.
     Drain(oneshot::Sender<()>),
     /// End every request and the thread.
     Stop,
+}
+
+/// A model to load beside those that are served.
+pub(crate) struct AddModel {
+    pub(crate) model: NodeModel,
+    pub(crate) load: LoadModel,
+    /// Answered once: the id it got, or why it got none.
+    pub(crate) done: oneshot::Sender<Result<ModelId, AddModelError>>,
 }
 
 /// Names a request inside the node.

@@ -13,6 +13,7 @@ mod device;
 mod executors;
 mod group;
 pub(crate) mod message;
+mod models;
 mod quarantine;
 mod recovery;
 mod requests;
@@ -33,6 +34,7 @@ use self::{
     device::{Device, DeviceState, WATCH_INTERVAL},
     group::Group,
     message::{GroupId, NodeMessage, Submit},
+    models::Adding,
     quarantine::Quarantine,
     sequence::Sequence,
 };
@@ -96,6 +98,7 @@ pub(crate) struct Node {
     returning: Vec<Live>,
     quarantine: Quarantine,
     canaries: u64,
+    adding: Option<Adding>,
     last_step: Instant,
     drained: Option<oneshot::Sender<()>>,
     stopping: bool,
@@ -149,6 +152,7 @@ impl Node {
             returning: Vec::new(),
             quarantine: Quarantine::new(parts.secret),
             canaries: 0,
+            adding: None,
             last_step: now,
             drained: None,
             stopping: false,
@@ -240,6 +244,7 @@ impl Node {
                     }
                 }
             }
+            NodeMessage::AddModel(add) => self.add_model(*add),
             NodeMessage::Observe(observed) => {
                 self.observe();
                 let _ = observed.send(());

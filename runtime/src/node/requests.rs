@@ -251,8 +251,8 @@ fn refusal(reject: Reject) -> SubmitError {
             message: "An input is longer than a step of the model can hold".into(),
             param: "input",
         },
-        RejectReason::UnknownModel | RejectReason::UnknownTenant => {
-            SubmitError::Internal { message: "The server's tables disagree".into() }
-        }
+        // Whoever asks knows the model, so it is a device that lost it and could not load it again.
+        RejectReason::UnknownModel => busy("The model is not available at present", false),
+        RejectReason::UnknownTenant => SubmitError::Internal { message: "The server's tables disagree".into() },
     }
 }

@@ -52,7 +52,7 @@ pub(crate) async fn handle(
         id: format!("chatcmpl-{}", random_id()),
         created: unix_now(),
         model: card.name.clone(),
-        system_fingerprint: fingerprint(card),
+        system_fingerprint: fingerprint(&card),
         logprobs_top: request.logprobs_top(),
     };
     let sampling = request.sampling;

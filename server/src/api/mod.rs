@@ -92,7 +92,7 @@ impl App {
     }
 
     /// A model the caller may know of; one it may not reads exactly like one that does not exist.
-    fn model(&self, caller: &Caller, name: &str) -> Result<&ModelCard, ApiError> {
+    fn model(&self, caller: &Caller, name: &str) -> Result<Arc<ModelCard>, ApiError> {
         let unknown = || ApiError::UnknownModel(name.to_owned());
         let engine = self.engine()?;
         if !caller.may_use(name) {

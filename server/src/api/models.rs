@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct ModelList {
     /// `list`.
     object: &'static str,
-    /// In the order of the configuration.
+    /// In the order of the configuration, then in that of being added.
     data: Vec<Model>,
 }
 
@@ -62,6 +62,12 @@ pub(crate) struct ModelDetail {
     architecture: String,
 }
 
+impl ModelList {
+    pub(super) fn new(data: Vec<Model>) -> Self {
+        ModelList { object: "list", data }
+    }
+}
+
 impl From<&ModelCard> for Model {
     fn from(card: &ModelCard) -> Self {
         Model {
@@ -95,8 +101,9 @@ pub(crate) async fn list(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, ApiError> {
-    let models = app.engine()?.models().iter().filter(|card| caller.may_use(&card.name));
-    Ok(respond::json(&ModelList { object: "list", data: models.map(Model::from).collect() }))
+    let models = app.engine()?.models();
+    let models = models.iter().filter(|card| caller.may_use(&card.name));
+    Ok(respond::json(&ModelList::new(models.map(|card| Model::from(&**card)).collect())))
 }
 
 /// One model.
@@ -112,5 +119,5 @@ pub(crate) async fn one(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    Ok(respond::json(&Model::from(app.model(&caller, &id)?)))
+    Ok(respond::json(&Model::from(&*app.model(&caller, &id)?)))
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod doctor;
+mod inspect;
 mod key;
 mod quickstart;
 mod serve;
@@ -49,6 +50,8 @@ enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at a model's files without serving them: a summary, or what is wrong
+    Inspect(inspect::InspectArgs),
     /// Run a device; started by `weir serve`
     #[command(hide = true)]
     Executor,
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Bench(command) => bench::run(command),
         Command::Chat(args) => chat::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Key(command) => key::run(command),
         Command::Config(ConfigCommand::Print(args)) => load(args).map(|(config, _)| put(&print(&config))),
     };

@@ -8,7 +8,8 @@ use crate::config::{DEMO_KEY_FILE, DEMO_TENANT, TenantTable};
 
 /// The lines.
 pub(super) fn text(engine: &Engine, address: SocketAddr, tenants: &[TenantTable]) -> String {
-    render(engine.models(), address, key_of(tenants).as_deref())
+    let models: Vec<ModelCard> = engine.models().iter().map(|card| (**card).clone()).collect();
+    render(&models, address, key_of(tenants).as_deref())
 }
 
 /// A key file that the lines may read: the demo tenant's, or else the first there is.
