@@ -75,6 +75,7 @@ class Server:
             self.port, metrics = probe.getsockname()[1], other.getsockname()[1]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WEIR_") and k != "PORT"}
         environment["WEIR_METRICS"] = f"127.0.0.1:{metrics}"
+        environment["WEIR_ADMIN"] = "off"
         started = time.monotonic()
         self.log = open(pathlib.Path(self.folder.name, "log"), "w", encoding="utf-8")
         self.process = subprocess.Popen(

@@ -48,6 +48,11 @@ impl KeyRing {
         true
     }
 
+    /// Whether a key is somebody's. At start only: it tells by its time.
+    pub(crate) fn holds(&self, hash: &KeyHash) -> bool {
+        self.entries.iter().any(|(known, _)| known == hash)
+    }
+
     /// Finds who sent these headers.
     pub fn identify(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let key = bearer(headers)?;

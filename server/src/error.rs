@@ -55,6 +55,14 @@ pub enum ApiError {
     /// The head is over the cap. 431.
     #[error("The request's headers are larger than {0} bytes, or too many.")]
     HeadTooLarge(usize),
+    /// What was asked for contradicts what is there. 409.
+    #[error("{message}")]
+    Conflict {
+        /// What is there.
+        message: String,
+        /// A word for programs.
+        code: &'static str,
+    },
     /// The body did not arrive in time. 408.
     #[error("The request body did not arrive in time.")]
     BodyTooSlow,
@@ -148,6 +156,7 @@ impl ApiError {
             ApiError::HeadTooLarge(_) => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, REQUEST, "request_header_too_large")
             }
+            ApiError::Conflict { code, .. } => (StatusCode::CONFLICT, REQUEST, code),
             ApiError::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
             ApiError::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "request_too_large"),
             ApiError::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, "unsupported_content_encoding"),
@@ -298,6 +307,12 @@ mod tests {
             (ApiError::HeadUnreadable, 400, "invalid_request_error", "invalid_http"),
             (ApiError::HeadTooSlow, 408, "invalid_request_error", "request_timeout"),
             (ApiError::HeadTooLarge(1), 431, "invalid_request_error", "request_header_too_large"),
+            (
+                ApiError::Conflict { message: message.clone(), code: "model_exists" },
+                409,
+                "invalid_request_error",
+                "model_exists",
+            ),
             (ApiError::BodyTooSlow, 408, "invalid_request_error", "request_timeout"),
             (ApiError::BodyTooLarge(1), 413, "invalid_request_error", "request_too_large"),
             (ApiError::Encoded, 415, "invalid_request_error", "unsupported_content_encoding"),

@@ -23,7 +23,7 @@ class Started:
             self.process = subprocess.Popen(
                 [world.weir, "serve", "--port", str(port), *(str(world.models / name) for name in (CHAT, EMBED))],
                 cwd=folder, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=clean_environment() | {"WEIR_METRICS": f"127.0.0.1:{free_port()}"})
+                env=clean_environment() | {"WEIR_METRICS": f"127.0.0.1:{free_port()}", "WEIR_ADMIN": f"127.0.0.1:{free_port()}"})
         wait_until("the printed lines", self.printed)
 
     def printed(self):

@@ -76,7 +76,7 @@ class Server:
 
     def __init__(self, weir, models, engine="", front="", plans=None, before=None, ready=True):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="weir-e2e-"))
-        self.port, self.metrics_port = free_port(), free_port()
+        self.port, self.metrics_port, self.admin_port = free_port(), free_port(), free_port()
         (self.folder / "weir.toml").write_text(self._config(models, engine, front, plans or {}))
         self.log = open(self.folder / "log", "w+", encoding="utf-8")
         self.process = subprocess.Popen(
@@ -93,6 +93,7 @@ class Server:
 
     def _config(self, models, engine, front, plans):
         lines = ["[server]", 'host = "127.0.0.1"', f"port = {self.port}", f'metrics = "127.0.0.1:{self.metrics_port}"',
+                 f'admin = "127.0.0.1:{self.admin_port}"',
                  # Nobody balances load over these servers, so none has to hear of their end in time.
                  *([] if "drain_accept_time" in front else ['drain_accept_time = "0s"']), front, "[engine]", engine]
         for name, source in models.items():

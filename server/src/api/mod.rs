@@ -3,6 +3,7 @@
 //! Every request passes two layers on the root router, so that a route added later cannot forget them: an id in and
 //! out, and a caller from its key for every path that is not in [`PUBLIC`].
 
+mod admin;
 mod body;
 pub(crate) mod chat;
 mod choices;
@@ -37,6 +38,7 @@ use crate::{
     http::Connections,
     openapi,
 };
+pub use admin::{ModelsRoot, admin_router};
 pub use id::RequestId;
 
 /// What anyone may ask, key or not: probes come from machines that have none.

@@ -13,21 +13,21 @@ use weir_runtime::{CpuConfig, EngineConfig, ExecutorMode, TenantId, TenantSpec};
 use super::*;
 use crate::keys::KeyHash;
 
-const KEY: &str = "weir-key-of-a";
+pub(super) const KEY: &str = "weir-key-of-a";
 const OTHER_KEY: &str = "weir-key-of-b";
 
-struct Answer {
-    status: StatusCode,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).expect("JSON")
     }
 
-    fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("UTF-8")
     }
 
@@ -53,14 +53,14 @@ fn app(limits: Limits) -> Arc<App> {
     App::new(keys, limits)
 }
 
-const LIMITS: Limits =
+pub(super) const LIMITS: Limits =
     Limits { body_bytes_max: 64 << 10, request_timeout: Duration::from_secs(600), connections_max: 64 };
 
 async fn loaded(limits: Limits) -> (Arc<App>, Router) {
     serving(limits, &["m=fake:step=10us,token=1us", "org/secret=fake:step=10us,token=1us"]).await
 }
 
-async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Router) {
+pub(super) async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Router) {
     let engine = Engine::start(EngineConfig {
         models: models.iter().map(|m| m.parse().expect("model")).collect(),
         tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
@@ -82,7 +82,7 @@ async fn send(router: &Router, request: HttpRequest<axum::body::Body>) -> Answer
     Answer { status: parts.status, headers: parts.headers, body }
 }
 
-async fn ask(
+pub(super) async fn ask(
     router: &Router,
     key: Option<&str>,
     method: Method,

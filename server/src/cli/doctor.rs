@@ -17,8 +17,8 @@ use crate::{
 
 /// Where models are looked for.
 const MODELS_FOLDER: &str = ".weir/models";
-/// The API's and the metrics' default ports.
-const PORTS: [(&str, u16); 2] = [("API port", 8000), ("metrics port", 8002)];
+/// The listeners' default ports.
+const PORTS: [(&str, u16); 3] = [("API port", 8000), ("admin port", 8001), ("metrics port", 8002)];
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {

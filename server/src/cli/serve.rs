@@ -23,11 +23,11 @@ use weir_runtime::{CpuConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, Ten
 
 use super::{Start, put, quickstart};
 use crate::{
-    api::{App, Limits, metrics_router, router},
+    api::{App, Limits, ModelsRoot, admin_router, metrics_router, router},
     auth::{Caller, KeyRing},
     config::{
-        Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, STARTER_FILE, TenantTable,
-        starter_text,
+        ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, STARTER_FILE,
+        TenantTable, starter_text,
     },
     http::{self, Connections, Phase},
     keys::{Key, KeyHash, read_key_file, write_key_file},
@@ -35,8 +35,10 @@ use crate::{
 
 /// Time after the drain's deadline for the last events to leave. The process ends within two seconds of the deadline.
 const CLOSE_TIME: Duration = Duration::from_millis(1500);
-/// Time for a scrape that is under way.
+/// Time for a scrape, or an operator's request, that is under way.
 const METRICS_CLOSE_TIME: Duration = Duration::from_millis(200);
+/// Operators are few.
+const ADMIN_CONNECTIONS_MAX: usize = 16;
 /// The metrics are read by a scraper or two.
 const METRICS_CONNECTIONS_MAX: usize = 16;
 /// Descriptors that are not connections of the API: listeners, the metrics' connections, executors, files, the runtime's.
@@ -47,23 +49,43 @@ pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
     let engine_config = engine_config(&config)?;
     make_demo_key(&config)?;
     let keys = key_ring(&config.tenants)?;
+    let admin = admin(&config, &keys)?;
     if start == Start::First {
         leave_starter(&config.models.value);
     }
     raise_descriptor_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir-http").build()?;
-    let outcome = runtime.block_on(serve(&config, engine_config, keys));
+    let outcome = runtime.block_on(serve(&config, engine_config, keys, admin));
     // What still runs has had its time.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: &Config, engine_config: EngineConfig, keys: KeyRing) -> anyhow::Result<()> {
+/// What the operators' listener needs.
+struct Admin {
+    address: SocketAddr,
+    key: KeyHash,
+    root: Option<ModelsRoot>,
+}
+
+async fn serve(
+    config: &Config,
+    engine_config: EngineConfig,
+    keys: KeyRing,
+    admin: Option<Admin>,
+) -> anyhow::Result<()> {
     // Ports first: the answer to "is it running already?" should not take as long as loading a model.
     let listener = bind(&config.host.value, config.port.value, "--port").await?;
     let address = listener.local_addr()?;
     let metrics = match config.metrics_address() {
         Some(address) => Some(bind(&address.ip().to_string(), address.port(), "--metrics").await.context("metrics")?),
+        None => None,
+    };
+    let admin = match admin {
+        Some(admin) => {
+            let (host, port) = (admin.address.ip().to_string(), admin.address.port());
+            Some((bind(&host, port, "--admin").await.context("admin")?, admin))
+        }
         None => None,
     };
     let limits = Limits {
@@ -80,7 +102,12 @@ async fn serve(config: &Config, engine_config: EngineConfig, keys: KeyRing) -> a
     let (metrics_phase, metrics_phases) = watch::channel(Phase::Serving);
     let metrics = metrics.map(|listener| {
         let connections = Connections::new(METRICS_CONNECTIONS_MAX);
-        tokio::spawn(http::serve(listener, metrics_router(app.clone()), connections, metrics_phases))
+        tokio::spawn(http::serve(listener, metrics_router(app.clone()), connections, metrics_phases.clone()))
+    });
+    // So is the operators' own.
+    let admin = admin.map(|(listener, admin)| {
+        let router = admin_router(app.clone(), admin.key, admin.root);
+        tokio::spawn(http::serve(listener, router, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
     });
     tracing::info!(%address, models = engine_config.models.len(), "loading");
     let engine = tokio::select! {
@@ -98,8 +125,8 @@ async fn serve(config: &Config, engine_config: EngineConfig, keys: KeyRing) -> a
         () = signals.next() => bail!("ended at once, by a second signal"),
     }
     let _ = metrics_phase.send(Phase::Closing);
-    if let Some(metrics) = metrics {
-        let _ = tokio::time::timeout(METRICS_CLOSE_TIME, metrics).await;
+    for listener in [metrics, admin].into_iter().flatten() {
+        let _ = tokio::time::timeout(METRICS_CLOSE_TIME, listener).await;
     }
     Ok(())
 }
@@ -243,6 +270,23 @@ fn make_demo_key(config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The operators' listener, unless it is off. Its key is made at the first start, as the demo tenant's is.
+fn admin(config: &Config, keys: &KeyRing) -> anyhow::Result<Option<Admin>> {
+    let Some(address) = config.admin.value.0 else { return Ok(None) };
+    let path = config.admin_key_file.value.as_path();
+    if path.ends_with(ADMIN_KEY_FILE) && !path.exists() {
+        write_key_file(path, &Key::random()?)?;
+        tracing::info!(path = %path.display(), "wrote a new key for operators");
+    }
+    let key = read_key_file(path)?.hash();
+    if keys.holds(&key) {
+        bail!("the operators' key is a tenant's, too: make another one with `weir key new`");
+    }
+    let root = config.models_root.value.0.as_deref();
+    let open = |root: &Path| ModelsRoot::open(root).with_context(|| format!("models_root {}", root.display()));
+    Ok(Some(Admin { address, key, root: root.map(open).transpose()? }))
 }
 
 fn key_ring(tenants: &[TenantTable]) -> anyhow::Result<KeyRing> {

@@ -192,6 +192,13 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     document.server.check().and_then(|()| document.engine.check()).map_err(|m| wrong(String::new(), m))?;
     let mut names = BTreeMap::new();
     let folder = path.parent().unwrap_or(Path::new(""));
+    let mut server = document.server;
+    if let Some(file) = server.admin_key_file.as_mut() {
+        *file = folder.join(&*file);
+    }
+    if let Some(root) = server.models_root.as_mut().and_then(|root| root.0.as_mut()) {
+        *root = folder.join(&*root);
+    }
     let mut tenants = document.tenants;
     for (index, tenant) in tenants.iter_mut().enumerate() {
         tenant.check().map_err(|m| wrong(String::new(), format!("tenant `{}`: {m}", tenant.name.escape_debug())))?;
@@ -208,11 +215,7 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
         let source = if beside.exists() { beside.to_string_lossy().into_owned() } else { model.source };
         ModelEntry { name: model.name, source }
     });
-    Ok(FileSettings {
-        models: models.collect(),
-        settings: Settings { server: document.server, engine: document.engine },
-        tenants,
-    })
+    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine: document.engine }, tenants })
 }
 
 #[cfg(test)]

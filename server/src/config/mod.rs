@@ -16,8 +16,8 @@ use std::{net::SocketAddr, path::PathBuf};
 pub use env::read_env;
 pub use file::{FileError, FileSettings, KeySource, TenantTable, read_file};
 pub use print::print;
-pub use settings::{EngineSettings, ExecutorPlace, MetricsAddress, ServerSettings, Settings};
-pub use starter::{DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
+pub use settings::{EngineSettings, ExecutorPlace, MetricsAddress, OptionalFolder, ServerSettings, Settings};
+pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
 pub use units::{ByteSize, Span};
 
 use weir_runtime::CpuConfig;
@@ -64,6 +64,12 @@ pub struct Config {
     pub port: Sourced<u16>,
     /// Address of the metrics.
     pub metrics: Sourced<MetricsAddress>,
+    /// Address of the operators' API.
+    pub admin: Sourced<MetricsAddress>,
+    /// Where the operators' key is.
+    pub admin_key_file: Sourced<PathBuf>,
+    /// What operators may add models from.
+    pub models_root: Sourced<OptionalFolder>,
     /// Largest request body.
     pub body_bytes_max: Sourced<ByteSize>,
     /// Connections open at once.
@@ -124,6 +130,14 @@ impl Config {
             host: pick(f.server.host, e.server.host, t.server.host, "127.0.0.1".to_owned()),
             port: pick(f.server.port, e.server.port, t.server.port, 8000),
             metrics: pick(f.server.metrics, e.server.metrics, t.server.metrics, MetricsAddress::loopback(8002)),
+            admin: pick(f.server.admin, e.server.admin, t.server.admin, MetricsAddress::loopback(8001)),
+            admin_key_file: pick(
+                f.server.admin_key_file,
+                e.server.admin_key_file,
+                t.server.admin_key_file,
+                PathBuf::from(ADMIN_KEY_FILE),
+            ),
+            models_root: pick(f.server.models_root, e.server.models_root, t.server.models_root, OptionalFolder(None)),
             body_bytes_max: pick(
                 f.server.body_bytes_max,
                 e.server.body_bytes_max,

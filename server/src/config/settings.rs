@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -36,6 +37,15 @@ pub struct ServerSettings {
     /// Address of the Prometheus metrics, or `off` [default: 127.0.0.1:8002]
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<MetricsAddress>,
+    /// Address of the operators' API, or `off` [default: 127.0.0.1:8001]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<MetricsAddress>,
+    /// File with the operators' key; made at the first start where it has its default place [default: .weir/admin.key]
+    #[arg(long, value_name = "FILE")]
+    pub admin_key_file: Option<PathBuf>,
+    /// Folder that operators may add models from, or `off` [default: off]
+    #[arg(long, value_name = "FOLDER")]
+    pub models_root: Option<OptionalFolder>,
     /// Largest request body [default: 4MiB]
     #[arg(long, value_name = "SIZE")]
     pub body_bytes_max: Option<ByteSize>,
@@ -97,7 +107,38 @@ pub enum ExecutorPlace {
     Thread,
 }
 
-/// Where the metrics listen; `None` is `off`.
+/// A folder; `None` is `off`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalFolder(pub Option<PathBuf>);
+
+impl FromStr for OptionalFolder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a folder's name, or `off`".into()),
+            "off" => Ok(OptionalFolder(None)),
+            folder => Ok(OptionalFolder(Some(folder.into()))),
+        }
+    }
+}
+
+impl fmt::Display for OptionalFolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(folder) => folder.display().fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for OptionalFolder {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Where the metrics or the operators' API listen; `None` is `off`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetricsAddress(pub Option<SocketAddr>);
 

@@ -11,6 +11,8 @@ use super::{
 pub const DEMO_TENANT: &str = "demo";
 /// Where its key is.
 pub const DEMO_KEY_FILE: &str = ".weir/demo.key";
+/// Where the operators' key is.
+pub const ADMIN_KEY_FILE: &str = ".weir/admin.key";
 /// The file that is read when no other is named, and left when there is none.
 pub const STARTER_FILE: &str = "weir.toml";
 
@@ -58,6 +60,9 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # host = "127.0.0.1"
 # port = 8000
 # metrics = "127.0.0.1:8002"     # Prometheus text, for operators: it shows every tenant. Or "off"
+# admin = "127.0.0.1:8001"       # for operators, with the key below: models are added here. Or "off"
+# admin_key_file = ".weir/admin.key"
+# models_root = "off"            # the folder that models may be added from
 # body_bytes_max = "4MiB"
 # connections_max = 1024
 # request_timeout = "600s"
@@ -140,7 +145,10 @@ mod tests {
         let path = folder.path().join(STARTER_FILE);
         std::fs::write(&path, head.join("\n")).expect("write");
         let read = read_file(&path).expect("valid");
-        let shown = Config::merge(Layer::default(), Layer::default(), Some((path, read)));
+        let mut shown = Config::merge(Layer::default(), Layer::default(), Some((path, read)));
+        // Paths in a file are meant from its folder.
+        assert_eq!(shown.admin_key_file.value, folder.path().join(ADMIN_KEY_FILE));
+        shown.admin_key_file.value = PathBuf::from(ADMIN_KEY_FILE);
         let bare = Config::merge(Layer::default(), Layer::default(), None);
         assert_eq!(shown.seed.origin, Origin::File);
         assert_eq!(super::super::print::values(&shown), super::super::print::values(&bare));

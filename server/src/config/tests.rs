@@ -56,6 +56,9 @@ fn every_setting_has_its_variable() {
     let all = [
         ("WEIR_HOST", "0.0.0.0"),
         ("WEIR_METRICS", "off"),
+        ("WEIR_ADMIN", "127.0.0.1:1"),
+        ("WEIR_ADMIN_KEY_FILE", "k"),
+        ("WEIR_MODELS_ROOT", "models"),
         ("WEIR_BODY_BYTES_MAX", "1MiB"),
         ("WEIR_CONNECTIONS_MAX", "7"),
         ("WEIR_REQUEST_TIMEOUT", "5s"),
@@ -103,7 +106,7 @@ fn a_variable_that_does_not_parse_is_named() {
 fn what_is_printed_can_be_read_and_holds_no_secret() {
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let text = format!(
-        "[server]\nport = 9\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
+        "[server]\nport = 9\nadmin_key_file = \"/a\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
          models = [\"x\"]\nkv_blocks_ceiling = 5\n[[tenants.keys]]\nname = \"k\"\nsha256 = \"{hash}\"\n\
          [[tenants.keys]]\nkey_file = \"/k\"\n"
     );

@@ -1,0 +1,135 @@
+//! The operators' listener: models are added while others are served. It has an address of its own, a key of its own, and no
+//! tenant's key opens it.
+
+mod root;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::StatusCode,
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Deserialize;
+use weir_runtime::{AddModelError, ModelFault, TenantId};
+
+use super::{
+    App, body, id, method_not_allowed,
+    models::{Model, ModelList},
+    respond, unknown_route,
+};
+use crate::{
+    auth::{Caller, KeyRing},
+    error::ApiError,
+    keys::KeyHash,
+};
+pub use root::ModelsRoot;
+
+/// Largest body: two names.
+const BODY_BYTES_MAX: usize = 4 << 10;
+
+/// What the handlers share.
+struct Admin {
+    app: Arc<App>,
+    keys: KeyRing,
+    root: Option<ModelsRoot>,
+}
+
+/// The operators' API. `key` is the operator's; models come from beneath `root`, or not at all.
+pub fn admin_router(app: Arc<App>, key: KeyHash, root: Option<ModelsRoot>) -> Router {
+    let mut keys = KeyRing::default();
+    keys.add(key, Caller { tenant: TenantId::OPERATOR, name: "operator".into(), models: None });
+    let admin = Arc::new(Admin { app, keys, root });
+    Router::new()
+        .route("/admin/v1/models", get(list).post(add))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(admin.clone(), guard))
+        .layer(from_fn(id::tag))
+        .with_state(admin)
+}
+
+/// Nothing here is for anyone but the operator, not even which routes there are.
+async fn guard(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    match admin.keys.identify(request.headers()) {
+        Ok(_) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// All models, whoever may use them.
+async fn list(State(admin): State<Arc<Admin>>) -> Result<Response, ApiError> {
+    Ok(respond::json(&ModelList::new(admin.app.engine()?.models().iter().map(|card| Model::from(&**card)).collect())))
+}
+
+/// What is to be added.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddRequest {
+    /// The name clients will ask for.
+    name: String,
+    /// A folder or a file beneath the models' root.
+    source: String,
+}
+
+/// Loads a model and serves it.
+async fn add(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, ApiError> {
+    let (parts, content) = request.into_parts();
+    let bytes = body::read(&parts.headers, content, BODY_BYTES_MAX).await?;
+    let wanted: AddRequest = serde_json::from_slice(&bytes).map_err(|error| ApiError::Invalid {
+        message: format!("The request body is not valid: {error}."),
+        param: None,
+        code: "invalid_json",
+    })?;
+    let Some(root) = admin.root.clone() else {
+        return Err(ApiError::Forbidden(
+            "Models can be added once the server has a folder to take them from: set `models_root` in [server].".into(),
+        ));
+    };
+    let engine = admin.app.engine()?.clone();
+    let (finder, source) = (root.clone(), wanted.source);
+    let found = tokio::task::spawn_blocking(move || finder.find(&source)).await;
+    let path = found
+        .map_err(|error| ApiError::Internal(error.to_string()))?
+        .map_err(|error| ApiError::param("source", "invalid_source", error.to_string()))?;
+    let name = wanted.name;
+    match engine.add_model(name.clone(), path).await {
+        Ok(card) => {
+            tracing::info!(model = name, "an operator added a model");
+            Ok((StatusCode::CREATED, respond::json(&Model::from(&*card))).into_response())
+        }
+        Err(error) => {
+            let refused = refusal(error, &root);
+            tracing::warn!(model = name.escape_debug().to_string(), reason = %refused, "a model was not added");
+            Err(refused)
+        }
+    }
+}
+
+fn refusal(error: AddModelError, root: &ModelsRoot) -> ApiError {
+    let invalid = |param: &str, code, message: String| ApiError::param(param, code, root.shown(&message));
+    let later = |message: String| ApiError::Overloaded { message, retry_after: Duration::from_secs(1) };
+    let message = error.to_string();
+    match error {
+        AddModelError::Name(_) => invalid("name", "invalid_value", message),
+        AddModelError::Taken(_) => ApiError::Conflict { message, code: "model_exists" },
+        AddModelError::Full => ApiError::Conflict { message, code: "too_many_models" },
+        AddModelError::Refused(refusal) => {
+            let code = match refusal.fault {
+                ModelFault::Invalid => "invalid_model_file",
+                ModelFault::Unsupported => "unsupported_model",
+                ModelFault::TooCostly => "model_too_costly_to_inspect",
+            };
+            invalid("source", code, message)
+        }
+        AddModelError::NoMemory { .. } => invalid("source", "model_too_large", message),
+        AddModelError::Busy | AddModelError::ExecutorDown | AddModelError::Draining => later(message),
+        AddModelError::Failed(_) => ApiError::Internal(root.shown(&message)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
