@@ -2,8 +2,12 @@
 //!
 //! `serde_json` by itself keeps the last of two equal keys, which lets a filter in front of us and ourselves read two
 //! different requests out of one body.
+//!
+//! A tree takes far more memory than its text: `0,` is 2 bytes and 32 in a list, `{"a":0},` is 8 and some 700 in a map. So
+//! values and keys are counted, and a body is refused at the one that is too many: [`VALUES_MAX`] and [`KEYS_MAX`] keep the
+//! tree of the worst body under 32 MiB.
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -12,6 +16,11 @@ use crate::error::{ApiError, excerpt};
 
 /// How deep arrays and objects may nest, the outermost object included.
 pub(crate) const DEPTH_MAX: usize = 32;
+/// Values of all kinds in one body, lists and objects included: the ids of 300,000 tokens to embed, which is the most that one
+/// request may ask for, their 2,048 lists, and room.
+pub(crate) const VALUES_MAX: usize = 320_000;
+/// Keys of all objects in one body together: eight for each of 2,048 messages.
+pub(crate) const KEYS_MAX: usize = 1 << 14;
 
 /// Parses a body.
 pub(crate) fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
@@ -21,7 +30,8 @@ pub(crate) fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError>
         code: "invalid_json",
     };
     let mut source = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { depth: DEPTH_MAX }
+    let left = Left { values: Cell::new(VALUES_MAX), keys: Cell::new(KEYS_MAX) };
+    let value = Strict { depth: DEPTH_MAX, left: &left }
         .deserialize(&mut source)
         .and_then(|value| source.end().map(|()| value))
         .map_err(|error| refuse(error.to_string()))?;
@@ -31,26 +41,41 @@ pub(crate) fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError>
     }
 }
 
-/// Reads one value, counting down the levels that are left.
-struct Strict {
-    depth: usize,
+/// What a body may still hold.
+struct Left {
+    values: Cell<usize>,
+    keys: Cell<usize>,
 }
 
-impl Strict {
+/// Reads one value, counting down what is left.
+struct Strict<'a> {
+    depth: usize,
+    left: &'a Left,
+}
+
+impl Strict<'_> {
     fn inner<E: Error>(&self) -> Result<usize, E> {
         self.depth.checked_sub(1).ok_or_else(|| E::custom(format_args!("nested more than {DEPTH_MAX} deep")))
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+/// Takes one off what is left.
+fn count<E: Error>(left: &Cell<usize>, max: usize, what: &str) -> Result<(), E> {
+    let fewer = left.get().checked_sub(1).ok_or_else(|| E::custom(format_args!("more than {max} {what}")))?;
+    left.set(fewer);
+    Ok(())
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Value, D::Error> {
+        count(&self.left.values, VALUES_MAX, "values")?;
         source.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,9 +113,11 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let depth = self.inner()?;
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Strict { depth })? {
+        while let Some(item) = items.next_element_seed(Strict { depth, ..self })? {
             list.push(item);
         }
+        // A list of one has room for four otherwise, which counts where lists of one are the whole body.
+        list.shrink_to_fit();
         Ok(Value::Array(list))
     }
 
@@ -101,7 +128,8 @@ impl<'de> Visitor<'de> for Strict {
             if map.contains_key(&key) {
                 return Err(A::Error::custom(format_args!("the key `{}` comes twice", excerpt(&key))));
             }
-            let value = entries.next_value_seed(Strict { depth })?;
+            count(&self.left.keys, KEYS_MAX, "keys")?;
+            let value = entries.next_value_seed(Strict { depth, ..self })?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -131,6 +159,41 @@ mod tests {
         assert!(parse_object(&nested(DEPTH_MAX)).is_ok());
         assert!(refusal(&nested(DEPTH_MAX + 1)).contains("deep"));
         assert!(refusal(&nested(100_000)).contains("deep"));
+    }
+
+    #[test]
+    fn values_and_keys_are_bounded_exactly() {
+        let of = |n: usize, item: &str| format!("{{\"a\":[{}]}}", vec![item; n].join(",")).into_bytes();
+        // The body and the list are values, too.
+        assert!(parse_object(&of(VALUES_MAX - 2, "0")).is_ok());
+        assert!(refusal(&of(VALUES_MAX - 1, "0")).contains("values"));
+        assert!(refusal(&of(VALUES_MAX / 2, "[0]")).contains("values"));
+        assert!(parse_object(&of(KEYS_MAX - 1, r#"{"b":0}"#)).is_ok());
+        assert!(refusal(&of(KEYS_MAX, r#"{"b":0}"#)).contains("keys"));
+        let wide: Vec<String> = (0..=KEYS_MAX).map(|i| format!("\"{i}\":0")).collect();
+        assert!(refusal(format!("{{{}}}", wide.join(",")).as_bytes()).contains("keys"));
+    }
+
+    #[test]
+    fn long_numbers_and_odd_characters_are_read_or_refused() {
+        let digits = "9".repeat(1 << 20);
+        for number in [digits.clone(), format!("-{digits}"), "1e400".into(), format!("1e{digits}"), "-1e309".into()] {
+            assert!(refusal(format!("{{\"a\":{number}}}").as_bytes()).contains("number"), "{:.20}", number);
+        }
+        let tiny = parse_object(format!("{{\"a\":1e-{digits}}}").as_bytes()).expect("a number");
+        assert_eq!(tiny["a"], 0.0);
+        let long = parse_object(format!("{{\"a\":0.{digits}}}").as_bytes()).expect("a number");
+        assert!(long["a"].as_f64().is_some_and(|x| (x - 1.0).abs() < 1e-9));
+        // A byte-order mark is no white space; an escaped zero byte is a character as any other.
+        for body in ["\u{feff}{}", "{}\0", "{\"a\":\"\0\"}", "{\"\0\":1}"] {
+            refusal(body.as_bytes());
+        }
+        assert_eq!(parse_object(br#"{"a":"\u0000"}"#).expect("valid")["a"], "\0");
+        for half in [r"\ud800", r"\udc00", r"\ud800\ud800", r"\ud800x", r"\ud8"] {
+            refusal(format!("{{\"a\":\"{half}\"}}").as_bytes());
+        }
+        let key = "k".repeat(1 << 20);
+        assert!(refusal(format!("{{\"{key}\":1,\"{key}\":2}}").as_bytes()).len() < 200);
     }
 
     #[test]
