@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     response::Response,
 };
 use serde::Serialize;
@@ -117,7 +117,10 @@ pub(crate) async fn list(
 pub(crate) async fn one(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    // axum's own answer would not be in our shape.
+    let not_text = |_| ApiError::param("model", "invalid_value", "Invalid 'model': the path is not UTF-8.");
+    let Path(id) = path.map_err(not_text)?;
     Ok(respond::json(&Model::from(&*app.model(&caller, &id)?)))
 }
