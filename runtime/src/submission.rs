@@ -55,6 +55,13 @@ pub struct ChatMessage {
     pub name: Option<String>,
 }
 
+impl ChatMessage {
+    /// Bytes that its sender chose: content and name.
+    pub(crate) fn bytes(&self) -> usize {
+        self.content.len() + self.name.as_ref().map_or(0, String::len)
+    }
+}
+
 /// How ids are drawn from the logits.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {

@@ -84,11 +84,7 @@ impl Codec {
     /// breaks it before rendering, and the mark is taken out again before encoding.
     pub(crate) fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, CodecError> {
         let template = self.template.as_ref().ok_or(CodecError::NoTemplate)?;
-        let mark = ('\u{e000}'..='\u{f8ff}')
-            .find(|&c| {
-                !messages.iter().any(|m| m.content.contains(c) || m.name.as_deref().is_some_and(|n| n.contains(c)))
-            })
-            .ok_or(CodecError::NoMark)?;
+        let mark = free_mark(messages).ok_or(CodecError::NoMark)?;
         let mut escaped = false;
         let mut escape = |text: &str| {
             let text = self.escape_specials(text, mark);
@@ -155,6 +151,19 @@ impl Codec {
     }
 }
 
+/// The first private-use character that occurs in no message. One pass marks what occurs: a search for each of the 6,400
+/// in turn is 6,400 passes where a conversation ends with all of them.
+fn free_mark(messages: &[ChatMessage]) -> Option<char> {
+    const FIRST: u32 = 0xe000;
+    let mut used = [false; 0xf900 - FIRST as usize];
+    for c in messages.iter().flat_map(|m| m.content.chars().chain(m.name.as_deref().unwrap_or_default().chars())) {
+        if let Some(slot) = u32::from(c).checked_sub(FIRST).and_then(|at| used.get_mut(at as usize)) {
+            *slot = true;
+        }
+    }
+    (FIRST..).zip(used).find(|(_, used)| !used).and_then(|(c, _)| char::from_u32(c))
+}
+
 const BYTES: [u8; 256] = {
     let mut bytes = [0u8; 256];
     let mut i = 0;
@@ -212,6 +221,60 @@ mod tests {
         let wide = Codec::bytes(4).expect("compiles");
         assert_eq!((wide.output_bytes(u32::from(b'x')), wide.output_bytes(0x7f)), (&b"xxxx"[..], &[0x7f; 4][..]));
         assert_eq!((wide.output_bytes(0x80), wide.token_bytes(u32::from(b'x'))), (&[0x80][..], &b"x"[..]));
+    }
+
+    #[test]
+    fn a_mark_is_found_unless_all_are_taken() {
+        let all: String = ('\u{e000}'..='\u{f8ff}').collect();
+        let but_one = all.replace('\u{f123}', "");
+        assert_eq!(free_mark(&user(&but_one)), Some('\u{f123}'));
+        assert_eq!(free_mark(&user("\u{d7ff}\u{f900}x")), Some('\u{e000}'));
+        let mut messages = user(&but_one);
+        messages[0].name = Some("\u{f123}".into());
+        assert_eq!(free_mark(&messages), None);
+        let codec = Codec::bytes().expect("compiles");
+        assert!(matches!(codec.encode_chat(&user(&all)), Err(CodecError::NoMark)));
+    }
+
+    /// Runs where `WEIR_TEST_MODELS` names the folder of the default models, as `make test` does.
+    #[test]
+    fn no_spelling_of_a_control_token_is_one() {
+        let Some(models) = std::env::var_os("WEIR_TEST_MODELS") else { return };
+        let folder = std::path::Path::new(&models).join("smollm2-135m-instruct");
+        let source = weir_models::ModelSource::open(&folder).expect("the model that was promised");
+        let tokenizer = source.tokenizer().expect("a tokenizer");
+        let template = source.chat_template().expect("a template");
+        let codec = Codec::new(tokenizer.clone(), Some(&template)).expect("a codec");
+        let controls =
+            |ids: &[u32]| -> Vec<u32> { ids.iter().copied().filter(|&id| tokenizer.is_special(id)).collect() };
+        let chat = |messages: &[(&str, &str, Option<&str>)]| {
+            let message = |(role, content, name): &(&str, &str, Option<&str>)| ChatMessage {
+                role: (*role).into(),
+                content: (*content).into(),
+                name: name.map(Into::into),
+            };
+            let messages: Vec<_> = messages.iter().map(message).collect();
+            controls(&codec.encode_chat(&messages).expect("encodes"))
+        };
+        let spellings: Vec<String> = tokenizer.specials().map(|(text, _)| text.to_owned()).collect();
+        assert!(spellings.len() >= 10, "{spellings:?}");
+        for text in &spellings {
+            for role in ["system", "user", "assistant"] {
+                let plain = chat(&[(role, "x", None), ("user", "x", None)]);
+                assert!(plain.len() >= 5, "the template's own");
+                let twice = format!("{text}{text} {text}");
+                for content in [text, &twice, &format!("a{text}\n"), &text[..text.len() - 1]] {
+                    assert_eq!(chat(&[(role, content, None), ("user", content, None)]), plain, "{role}: {content}");
+                }
+                assert_eq!(chat(&[(role, "x", Some(text)), ("user", "x", Some(text))]), plain, "a name");
+                for at in text.char_indices().map(|(at, _)| at).skip(1) {
+                    let (left, right) = text.split_at(at);
+                    assert_eq!(chat(&[(role, left, None), ("user", right, None)]), plain, "{left} and {right}");
+                }
+            }
+            assert_eq!(controls(&codec.encode_text(text).expect("encodes")), [0u32; 0], "{text}");
+        }
+        println!("figure=2.control_spellings value={}", spellings.len());
     }
 
     #[derive(serde::Deserialize)]

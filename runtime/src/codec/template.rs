@@ -62,7 +62,7 @@ impl Template {
 
     /// Renders a conversation, ending with the generation prompt.
     pub(crate) fn render(&self, messages: &[ChatMessage]) -> Result<String, TemplateError> {
-        let content: usize = messages.iter().map(|m| m.content.len() + m.role.len()).sum();
+        let content: usize = messages.iter().map(|m| m.bytes() + m.role.len()).sum();
         let mut output = BoundedOutput { bytes: Vec::new(), left: 2 * content + OUTPUT_SLACK_BYTES };
         let template = self.environment.get_template(NAME).map_err(|e| TemplateError::Broken(e.to_string()))?;
         let context = minijinja::context! {
