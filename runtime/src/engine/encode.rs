@@ -5,10 +5,10 @@ use crate::{
     card::ModelCard,
     codec::CodecError,
     error::SubmitError,
-    submission::{EmbedInput, Prompt, Submission},
+    submission::{ChatMessage, EmbedInput, Prompt, Submission},
 };
 
-use super::{Engine, models::Served};
+use super::{EMBED_TOKENS_MAX, Engine, models::Served};
 
 impl Engine {
     pub(super) async fn encode_prompt(&self, model: &Served, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
@@ -24,7 +24,7 @@ impl Engine {
                 self.on_encoder(move || codec.encode_text(&text)).await?.map_err(|e| encode_error(e, "prompt"))?
             }
             Prompt::Chat(messages) => {
-                check_bytes(messages.iter().map(|m| m.content.len()).sum(), card.context_len, "messages")?;
+                check_bytes(messages.iter().map(ChatMessage::bytes).sum(), card.context_len, "messages")?;
                 let codec = model.codec.clone();
                 self.on_encoder(move || codec.encode_chat(&messages)).await?.map_err(|e| encode_error(e, "messages"))?
             }
@@ -35,6 +35,8 @@ impl Engine {
         Ok(ids)
     }
 
+    /// The ids of every input. With `truncate`, an input is cut to what the model takes: its text to the bytes that can
+    /// matter, before it is tokenised, and then its ids.
     pub(super) async fn encode_inputs(
         &self,
         model: &Served,
@@ -45,13 +47,18 @@ impl Engine {
         let len_max = model.embed_len_max as usize;
         let encode = move || {
             let mut all = Vec::with_capacity(inputs.len());
+            let mut tokens = 0;
             for (at, input) in inputs.into_iter().enumerate() {
                 let mut ids = match input {
                     EmbedInput::Text(text) => {
-                        if !truncate {
-                            check_bytes(text.len(), len_max as u32, "input")?;
-                        }
-                        codec.encode_text(&text).map_err(|e| encode_error(e, "input"))?
+                        let text = match truncate {
+                            true => &text[..text.floor_char_boundary(bytes_max(len_max))],
+                            false => {
+                                check_bytes(text.len(), len_max as u32, "input")?;
+                                &text
+                            }
+                        };
+                        codec.encode_text(text).map_err(|e| encode_error(e, "input"))?
                     }
                     EmbedInput::Tokens(ids) => {
                         check_ids(&ids, vocab_size, "input")?;
@@ -75,6 +82,16 @@ impl Engine {
                     if let (Some(slot), Some(last)) = (ids.last_mut(), last) {
                         *slot = last;
                     }
+                }
+                // Counted as they come, so that nothing beyond the bound is tokenised.
+                tokens += ids.len();
+                if tokens > EMBED_TOKENS_MAX {
+                    let message = format!("input holds more than {EMBED_TOKENS_MAX} tokens in all");
+                    return Err(SubmitError::Invalid {
+                        message,
+                        param: Some("input"),
+                        code: Some("array_above_max_length"),
+                    });
                 }
                 all.push(ids);
             }
@@ -126,9 +143,13 @@ fn check_ids(ids: &[u32], vocab_size: u32, param: &'static str) -> Result<(), Su
 /// that out by tokenising would cost far more.
 const BYTES_PER_TOKEN_MAX: usize = 16;
 
+fn bytes_max(context_len: usize) -> usize {
+    context_len.saturating_mul(BYTES_PER_TOKEN_MAX)
+}
+
 /// Refuses text that cannot fit before it is rendered or tokenised.
 fn check_bytes(len: usize, context_len: u32, param: &'static str) -> Result<(), SubmitError> {
-    let len_max = (context_len as usize).saturating_mul(BYTES_PER_TOKEN_MAX);
+    let len_max = bytes_max(context_len as usize);
     if len <= len_max {
         return Ok(());
     }
@@ -151,10 +172,10 @@ pub(super) fn check_sampling(submission: &Submission, card: &ModelCard) -> Resul
     Ok(())
 }
 
-/// Tokens a choice may add, checked against the context.
+/// Tokens a choice may add, checked against the context, as those are that it must.
 pub(super) fn new_tokens_max(
     prompt_len: usize,
-    wanted: Option<u32>,
+    (min, wanted): (u32, Option<u32>),
     card: &ModelCard,
     param: &'static str,
 ) -> Result<u32, SubmitError> {
@@ -169,6 +190,10 @@ pub(super) fn new_tokens_max(
             "The prompt has {prompt_len} tokens and {wanted} new ones were asked for; the model's context holds {context}"
         ))),
         Some(wanted) => Ok(wanted),
+        None if min > left => Err(too_long(format!(
+            "The prompt has {prompt_len} tokens and at least {min} new ones were asked for; the model's context holds \
+             {context}"
+        ))),
         None => Ok(left),
     }
 }

@@ -208,7 +208,8 @@ impl Engine {
             _ => "prompt",
         };
         let prompt: Arc<[u32]> = self.encode_prompt(&model, submission.prompt).await?.into();
-        let new_tokens_max = new_tokens_max(prompt.len(), submission.max_tokens, card, prompt_param)?;
+        let asked = (submission.min_tokens, submission.max_tokens);
+        let new_tokens_max = new_tokens_max(prompt.len(), asked, card, prompt_param)?;
         let salt = ChainSalt::new(&self.shared.secret, submission.tenant.0, &card.name);
         let mut chain = BlockChain::new(salt);
         let mut hashes = Vec::new();
@@ -255,13 +256,6 @@ impl Engine {
             return Err(invalid(format!("input must hold 1 to {EMBED_INPUTS_MAX} items"), "input"));
         }
         let inputs = self.encode_inputs(&model, submission.inputs, submission.truncate).await?;
-        let tokens: usize = inputs.iter().map(Vec::len).sum();
-        if tokens > EMBED_TOKENS_MAX {
-            return Err(invalid(
-                format!("input holds {tokens} tokens; at most {EMBED_TOKENS_MAX} are allowed"),
-                "input",
-            ));
-        }
         let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
         let cancel = self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }).await?;
