@@ -14,6 +14,11 @@ use crate::error::ApiError;
 
 /// Prompts of one request.
 pub const PROMPTS_LEN_MAX: usize = 128;
+/// Bytes that `echo` may repeat: each prompt once for each of its choices. Eight choices of a body at its cap would be an
+/// answer of 32 MiB, and several times that while it is put together.
+pub const ECHO_BYTES_MAX: usize = 4 << 20;
+/// What an id counts as, as in the bound on prompts.
+const ECHO_BYTES_PER_TOKEN: usize = 16;
 /// New tokens per choice when the body does not say, as in OpenAI's API.
 pub const TOKENS_DEFAULT: u32 = 16;
 
@@ -45,6 +50,16 @@ pub enum TextOrTokens {
     Text(String),
     /// Token ids of the model.
     Tokens(Vec<u32>),
+}
+
+impl TextOrTokens {
+    /// The length of its text, as far as that can be said without a vocabulary.
+    fn bytes_max(&self) -> usize {
+        match self {
+            TextOrTokens::Text(text) => text.len(),
+            TextOrTokens::Tokens(ids) => ids.len() * ECHO_BYTES_PER_TOKEN,
+        }
+    }
 }
 
 /// The four shapes of `prompt` and `input`.
@@ -87,6 +102,15 @@ impl CompletionRequest {
         fields.finish()?;
         if request.echoes() && request.logprobs.is_some() {
             return Err(ApiError::unsupported("echo", "It cannot be combined with 'logprobs' yet."));
+        }
+        let echoed: usize = request.prompt.iter().map(TextOrTokens::bytes_max).sum();
+        let echoed = echoed.saturating_mul(request.sampling.choices() as usize);
+        if request.echoes() && echoed > ECHO_BYTES_MAX {
+            let message = format!(
+                "Invalid 'echo': it would repeat {echoed} bytes of prompts, once for each choice; at most \
+                 {ECHO_BYTES_MAX} are repeated."
+            );
+            return Err(ApiError::param("echo", "invalid_value", message));
         }
         Ok(request)
     }

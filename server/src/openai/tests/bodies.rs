@@ -519,3 +519,17 @@ fn every_published_field_is_known() {
     known("CompletionRequest", &|more| refusal(completion(more)), 21);
     known("EmbeddingRequest", &|more| refusal(embedding(more)), 6);
 }
+
+#[test]
+fn echo_repeats_a_bounded_number_of_bytes() {
+    use super::super::completion::ECHO_BYTES_MAX;
+    let text = "x".repeat(ECHO_BYTES_MAX / 8);
+    let ids = vec![0; ECHO_BYTES_MAX / 16];
+    let echo = |prompt: Value, n: u32| refusal(completion(&json!({"prompt": prompt, "n": n, "echo": true})));
+    let refused = Some(("echo".to_owned(), "invalid_value"));
+    assert_eq!(echo(json!(text), 8), None);
+    assert_eq!(echo(json!([text, "x"]), 8), refused);
+    assert_eq!(echo(json!(ids), 1), None);
+    assert_eq!(echo(json!(ids), 2), refused);
+    assert_eq!(refusal(completion(&json!({"prompt": [text, "x"], "n": 8}))), None);
+}
