@@ -13,6 +13,9 @@ use weir_runtime::{CpuConfig, EngineConfig, ExecutorMode, TenantId, TenantSpec};
 use super::*;
 use crate::keys::KeyHash;
 
+mod controls;
+mod matrix;
+
 pub(super) const KEY: &str = "weir-key-of-a";
 const OTHER_KEY: &str = "weir-key-of-b";
 
@@ -169,6 +172,8 @@ async fn unknown_routes_and_methods_have_the_same_shape() {
     let wrong = get(&router, "/v1/chat/completions").await;
     assert_eq!((wrong.status.as_u16(), code(&wrong).as_str()), (405, "method_not_allowed"));
     assert_eq!(wrong.header("allow"), Some("POST"));
+    let odd = get(&router, "/v1/models/%ff%fe").await;
+    assert_eq!((odd.status.as_u16(), code(&odd).as_str()), (400, "invalid_value"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

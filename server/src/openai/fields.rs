@@ -13,6 +13,14 @@ pub(crate) struct Fields {
     map: Map<String, Value>,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The paths of all fields that this thread has looked for, so that a test of every field can prove that it is.
+    pub(crate) static ASKED: std::cell::RefCell<std::collections::BTreeSet<String>> = const {
+        std::cell::RefCell::new(std::collections::BTreeSet::new())
+    };
+}
+
 /// The range of a number, as OpenAI's specification writes ranges.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
@@ -58,6 +66,8 @@ impl Fields {
 
     /// The field as it is.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        ASKED.with_borrow_mut(|asked| asked.insert(self.path(name)));
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
