@@ -2,45 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 
-use crate::config::{REQUESTS_MAX, Target};
+use crate::config::REQUESTS_MAX;
 use crate::connection::Connection;
-use crate::error::{BenchError, RequestError};
-use crate::prompts::Prompts;
-use crate::sample::{Attempt, Sample};
-use crate::sse::SseParser;
-use crate::wire;
-
-/// The longest answer that is read whole: an error, a list of models, 32 vectors.
-const BODY_BYTES_MAX: usize = 64 << 20;
-
-/// What each request of a level is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Work {
-    Completion { output_tokens: u32 },
-    Embedding { inputs: u32 },
-}
-
-/// The requests of a run: everything but how many, and over how many connections.
-#[derive(Clone, Debug)]
-pub(crate) struct Load {
-    pub(crate) target: Target,
-    pub(crate) key: String,
-    pub(crate) model: String,
-    pub(crate) prompts: Prompts,
-    pub(crate) work: Work,
-}
-
-/// How long a level goes on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Extent {
-    Requests(u32),
-    /// New requests begin for this long.
-    Time(Duration),
-}
+use crate::error::BenchError;
+use crate::load::{Clock, Load};
+use crate::sample::Attempt;
+use crate::schedule::{Asks, Extent, connection_tenants};
 
 /// Hands out the requests of a level, so that connections share them as they come free.
 #[derive(Debug)]
@@ -87,19 +58,29 @@ impl Tickets {
     }
 }
 
-/// Runs one closed loop to its end, drain included. Prompts are numbered from `first_prompt`.
+/// Runs one closed loop to its end, drain included.
 pub(crate) async fn drive(
     load: &Arc<Load>,
+    asks: Asks,
     connections: u32,
     extent: Extent,
-    first_prompt: u64,
 ) -> Result<Vec<Attempt>, BenchError> {
     let began = Instant::now();
     let tickets = Arc::new(Tickets::new(extent, connections, began));
     let mut tasks = JoinSet::new();
-    for connection in 0..connections {
+    for (connection, tenant) in (0..connections).zip(connection_tenants(&load.tenants, connections)) {
         let (load, tickets) = (load.clone(), tickets.clone());
-        tasks.spawn(async move { keep_busy(&load, &tickets, connection, first_prompt, began).await });
+        tasks.spawn(async move {
+            let mut link = Connection::new(load.target.clone());
+            let mut attempts = Vec::new();
+            while let Some(ticket) = tickets.next() {
+                let ask = asks.ask(ticket, tenant);
+                let attempt = load.attempt(&mut link, connection, &ask, Clock::Sent, began).await;
+                tickets.ended(attempt.outcome.is_ok());
+                attempts.push(attempt);
+            }
+            attempts
+        });
     }
     let mut attempts = Vec::new();
     while let Some(ended) = tasks.join_next().await {
@@ -108,95 +89,10 @@ pub(crate) async fn drive(
     Ok(attempts)
 }
 
-async fn keep_busy(load: &Load, tickets: &Tickets, connection: u32, first_prompt: u64, began: Instant) -> Vec<Attempt> {
-    let mut link = Connection::new(load.target.clone());
-    let mut attempts = Vec::new();
-    while let Some(ticket) = tickets.next() {
-        let prompt = first_prompt + u64::from(ticket) * u64::from(load.prompts_per_request());
-        let outcome = load.ask(&mut link, connection, prompt, began).await;
-        tickets.ended(outcome.is_ok());
-        attempts.push(Attempt { connection, end: nanos_since(began), outcome });
-    }
-    attempts
-}
-
-fn nanos_since(began: Instant) -> u64 {
-    u64::try_from(began.elapsed().as_nanos()).expect("a level lasts less than 584 years")
-}
-
-impl Load {
-    /// How many prompts one request takes.
-    pub(crate) fn prompts_per_request(&self) -> u32 {
-        match self.work {
-            Work::Completion { .. } => 1,
-            Work::Embedding { inputs } => inputs,
-        }
-    }
-
-    /// Sends the request whose prompts begin at number `prompt`, and reads its answer. The clock starts when the bytes are ready and a connection is
-    /// there: drawing, encoding and dialling are the client's own time.
-    async fn ask(
-        &self,
-        link: &mut Connection,
-        connection: u32,
-        prompt: u64,
-        began: Instant,
-    ) -> Result<Sample, RequestError> {
-        let bytes = self.request(prompt);
-        link.open().await?;
-        let begin = nanos_since(began);
-        let mut response = link.send(&bytes).await?;
-        let mut body = Vec::new();
-        if response.status != 200 {
-            let status = response.status;
-            response.read_all(&mut body, BODY_BYTES_MAX).await?;
-            return Err(wire::refusal(status, &body));
-        }
-        match self.work {
-            Work::Completion { .. } => {
-                let mut reader = wire::CompletionReader::default();
-                let mut events = SseParser::default();
-                while response.read(&mut body).await? {
-                    let now = nanos_since(began);
-                    events.push(&body, |data| reader.event(data, now))?;
-                    body.clear();
-                }
-                response.finish();
-                reader.finish(connection, begin, nanos_since(began))
-            }
-            Work::Embedding { inputs } => {
-                response.read_all(&mut body, BODY_BYTES_MAX).await?;
-                wire::embedding_sample(&body, inputs, connection, begin, nanos_since(began))
-            }
-        }
-    }
-
-    fn request(&self, prompt: u64) -> Vec<u8> {
-        match self.work {
-            Work::Completion { output_tokens } => {
-                let prompt = self.prompts.draw(prompt);
-                wire::completion_request(&self.target, &self.key, &self.model, &prompt, output_tokens)
-            }
-            Work::Embedding { inputs } => {
-                let inputs: Vec<_> = (0..u64::from(inputs)).map(|i| self.prompts.draw(prompt + i)).collect();
-                wire::embedding_request(&self.target, &self.key, &self.model, &inputs)
-            }
-        }
-    }
-
-    /// The names of the models that the server lists.
-    pub(crate) async fn models(&self) -> Result<Vec<String>, RequestError> {
-        let mut link = Connection::new(self.target.clone());
-        let response = link.send(&wire::models_request(&self.target, &self.key)).await?;
-        let status = response.status;
-        let mut body = Vec::new();
-        response.read_all(&mut body, BODY_BYTES_MAX).await?;
-        if status == 200 { wire::model_names(&body) } else { Err(wire::refusal(status, &body)) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -1,82 +1,116 @@
-//! The settings of a run, and the address parsed out of them.
+//! The settings of a run, and what no run can be made with.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::BenchError;
-
-/// Inputs per embeddings request: each concurrency is measured once with each of these.
-pub const EMBEDDING_BATCHES: [u32; 3] = [1, 8, 32];
+use crate::lengths::Lengths;
+use crate::slo::Slo;
+use crate::target::Target;
 
 /// The most connections a level may hold: one file descriptor each, and the default soft limit of 1,024 is common.
-const CONCURRENCY_MAX: u32 = 1000;
+pub(crate) const CONNECTIONS_MAX: u32 = 1000;
 /// The most requests of one level: each keeps its arrivals until the level ends.
 pub(crate) const REQUESTS_MAX: u32 = 1 << 20;
 /// The longest prompt, in tokens. Its JSON then stays under the servers' usual body limit of 4 MiB.
-const PROMPT_TOKENS_MAX: u32 = 1 << 19;
+pub(crate) const PROMPT_TOKENS_MAX: u32 = 1 << 19;
+/// The most tenants of a run; a table of more says nothing to a reader.
+pub(crate) const TENANTS_MAX: usize = 64;
 
 /// What is asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LoadKind {
-    /// `POST /v1/completions`, streamed, with prompts of token ids.
+    /// `POST /v1/completions` with prompts of token ids.
     Completions,
-    /// `POST /v1/embeddings`, with each of [`EMBEDDING_BATCHES`] inputs of token ids.
+    /// `POST /v1/chat/completions` with one user message of as many words as there are prompt tokens: chat takes no
+    /// token ids, so the prompt's length is what the server counts.
+    Chat,
+    /// `POST /v1/embeddings` with inputs of token ids.
     Embeddings,
 }
 
+/// What decides when a request is sent; each item of a list is a level.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Arrivals {
+    /// Closed loop: so many connections, each sending its next request when its last one has ended.
+    Concurrency(Vec<u32>),
+    /// Open loop: requests are sent on a schedule, whatever became of those before.
+    Rate {
+        /// Requests per second, of all tenants together.
+        rates: Vec<f64>,
+        /// Shape of the Gamma distribution of the gaps: 1 is a Poisson process, below 1 comes in bursts, above 1 is more
+        /// regular. The gaps' coefficient of variation is 1 / sqrt(burstiness).
+        burstiness: f64,
+    },
+    /// Open loop, of the times, lengths and tenants that a file of JSON lines names.
+    Trace(PathBuf),
+}
+
+/// Somebody who sends a part of the load.
+#[derive(Clone, PartialEq)]
+pub struct Tenant {
+    /// How the report names it.
+    pub name: String,
+    /// Its bearer key; empty sends no `Authorization`.
+    pub key: String,
+    /// Its share of the load: of the rate, or of the connections.
+    pub weight: f64,
+}
+
+// By hand, so that the key never reaches a log.
+impl fmt::Debug for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, self.weight)
+    }
+}
+
 /// The settings of a run.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct LoadConfig {
     /// `http://host:port`, with a path if the API is not at the root. Plain HTTP only.
     pub url: String,
-    /// The bearer key; empty sends no `Authorization`.
-    pub key: String,
+    /// Who sends, at least one.
+    pub tenants: Vec<Tenant>,
     /// The model's name, as the server lists it.
     pub model: String,
     /// What is asked.
     pub kind: LoadKind,
-    /// The levels, in order: connections kept busy at once.
-    pub concurrency: Vec<u32>,
-    /// Token ids per prompt, or per embeddings input.
-    pub prompt_tokens: u32,
+    /// When.
+    pub arrivals: Arrivals,
+    /// Inputs of an embeddings request: each level is measured once with each; unused otherwise.
+    pub inputs: Vec<u32>,
+    /// Token ids of each prompt, or of each of a request's inputs.
+    pub prompt_tokens: Lengths,
     /// `max_tokens` of each completion, drawn in full (`ignore_eos`); unused for embeddings.
-    pub output_tokens: u32,
-    /// Measured requests per level; 0: as many as `seconds` allow.
+    pub output_tokens: Lengths,
+    /// Whether completions are streamed. If not, only the end-to-end latency is known.
+    pub stream: bool,
+    /// Whether the server is asked to count the tokens of each delta. If not, they are shared out evenly.
+    pub count_deltas: bool,
+    /// Measured requests per level; 0: as many as `seconds` allow. A trace is its own measure.
     pub requests: u32,
     /// How long a level starts new requests; used when `requests` is 0.
     pub seconds: u32,
     /// Unmeasured requests before each level.
     pub warmup: u32,
-    /// Where the prompts are drawn from. A server that has seen a seed may have its prompts cached.
+    /// Open requests that an open loop may have at once; an arrival above it is not sent, and the level void.
+    pub open_max: u32,
+    /// What makes a request a good one; None: no goodput is counted.
+    pub slo: Option<Slo>,
+    /// The steady window as fractions of the time in which requests begin; None: chosen from the requests themselves.
+    pub window: Option<(f64, f64)>,
+    /// Where lengths, prompts and arrivals are drawn from. A server that has seen a seed may have its prompts cached.
     pub seed: u64,
     /// The model's vocabulary size: prompts use ids below it.
     pub vocab: u32,
     /// The server's process, then its executors; empty: found by the listening port, else by the name `weir`.
     pub server_pids: Vec<u32>,
     /// Where to write JSON, one line per level with the field names of vLLM's benchmark.
-    pub json: Option<PathBuf>,
-}
-
-// By hand, so that the key never reaches a log.
-impl fmt::Debug for LoadConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LoadConfig")
-            .field("url", &self.url)
-            .field("key", &"***")
-            .field("model", &self.model)
-            .field("kind", &self.kind)
-            .field("concurrency", &self.concurrency)
-            .field("prompt_tokens", &self.prompt_tokens)
-            .field("output_tokens", &self.output_tokens)
-            .field("requests", &self.requests)
-            .field("seconds", &self.seconds)
-            .field("warmup", &self.warmup)
-            .field("seed", &self.seed)
-            .field("vocab", &self.vocab)
-            .field("server_pids", &self.server_pids)
-            .field("json", &self.json)
-            .finish()
-    }
+    pub output: Option<PathBuf>,
+    /// Whether that JSON also carries each request's lengths and latencies.
+    pub detailed: bool,
+    /// Where to write a plot of the levels, as SVG.
+    pub plot: Option<PathBuf>,
 }
 
 impl LoadConfig {
@@ -84,29 +118,29 @@ impl LoadConfig {
     pub(crate) fn check(&self) -> Result<Target, BenchError> {
         let refuse = |field, reason: &str| Err(BenchError::Config { field, reason: reason.to_string() });
         let target = Target::parse(&self.url)?;
-        if self.key.chars().any(|c| !c.is_ascii_graphic()) {
-            return refuse("key", "a bearer key is visible ASCII without spaces");
-        }
+        self.check_tenants()?;
+        self.check_arrivals()?;
         if self.model.is_empty() {
             return refuse("model", "a model's name is needed");
         }
-        if self.concurrency.is_empty() {
-            return refuse("concurrency", "at least one level is needed");
-        }
-        if self.concurrency.iter().any(|&n| n == 0 || n > CONCURRENCY_MAX) {
-            return refuse("concurrency", &format!("each level must be 1 to {CONCURRENCY_MAX}"));
-        }
-        if self.prompt_tokens == 0 || self.prompt_tokens > PROMPT_TOKENS_MAX {
+        if self.prompt_tokens.min == 0 || self.prompt_tokens.max > PROMPT_TOKENS_MAX {
             return refuse("prompt_tokens", &format!("must be 1 to {PROMPT_TOKENS_MAX}"));
         }
-        if self.kind == LoadKind::Completions && self.output_tokens == 0 {
+        let embeddings = self.kind == LoadKind::Embeddings;
+        if !embeddings && self.output_tokens.min == 0 {
             return refuse("output_tokens", "must be at least 1");
         }
-        if self.requests == 0 && self.seconds == 0 {
-            return refuse("requests", "give requests, or seconds, above 0");
+        if embeddings && (self.inputs.is_empty() || self.inputs.contains(&0)) {
+            return refuse("inputs", "each must be at least 1");
         }
-        if self.requests > REQUESTS_MAX {
-            return refuse("requests", &format!("must be at most {REQUESTS_MAX}"));
+        if self.plot.is_some() && embeddings && self.inputs.len() != 1 {
+            return refuse("plot", "takes one number of inputs");
+        }
+        if self.slo.is_some_and(|slo| slo.needs_stream()) && (embeddings || !self.stream) {
+            return refuse("goodput", "only a streamed answer has more than an end-to-end latency");
+        }
+        if self.window.is_some_and(|(from, to)| !(0.0 <= from && from < to && to <= 1.0)) {
+            return refuse("window", "is two fractions from 0 to 1, the first below the second");
         }
         if self.warmup > REQUESTS_MAX {
             return refuse("warmup", &format!("must be at most {REQUESTS_MAX}"));
@@ -116,67 +150,60 @@ impl LoadConfig {
         }
         Ok(target)
     }
-}
 
-/// Where the requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// Host as dialled: a name, an IPv4 address, or an IPv6 address without its brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// Path before `/v1/...`, without a trailing slash.
-    pub(crate) base: String,
-}
-
-impl Target {
-    fn parse(url: &str) -> Result<Target, BenchError> {
-        let refuse = |reason: &str| BenchError::Config { field: "url", reason: format!("`{url}` {reason}") };
-        if url.starts_with("https://") {
-            return Err(refuse("is https: the load generator speaks plain HTTP, to the server itself"));
+    fn check_tenants(&self) -> Result<(), BenchError> {
+        let refuse = |field, reason: &str| Err(BenchError::Config { field, reason: reason.to_string() });
+        if self.tenants.is_empty() || self.tenants.len() > TENANTS_MAX {
+            return refuse("tenants", &format!("must be 1 to {TENANTS_MAX}"));
         }
-        let rest = url.strip_prefix("http://").ok_or_else(|| refuse("does not begin with http://"))?;
-        if rest.bytes().any(|b| !b.is_ascii_graphic() || matches!(b, b'?' | b'#' | b'@')) {
-            return Err(refuse("holds a character that has no place here"));
-        }
-        let (authority, base) = match rest.find('/') {
-            Some(slash) => rest.split_at(slash),
-            None => (rest, ""),
-        };
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(inner) => {
-                let (host, after) = inner.split_once(']').ok_or_else(|| refuse("has a `[` without its `]`"))?;
-                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':').unwrap_or("")) })
+        for (index, tenant) in self.tenants.iter().enumerate() {
+            if self.tenants[..index].iter().any(|other| other.name == tenant.name) {
+                return refuse("tenants", &format!("`{}` stands twice", tenant.name));
             }
-            None => match authority.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (authority, None),
-            },
-        };
-        if host.is_empty() {
-            return Err(refuse("has no host"));
+            if !tenant.weight.is_finite() || tenant.weight <= 0.0 {
+                return refuse("tenants", &format!("the weight of `{}` must be above 0", tenant.name));
+            }
+            if tenant.key.chars().any(|c| !c.is_ascii_graphic()) {
+                return refuse("key", "a bearer key is visible ASCII without spaces");
+            }
         }
-        let port = match port {
-            None => 80,
-            Some(text) => match text.parse::<u16>() {
-                Ok(port) if port > 0 => port,
-                _ => return Err(refuse("has a port that is not 1 to 65535")),
-            },
-        };
-        Ok(Target { host: host.to_string(), port, base: base.trim_end_matches('/').to_string() })
+        Ok(())
     }
 
-    /// `host:port`, as the `Host` header and error texts show it.
-    pub(crate) fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
+    fn check_arrivals(&self) -> Result<(), BenchError> {
+        let refuse = |field, reason: &str| Err(BenchError::Config { field, reason: reason.to_string() });
+        let timed = !matches!(self.arrivals, Arrivals::Trace(_));
+        if timed && self.requests == 0 && self.seconds == 0 {
+            return refuse("requests", "give requests, or seconds, above 0");
         }
-    }
-
-    /// Whether the server is on this machine, so that its processes can be looked at.
-    pub(crate) fn is_local(&self) -> bool {
-        self.host == "localhost" || self.host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        if self.requests > REQUESTS_MAX {
+            return refuse("requests", &format!("must be at most {REQUESTS_MAX}"));
+        }
+        if self.open_max == 0 || self.open_max > CONNECTIONS_MAX {
+            return refuse("open_max", &format!("must be 1 to {CONNECTIONS_MAX}"));
+        }
+        match &self.arrivals {
+            Arrivals::Concurrency(levels) if levels.is_empty() => refuse("concurrency", "at least one level is needed"),
+            Arrivals::Concurrency(levels) if levels.iter().any(|&n| n == 0 || n > CONNECTIONS_MAX) => {
+                refuse("concurrency", &format!("each level must be 1 to {CONNECTIONS_MAX}"))
+            }
+            Arrivals::Concurrency(levels) if levels.iter().any(|&n| (n as usize) < self.tenants.len()) => {
+                refuse("concurrency", "each tenant needs a connection of its own")
+            }
+            Arrivals::Rate { rates, .. } if rates.is_empty() => refuse("request_rate", "at least one level is needed"),
+            Arrivals::Rate { rates, .. } if rates.iter().any(|rate| !rate.is_finite() || *rate <= 0.0) => {
+                refuse("request_rate", "must be above 0")
+            }
+            Arrivals::Rate { rates, .. }
+                if rates.iter().any(|rate| rate * f64::from(self.seconds) > f64::from(REQUESTS_MAX)) =>
+            {
+                refuse("request_rate", &format!("times the seconds must be at most {REQUESTS_MAX} requests"))
+            }
+            Arrivals::Rate { burstiness, .. } if !burstiness.is_finite() || *burstiness <= 0.0 => {
+                refuse("burstiness", "must be above 0")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -187,87 +214,70 @@ pub(crate) mod tests {
     pub(crate) fn sample_config() -> LoadConfig {
         LoadConfig {
             url: "http://127.0.0.1:8000".into(),
-            key: "weir-secret".into(),
+            tenants: vec![tenant("demo", "weir-secret", 1.0)],
             model: "m".into(),
             kind: LoadKind::Completions,
-            concurrency: vec![1],
-            prompt_tokens: 8,
-            output_tokens: 4,
+            arrivals: Arrivals::Concurrency(vec![1]),
+            inputs: vec![1],
+            prompt_tokens: Lengths::fixed(8),
+            output_tokens: Lengths::fixed(4),
+            stream: true,
+            count_deltas: true,
             requests: 3,
             seconds: 0,
             warmup: 0,
+            open_max: CONNECTIONS_MAX,
+            slo: None,
+            window: None,
             seed: 1,
             vocab: 300,
             server_pids: Vec::new(),
-            json: None,
+            output: None,
+            detailed: false,
+            plot: None,
         }
     }
 
-    fn target(url: &str) -> Result<Target, String> {
-        Target::parse(url).map_err(|e| e.to_string())
+    pub(crate) fn tenant(name: &str, key: &str, weight: f64) -> Tenant {
+        Tenant { name: name.into(), key: key.into(), weight }
     }
 
-    #[test]
-    fn addresses_are_parsed() {
-        let t = |host: &str, port, base: &str| Ok(Target { host: host.into(), port, base: base.into() });
-        assert_eq!(target("http://127.0.0.1:8000"), t("127.0.0.1", 8000, ""));
-        assert_eq!(target("http://127.0.0.1:8000/"), t("127.0.0.1", 8000, ""));
-        assert_eq!(target("http://box/api/"), t("box", 80, "/api"));
-        assert_eq!(target("http://[::1]:9000"), t("::1", 9000, ""));
-        assert_eq!(target("http://[::1]"), t("::1", 80, ""));
-        assert_eq!(Target::parse("http://[::1]:9000").unwrap().authority(), "[::1]:9000");
-    }
-
-    #[test]
-    fn bad_addresses_are_refused() {
-        for url in [
-            "",
-            "127.0.0.1:8000",
-            "https://x",
-            "http://",
-            "http://:80",
-            "http://x:0",
-            "http://x:65536",
-            "http://x:",
-            "http://[::1",
-            "http://[::1]80",
-            "http://x y",
-            "http://x\r\nEvil: 1",
-            "http://user@x",
-            "http://x/?q",
-        ] {
-            assert!(target(url).is_err(), "{url:?} was taken");
-        }
-    }
-
-    #[test]
-    fn loopback_is_local() {
-        for (url, local) in [
-            ("http://127.0.0.1", true),
-            ("http://localhost:1", true),
-            ("http://[::1]", true),
-            ("http://10.0.0.1", false),
-        ] {
-            assert_eq!(Target::parse(url).unwrap().is_local(), local, "{url}");
-        }
+    fn rate(rates: &[f64], burstiness: f64) -> Arrivals {
+        Arrivals::Rate { rates: rates.to_vec(), burstiness }
     }
 
     #[test]
     fn each_bad_setting_is_refused_by_name() {
         type Spoil = fn(&mut LoadConfig);
-        let cases: [(&str, Spoil); 12] = [
+        let cases: [(&str, Spoil); 28] = [
             ("url", |c| c.url = "x".into()),
-            ("key", |c| c.key = "a\r\nb".into()),
+            ("key", |c| c.tenants[0].key = "a\r\nb".into()),
+            ("tenants", |c| c.tenants.clear()),
+            ("tenants", |c| c.tenants[0].weight = 0.0),
+            ("tenants", |c| c.tenants[0].weight = f64::NAN),
+            ("tenants", |c| c.tenants.push(tenant("demo", "x", 1.0))),
             ("model", |c| c.model.clear()),
-            ("concurrency", |c| c.concurrency.clear()),
-            ("concurrency", |c| c.concurrency = vec![1, 0]),
-            ("concurrency", |c| c.concurrency = vec![CONCURRENCY_MAX + 1]),
-            ("prompt_tokens", |c| c.prompt_tokens = 0),
-            ("output_tokens", |c| c.output_tokens = 0),
+            ("concurrency", |c| c.arrivals = Arrivals::Concurrency(vec![])),
+            ("concurrency", |c| c.arrivals = Arrivals::Concurrency(vec![1, 0])),
+            ("concurrency", |c| c.arrivals = Arrivals::Concurrency(vec![CONNECTIONS_MAX + 1])),
+            ("concurrency", |c| c.tenants.push(tenant("other", "x", 1.0))),
+            ("request_rate", |c| c.arrivals = rate(&[], 1.0)),
+            ("request_rate", |c| c.arrivals = rate(&[1.0, -1.0], 1.0)),
+            ("request_rate", |c| c.arrivals = rate(&[f64::INFINITY], 1.0)),
+            ("request_rate", |c| (c.arrivals, c.seconds) = (rate(&[1e6], 1.0), 2)),
+            ("burstiness", |c| c.arrivals = rate(&[1.0], 0.0)),
+            ("open_max", |c| c.open_max = 0),
+            ("open_max", |c| c.open_max = CONNECTIONS_MAX + 1),
+            ("prompt_tokens", |c| c.prompt_tokens = Lengths::fixed(0)),
+            ("output_tokens", |c| c.output_tokens = Lengths::fixed(0)),
             ("requests", |c| c.requests = 0),
             ("requests", |c| c.requests = u32::MAX),
             ("warmup", |c| c.warmup = u32::MAX),
             ("vocab", |c| c.vocab = 1),
+            ("window", |c| c.window = Some((0.5, 0.5))),
+            ("inputs", |c| (c.kind, c.inputs) = (LoadKind::Embeddings, vec![1, 0])),
+            ("plot", |c| (c.kind, c.inputs, c.plot) = (LoadKind::Embeddings, vec![1, 8], Some("x".into()))),
+            ("goodput", |c| (c.stream, c.slo) = (false, Some("ttft:5".parse().unwrap()))),
         ];
         assert!(sample_config().check().is_ok());
         for (name, spoil) in cases {

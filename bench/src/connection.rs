@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::config::Target;
 use crate::error::RequestError;
 use crate::http::{BodyDecoder, Head};
+use crate::target::Target;
 
 /// A request fails when no byte comes for this long. A server under load may queue a prompt for minutes.
 const STALL_MAX: Duration = Duration::from_secs(600);

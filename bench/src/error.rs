@@ -22,10 +22,12 @@ pub enum BenchError {
         source: RequestError,
     },
     /// The server answers, but refuses the key or the request for its models.
-    #[error("the server at {url} refused to list its models: {source}")]
+    #[error("the server at {url} refused to list its models to `{tenant}`: {source}")]
     Refused {
         /// The address as configured.
         url: String,
+        /// Whose key was refused.
+        tenant: String,
         /// The refusal.
         source: RequestError,
     },
@@ -38,19 +40,29 @@ pub enum BenchError {
         served: String,
     },
     /// No request of a warm-up succeeded, so a measurement would say nothing.
-    #[error("every warm-up request failed at concurrency {concurrency}: {source}")]
+    #[error("every warm-up request failed at {level}: {source}")]
     WarmUp {
         /// The level that was being warmed up.
-        concurrency: u32,
+        level: String,
         /// The first failure.
         source: RequestError,
+    },
+    /// A trace that no load can be made of.
+    #[error("{}{}: {reason}", path.display(), line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1; None if it is about the file.
+        line: Option<usize>,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The report could not be written to its sink.
     #[error("cannot write the report: {0}")]
     Output(#[from] std::io::Error),
-    /// The JSON file could not be written.
+    /// A file of results could not be written.
     #[error("cannot write {}: {source}", path.display())]
-    Json {
+    File {
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -78,6 +90,9 @@ pub enum RequestError {
     /// The server ended the connection before its answer was complete.
     #[error("the server closed the connection in the middle of {0}")]
     Truncated(&'static str),
+    /// An open loop had as many requests open as it may.
+    #[error("not sent: {0} requests were open, the most that may be")]
+    Unsent(u32),
     /// No byte came for too long.
     #[error("no byte came for {0} s")]
     Stalled(u64),

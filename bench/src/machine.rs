@@ -25,6 +25,8 @@ pub struct MachineReport {
     pub server_pid: Option<u32>,
     /// Its children: the executors.
     pub executor_pids: Vec<u32>,
+    /// How long the machine was looked at, s: the level, warm-up and cool-down included.
+    pub elapsed_s: f64,
     /// Cores used by the server.
     pub server_cores: f64,
     /// Cores used by the executors together.
@@ -147,6 +149,7 @@ impl Machine {
         MachineReport {
             server_pid: end.server.map(|(pid, _)| pid),
             executor_pids: end.executors.keys().copied().collect(),
+            elapsed_s: (end.at - begin.at).as_secs_f64(),
             server_cores: share.server,
             executor_cores: share.executors,
             own_cores: share.own,
@@ -205,6 +208,23 @@ pub(crate) mod tests {
     /// A machine whose `/proc` is laid out by a test; it is not watched before a level.
     pub(crate) fn fake_machine(proc: &FakeProc, port: Option<u16>) -> Machine {
         Machine { fs: proc.fs(), own_pid: OWN_PID, pids: Vec::new(), port, idle_check: Duration::ZERO }
+    }
+
+    /// A level of a second on a machine that did nothing else.
+    pub(crate) fn quiet() -> MachineReport {
+        MachineReport {
+            server_pid: Some(10),
+            executor_pids: vec![11],
+            elapsed_s: 1.0,
+            server_cores: 0.5,
+            executor_cores: 0.25,
+            own_cores: 0.125,
+            other_cores: 0.0,
+            other_cores_before: 0.0,
+            steal_cores: 0.0,
+            rss_mib_server: Some(20.0),
+            rss_mib_executor: Some(10.0),
+        }
     }
 
     fn lay_out(proc: &FakeProc, busy: u64, server: u64, executor: u64, own: u64) {

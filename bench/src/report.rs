@@ -1,59 +1,66 @@
-//! How a report is shown: a table for people, `figure=` lines for scripts, JSON for other tools.
+//! How a report is shown: a table for people, `figure=` lines for scripts.
 
 use std::io::{self, Write};
 
-use serde_json::{Map, Value, json};
-
 use crate::config::LoadKind;
 use crate::level::LevelReport;
-use crate::stats::Summary;
+use crate::pace::Pace;
 
 /// A column: its title, its width, and what stands in it.
 type Column = (&'static str, usize, fn(&LevelReport) -> String);
 
-const COMPLETION_COLUMNS: [Column; 14] = [
-    ("conc", 4, |r| r.concurrency.to_string()),
-    ("ok", 5, |r| r.completed.to_string()),
-    ("fail", 4, |r| r.failed.to_string()),
+const PACE_COLUMNS: [Column; 3] = [
+    ("load", 8, |r| match r.pace {
+        Pace::Closed { concurrency } => format!("c{concurrency}"),
+        Pace::Open { rate, .. } => format!("{rate}/s"),
+        Pace::Trace => "trace".into(),
+    }),
+    ("ok", 6, |r| r.completed.to_string()),
+    ("fail", 5, |r| r.failed.to_string()),
+];
+
+const COMPLETION_COLUMNS: [Column; 12] = [
+    ("req/s", 8, |r| number(Some(r.rates.requests))),
     ("decode/s", 9, |r| number(r.decode_tokens_per_s)),
     ("prompt/s", 9, |r| number(r.prompt_tokens_per_s)),
-    ("out/s", 8, |r| number(Some(r.output_throughput))),
+    ("out/s", 8, |r| number(Some(r.rates.output_tokens))),
     ("total/s", 8, |r| number(Some(r.total_throughput()))),
-    ("TTFT p50", 9, |r| number(r.ttft.map(|s| s.median))),
-    ("p99 ms", 8, |r| number(r.ttft.map(|s| s.p99))),
-    ("ITL p50", 8, |r| number(r.itl.map(|s| s.median))),
-    ("p99 ms", 8, |r| number(r.itl.map(|s| s.p99))),
-    ("TPOT ms", 8, |r| number(r.tpot.map(|s| s.mean))),
-    ("E2E p50", 9, |r| number(r.e2el.map(|s| s.median))),
-    ("p99 ms", 9, |r| number(r.e2el.map(|s| s.p99))),
+    ("TTFT p50", 9, |r| number(r.latencies.ttft.map(|s| s.median))),
+    ("p99 ms", 8, |r| number(r.latencies.ttft.map(|s| s.p99))),
+    ("ITL p50", 8, |r| number(r.latencies.itl.map(|s| s.median))),
+    ("p99 ms", 8, |r| number(r.latencies.itl.map(|s| s.p99))),
+    ("TPOT ms", 8, |r| number(r.latencies.tpot.map(|s| s.mean))),
+    ("E2E p50", 9, |r| number(r.latencies.e2el.map(|s| s.median))),
+    ("p99 ms", 9, |r| number(r.latencies.e2el.map(|s| s.p99))),
 ];
 
-const EMBEDDING_COLUMNS: [Column; 9] = [
-    ("conc", 4, |r| r.concurrency.to_string()),
+const EMBEDDING_COLUMNS: [Column; 7] = [
     ("inputs", 6, |r| r.inputs.to_string()),
-    ("ok", 6, |r| r.completed.to_string()),
-    ("fail", 4, |r| r.failed.to_string()),
-    ("emb/s", 9, |r| number(Some(r.embeddings_per_s))),
-    ("tokens/s", 10, |r| number(Some(r.prompt_throughput))),
-    ("E2E p50", 9, |r| number(r.e2el.map(|s| s.median))),
-    ("p90 ms", 9, |r| number(r.e2el.map(|s| s.p90))),
-    ("p99 ms", 9, |r| number(r.e2el.map(|s| s.p99))),
+    ("req/s", 8, |r| number(Some(r.rates.requests))),
+    ("emb/s", 9, |r| number(Some(r.rates.embeddings))),
+    ("tokens/s", 10, |r| number(Some(r.rates.prompt_tokens))),
+    ("E2E p50", 9, |r| number(r.latencies.e2el.map(|s| s.median))),
+    ("p90 ms", 9, |r| number(r.latencies.e2el.map(|s| s.p90))),
+    ("p99 ms", 9, |r| number(r.latencies.e2el.map(|s| s.p99))),
 ];
 
-/// Processor time, in cores, after either kind's columns.
+const GOODPUT_COLUMN: Column = ("good/s", 8, |r| number(r.slo.map(|_| r.rates.good_requests)));
+
+/// Processor time, in us per request, of the server, its executors and this client, and other load in cores; after
+/// either kind's columns.
 const MACHINE_COLUMNS: [Column; 4] = [
-    ("server", 6, |r| cores(r, |m| m.server_cores)),
-    ("exec", 5, |r| cores(r, |m| m.executor_cores)),
-    ("own", 5, |r| cores(r, |m| m.own_cores)),
-    ("other", 5, |r| cores(r, |m| m.other_cores)),
+    ("srv us/rq", 9, |r| micros(r, |m| m.server_pid.map(|_| m.server_cores))),
+    ("exec", 8, |r| micros(r, |m| m.server_pid.map(|_| m.executor_cores))),
+    ("own", 6, |r| micros(r, |m| Some(m.own_cores))),
+    ("other", 5, |r| r.machine.as_ref().map_or("-".into(), |machine| format!("{:.2}", machine.other_cores))),
 ];
 
 fn columns(kind: LoadKind) -> impl Iterator<Item = &'static Column> {
     let own: &[Column] = match kind {
-        LoadKind::Completions => &COMPLETION_COLUMNS,
+        LoadKind::Completions | LoadKind::Chat => &COMPLETION_COLUMNS,
         LoadKind::Embeddings => &EMBEDDING_COLUMNS,
     };
-    own.iter().chain(&MACHINE_COLUMNS)
+    PACE_COLUMNS.iter().chain(own).chain([&GOODPUT_COLUMN]).chain(&MACHINE_COLUMNS)
 }
 
 fn number(value: Option<f64>) -> String {
@@ -64,11 +71,12 @@ fn number(value: Option<f64>) -> String {
     }
 }
 
-fn cores(report: &LevelReport, of: fn(&crate::MachineReport) -> f64) -> String {
-    report.machine.as_ref().map_or("-".into(), |machine| format!("{:.2}", of(machine)))
+fn micros(report: &LevelReport, of: fn(&crate::MachineReport) -> Option<f64>) -> String {
+    let cores = report.machine.as_ref().and_then(of);
+    cores.and_then(|cores| report.micros_per_request(cores)).map_or("-".into(), |micros| format!("{micros:.0}"))
 }
 
-/// The table's head. Times are in ms, processor time in cores.
+/// The table's head. Latencies are in ms.
 pub(crate) fn write_head(out: &mut dyn Write, kind: LoadKind) -> io::Result<()> {
     let titles: Vec<String> = columns(kind).map(|&(title, width, _)| format!("{title:>width$}")).collect();
     writeln!(out, "{}", titles.join(" "))
@@ -81,6 +89,26 @@ pub(crate) fn write_row(out: &mut dyn Write, report: &LevelReport) -> io::Result
     writeln!(out, "{}", cells.join(" "))?;
     if let Some(reason) = &report.void {
         writeln!(out, "     void: {reason}")?;
+    }
+    if let Some(punctuality) = &report.punctuality {
+        writeln!(
+            out,
+            "     offered {:.2}/s, {} open at most; the client was {:.2} ms late at worst, 99 % under {:.2} ms",
+            punctuality.offered, report.open_peak, punctuality.late_ms_max, punctuality.late_ms_p99
+        )?;
+    }
+    for tenant in &report.tenants {
+        let [ttft, _, itl, e2el] = tenant.latencies.named().map(|(_, summary)| number(summary.map(|s| s.p99)));
+        writeln!(
+            out,
+            "     {}: {} ok, {} failed, {} req/s, {} out/s, p99 ms: TTFT {ttft}, ITL {itl}, E2E {e2el}{}",
+            tenant.name,
+            tenant.completed,
+            tenant.failed,
+            number(Some(tenant.rates.requests)),
+            number(Some(tenant.rates.output_tokens)),
+            report.slo.map_or(String::new(), |_| format!(", {} good/s", number(Some(tenant.rates.good_requests)))),
+        )?;
     }
     for failure in &report.failures {
         writeln!(out, "     failed {}x: {}", failure.count, failure.reason)?;
@@ -112,111 +140,58 @@ pub(crate) fn write_figures(out: &mut dyn Write, reports: &[LevelReport]) -> io:
     Ok(())
 }
 
-/// The figures of a level that has any, by name; `_c8` is concurrency 8, `_b32` 32 inputs (with `_c8` after it where the
-/// concurrency is not 1).
+/// The figures of a level that has any, by name; `_c8` is concurrency 8, `_r8` 8 requests/s, `_b32` 32 inputs.
 fn figures(report: &LevelReport) -> Vec<(String, f64)> {
-    let n = report.concurrency;
     let suffix = match report.kind {
-        LoadKind::Completions => format!("c{n}"),
-        LoadKind::Embeddings if n == 1 => format!("b{}", report.inputs),
-        LoadKind::Embeddings => format!("b{}_c{n}", report.inputs),
+        LoadKind::Completions | LoadKind::Chat => report.pace.suffix(),
+        LoadKind::Embeddings => format!("b{}_{}", report.inputs, report.pace.suffix()),
     };
     let has_samples = report.completed > 0;
     let measured = |value: f64| has_samples.then_some(value);
     let mut all: Vec<(&str, Option<f64>)> = Vec::new();
     match report.kind {
-        LoadKind::Completions => all.extend([
+        LoadKind::Completions | LoadKind::Chat => all.extend([
             ("decode_tokens_per_s", report.decode_tokens_per_s),
             ("prompt_tokens_per_s", report.prompt_tokens_per_s),
-            ("output_tokens_per_s", measured(report.output_throughput)),
+            ("output_tokens_per_s", measured(report.rates.output_tokens)),
             ("total_tokens_per_s", measured(report.total_throughput())),
-            ("requests_per_s", measured(report.request_throughput)),
-            ("ttft_ms_p50", report.ttft.map(|s| s.median)),
-            ("ttft_ms_p99", report.ttft.map(|s| s.p99)),
-            ("itl_ms_p50", report.itl.map(|s| s.median)),
-            ("itl_ms_p99", report.itl.map(|s| s.p99)),
-            ("tpot_ms_mean", report.tpot.map(|s| s.mean)),
+            ("requests_per_s", measured(report.rates.requests)),
+            ("ttft_ms_p50", report.latencies.ttft.map(|s| s.median)),
+            ("ttft_ms_p99", report.latencies.ttft.map(|s| s.p99)),
+            ("itl_ms_p50", report.latencies.itl.map(|s| s.median)),
+            ("itl_ms_p99", report.latencies.itl.map(|s| s.p99)),
+            ("tpot_ms_mean", report.latencies.tpot.map(|s| s.mean)),
         ]),
         LoadKind::Embeddings => all.extend([
-            ("embeddings_per_s", measured(report.embeddings_per_s)),
-            ("embedding_tokens_per_s", measured(report.prompt_throughput)),
-            ("requests_per_s", measured(report.request_throughput)),
+            ("embeddings_per_s", measured(report.rates.embeddings)),
+            ("embedding_tokens_per_s", measured(report.rates.prompt_tokens)),
+            ("requests_per_s", measured(report.rates.requests)),
         ]),
     }
-    all.extend([("e2el_ms_p50", report.e2el.map(|s| s.median)), ("e2el_ms_p99", report.e2el.map(|s| s.p99))]);
+    all.extend([
+        ("e2el_ms_p50", report.latencies.e2el.map(|s| s.median)),
+        ("e2el_ms_p99", report.latencies.e2el.map(|s| s.p99)),
+    ]);
+    all.push(("good_requests_per_s", report.slo.map(|_| report.rates.good_requests)));
+    all.push(("late_ms_max", report.punctuality.map(|p| p.late_ms_max)));
     all.push(("failed_requests", Some(f64::from(report.failed))));
     if let Some(machine) = &report.machine {
+        let found = |cores: f64| machine.server_pid.and_then(|_| report.micros_per_request(cores));
         all.extend([
-            ("server_cores", machine.server_pid.map(|_| machine.server_cores)),
-            ("executor_cores", machine.server_pid.map(|_| machine.executor_cores)),
-            ("own_cores", Some(machine.own_cores)),
+            ("server_us_per_request", found(machine.server_cores)),
+            ("executor_us_per_request", found(machine.executor_cores)),
+            ("client_us_per_request", report.micros_per_request(machine.own_cores)),
         ]);
     }
     all.into_iter().filter_map(|(name, value)| Some((format!("{name}_{suffix}"), value?))).collect()
 }
 
-/// A level as one JSON object, under the names that vLLM's `bench serve` gives its results, and under our own where it has
-/// none. Throughputs are over the window, totals over the whole level.
-pub(crate) fn to_json(report: &LevelReport) -> Value {
-    let mut object = json!({
-        "backend": "weir",
-        "endpoint_type": match report.kind { LoadKind::Completions => "openai", LoadKind::Embeddings => "openai-embeddings" },
-        "model_id": report.model,
-        "num_prompts": report.completed + report.failed,
-        "request_rate": "inf",
-        "max_concurrency": report.concurrency,
-        "duration": report.duration_s,
-        "completed": report.completed,
-        "failed": report.failed,
-        "total_input_tokens": report.prompt_tokens,
-        "total_output_tokens": report.output_tokens,
-        "request_throughput": report.request_throughput,
-        "output_throughput": report.output_throughput,
-        "total_token_throughput": report.total_throughput(),
-        "prompt_throughput": report.prompt_throughput,
-        "decode_tokens_per_s": report.decode_tokens_per_s,
-        "prompt_tokens_per_s": report.prompt_tokens_per_s,
-        "cached_tokens": report.cached_tokens,
-        "window": report.window_s,
-        "steady": report.steady,
-        "failures": report.failures.iter().map(|f| json!({"reason": f.reason, "count": f.count})).collect::<Vec<_>>(),
-        "machine": report.machine,
-        "void": report.void,
-        "notes": report.notes,
-    });
-    if let Value::Object(object) = &mut object {
-        if report.kind == LoadKind::Embeddings {
-            object.insert("inputs".into(), json!(report.inputs));
-            object.insert("embeddings_per_s".into(), json!(report.embeddings_per_s));
-        }
-        for (name, summary) in
-            [("ttft", report.ttft), ("tpot", report.tpot), ("itl", report.itl), ("e2el", report.e2el)]
-        {
-            if let Some(summary) = summary {
-                insert_summary(object, name, &summary);
-            }
-        }
-    }
-    object
-}
-
-fn insert_summary(object: &mut Map<String, Value>, name: &str, summary: &Summary) {
-    for (statistic, value) in [
-        ("mean", summary.mean),
-        ("median", summary.median),
-        ("std", summary.std),
-        ("p90", summary.p90),
-        ("p99", summary.p99),
-    ] {
-        object.insert(format!("{statistic}_{name}_ms"), json!(value));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::level::Shape;
-    use crate::level::tests::{attempts, shape};
+    use crate::lengths::Lengths;
+    use crate::level::tests::{outcome, shape};
+    use crate::level::{Outcome, Shape};
     use crate::sample::Sample;
     use crate::sample::tests::completion;
 
@@ -228,8 +203,8 @@ mod tests {
             let arrivals: Vec<(u64, u32)> = (0..21).map(|i| ((begin + 100 + 5 * i) * MS, 1)).collect();
             completion(0, begin * MS, (begin + 200) * MS, &arrivals)
         };
-        let shape = Shape { output_tokens: 21, ..shape(1) };
-        LevelReport::new(&shape, &attempts((0..3).map(|i| sample(200 * i)).collect()), None)
+        let shape = Shape { output_tokens: Lengths::fixed(21), ..shape(1) };
+        LevelReport::new(&shape, outcome((0..3).map(|i| sample(200 * i)).collect()), None)
     }
 
     fn text(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> String {
@@ -262,9 +237,9 @@ figure=failed_requests_c1 value=0.000
         let name = |concurrency, inputs| {
             let sample = Sample { inputs, ..completion(0, 0, 10 * MS, &[]) };
             let shape = Shape { kind: LoadKind::Embeddings, inputs, ..shape(concurrency) };
-            figures(&LevelReport::new(&shape, &attempts(vec![sample]), None)).swap_remove(0)
+            figures(&LevelReport::new(&shape, outcome(vec![sample]), None)).swap_remove(0)
         };
-        assert_eq!(name(1, 32), ("embeddings_per_s_b32".into(), 3200.0));
+        assert_eq!(name(1, 32), ("embeddings_per_s_b32_c1".into(), 3200.0));
         assert_eq!(name(8, 1), ("embeddings_per_s_b1_c8".into(), 100.0));
     }
 
@@ -274,7 +249,7 @@ figure=failed_requests_c1 value=0.000
         void.void = Some("other load".into());
         assert!(text(|out| write_figures(out, &[void.clone()])).lines().all(|line| line.ends_with(" void=true")));
         assert!(text(|out| write_row(out, &void)).contains("\n     void: other load\n"));
-        let dead = LevelReport::new(&shape(4), &[], None);
+        let dead = LevelReport::new(&shape(4), Outcome::default(), None);
         assert_eq!(text(|out| write_figures(out, &[dead])), "figure=failed_requests_c4 value=0.000\n");
     }
 
@@ -286,24 +261,5 @@ figure=failed_requests_c1 value=0.000
             let row = text(|out| write_row(out, &level));
             assert_eq!(head.trim_end().len(), row.lines().next().unwrap().len(), "{head}{row}");
         }
-    }
-
-    #[test]
-    fn json_uses_the_names_of_vllm() {
-        let object = to_json(&report());
-        for (name, value) in [
-            ("request_throughput", 5.0),
-            ("output_throughput", 105.0),
-            ("total_token_throughput", 155.0),
-            ("mean_ttft_ms", 100.0),
-            ("median_tpot_ms", 5.0),
-            ("p99_itl_ms", 5.0),
-            ("std_e2el_ms", 0.0),
-            ("duration", 0.6),
-        ] {
-            assert!((object[name].as_f64().unwrap() - value).abs() < 1e-6, "{name}: {}", object[name]);
-        }
-        assert_eq!((object["completed"].as_u64(), object["total_output_tokens"].as_u64()), (Some(3), Some(63)));
-        assert_eq!(object["void"], Value::Null);
     }
 }

@@ -12,37 +12,48 @@ pub(crate) struct Arrival {
 /// A request that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sample {
+    /// Which connection of a closed loop; 0 in an open one.
     pub(crate) connection: u32,
-    /// When the request was about to be written.
+    /// The place among the run's tenants.
+    pub(crate) tenant: u16,
+    /// From when its latencies count: about to be written, or in an open loop due.
     pub(crate) begin: u64,
     /// When its answer had been read to the end.
     pub(crate) end: u64,
-    /// Ascending, at least one for a completion; none for embeddings.
+    /// Ascending, at least one for a streamed completion; none for embeddings and whole answers.
     pub(crate) arrivals: Vec<Arrival>,
     pub(crate) prompt_tokens: u32,
     pub(crate) cached_tokens: u32,
     pub(crate) output_tokens: u32,
+    /// What was asked for: tokens of each prompt, and of the answer.
+    pub(crate) asked_prompt: u32,
+    pub(crate) asked_output: u32,
     /// Embeddings asked for; 1 for a completion.
     pub(crate) inputs: u32,
     /// Whether the server counted the tokens of each delta; if not, they were shared out evenly.
     pub(crate) counted: bool,
 }
 
-/// A request that was sent, however it ended.
+/// A request, however it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attempt {
+    /// As in [`Sample`].
     pub(crate) connection: u32,
+    pub(crate) tenant: u16,
+    pub(crate) begin: u64,
     pub(crate) end: u64,
+    /// How long after it was due the client had it ready, ns; 0 in a closed loop.
+    pub(crate) late: u64,
     pub(crate) outcome: Result<Sample, RequestError>,
 }
 
 impl Sample {
-    /// When the prompt was done: the first token, or for embeddings the end.
+    /// When the prompt was done: the first token, or where none is seen the end.
     pub(crate) fn prompt_end(&self) -> u64 {
         self.arrivals.first().map_or(self.end, |first| first.at)
     }
 
-    /// Time to first token, ns; None for embeddings.
+    /// Time to first token, ns; None where no token is seen to come.
     pub(crate) fn ttft(&self) -> Option<u64> {
         Some(self.arrivals.first()?.at - self.begin)
     }
@@ -77,12 +88,15 @@ pub(crate) mod tests {
     pub(crate) fn completion(connection: u32, begin: u64, end: u64, arrivals: &[(u64, u32)]) -> Sample {
         Sample {
             connection,
+            tenant: 0,
             begin,
             end,
             arrivals: arrivals.iter().map(|&(at, tokens)| Arrival { at, tokens }).collect(),
             prompt_tokens: 10,
             cached_tokens: 0,
             output_tokens: arrivals.iter().map(|a| a.1).sum(),
+            asked_prompt: 10,
+            asked_output: arrivals.iter().map(|a| a.1).sum(),
             inputs: 1,
             counted: true,
         }

@@ -15,8 +15,12 @@ pub struct Summary {
     pub median: f64,
     /// 90th percentile.
     pub p90: f64,
+    /// 95th percentile.
+    pub p95: f64,
     /// 99th percentile.
     pub p99: f64,
+    /// The highest.
+    pub max: f64,
 }
 
 impl Summary {
@@ -35,7 +39,9 @@ impl Summary {
             std: variance.sqrt(),
             median: percentile(&values, 50.0),
             p90: percentile(&values, 90.0),
+            p95: percentile(&values, 95.0),
             p99: percentile(&values, 99.0),
+            max: percentile(&values, 100.0),
         })
     }
 }
@@ -71,7 +77,7 @@ mod tests {
         let s = Summary::of(vec![4.0, 2.0, 9.0, 4.0, 5.0, 7.0, 4.0, 5.0]).unwrap();
         assert_eq!(s.count, 8);
         assert!(close(s.mean, 5.0) && close(s.std, 2.0) && close(s.median, 4.5), "{s:?}");
-        assert!(close(s.p90, 7.6) && close(s.p99, 8.86), "{s:?}");
+        assert!(close(s.p90, 7.6) && close(s.p95, 8.3) && close(s.p99, 8.86) && close(s.max, 9.0), "{s:?}");
     }
 
     #[test]

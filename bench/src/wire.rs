@@ -1,85 +1,12 @@
-//! The bodies that go out, and what is read of those that come back.
+//! What is read of the bodies that come back.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::config::Target;
 use crate::error::RequestError;
 use crate::sample::{Arrival, Sample};
 
 /// How much of a refusal's body is shown when it is not the JSON of an error.
 const REFUSAL_SHOWN_BYTES: usize = 200;
-
-#[derive(Serialize)]
-struct CompletionBody<'a> {
-    model: &'a str,
-    prompt: &'a [u32],
-    max_tokens: u32,
-    temperature: f32,
-    ignore_eos: bool,
-    stream: bool,
-    stream_options: StreamOptions,
-}
-
-#[derive(Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-    continuous_usage_stats: bool,
-}
-
-/// A streamed completion of exactly `output_tokens` tokens.
-pub(crate) fn completion_request(
-    target: &Target,
-    key: &str,
-    model: &str,
-    prompt: &[u32],
-    output_tokens: u32,
-) -> Vec<u8> {
-    let body = CompletionBody {
-        model,
-        prompt,
-        max_tokens: output_tokens,
-        temperature: 0.0,
-        ignore_eos: true,
-        stream: true,
-        stream_options: StreamOptions { include_usage: true, continuous_usage_stats: true },
-    };
-    post(target, key, "/v1/completions", &body)
-}
-
-#[derive(Serialize)]
-struct EmbeddingBody<'a> {
-    model: &'a str,
-    input: &'a [Vec<u32>],
-    /// What the official clients ask for; it is also the cheaper one to write and to read.
-    encoding_format: &'a str,
-}
-
-pub(crate) fn embedding_request(target: &Target, key: &str, model: &str, inputs: &[Vec<u32>]) -> Vec<u8> {
-    post(target, key, "/v1/embeddings", &EmbeddingBody { model, input: inputs, encoding_format: "base64" })
-}
-
-pub(crate) fn models_request(target: &Target, key: &str) -> Vec<u8> {
-    head(target, key, "GET", "/v1/models").into_bytes()
-}
-
-fn post(target: &Target, key: &str, path: &str, body: &impl Serialize) -> Vec<u8> {
-    let body = serde_json::to_vec(body).expect("strings and numbers always serialise");
-    let head = head(target, key, "POST", path);
-    let head = head.trim_end_matches("\r\n");
-    let mut request =
-        format!("{head}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
-    request.extend_from_slice(&body);
-    request
-}
-
-fn head(target: &Target, key: &str, method: &str, path: &str) -> String {
-    let authorization = if key.is_empty() { String::new() } else { format!("Authorization: Bearer {key}\r\n") };
-    format!(
-        "{method} {}{path} HTTP/1.1\r\nHost: {}\r\n{authorization}Accept: */*\r\n\r\n",
-        target.base,
-        target.authority()
-    )
-}
 
 #[derive(Deserialize)]
 struct Chunk {
@@ -92,6 +19,20 @@ struct Chunk {
 #[derive(Deserialize)]
 struct ChunkChoice {
     text: Option<String>,
+    /// Of a chat, in place of `text`.
+    delta: Option<Delta>,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    content: Option<String>,
+}
+
+impl ChunkChoice {
+    fn has_text(&self) -> bool {
+        let text = self.text.as_ref().or_else(|| self.delta.as_ref()?.content.as_ref());
+        text.is_some_and(|text| !text.is_empty())
+    }
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -119,7 +60,7 @@ struct ErrorBody {
     code: Option<serde_json::Value>,
 }
 
-/// Reads the events of one streamed completion.
+/// Reads the events of one streamed completion or chat.
 #[derive(Debug, Default)]
 pub(crate) struct CompletionReader {
     arrivals: Vec<Arrival>,
@@ -147,7 +88,7 @@ impl CompletionReader {
         if let Some(error) = chunk.error {
             return Err(RequestError::Stream(error.message.unwrap_or_default()));
         }
-        let has_text = chunk.choices.iter().any(|choice| choice.text.as_ref().is_some_and(|text| !text.is_empty()));
+        let has_text = chunk.choices.iter().any(ChunkChoice::has_text);
         let mut new = 0;
         if let Some(usage) = chunk.usage {
             self.usage = Some((usage.prompt_tokens, usage.cached_tokens()));
@@ -177,7 +118,7 @@ impl CompletionReader {
     }
 
     /// The sample of a stream that has ended.
-    pub(crate) fn finish(mut self, connection: u32, begin: u64, end: u64) -> Result<Sample, RequestError> {
+    pub(crate) fn finish(mut self, begin: u64, end: u64) -> Result<Sample, RequestError> {
         if !self.done {
             return Err(RequestError::Truncated("a stream, before [DONE]"));
         }
@@ -197,17 +138,8 @@ impl CompletionReader {
         } else {
             share_out(total, &mut self.arrivals);
         }
-        Ok(Sample {
-            connection,
-            begin,
-            end,
-            arrivals: self.arrivals,
-            prompt_tokens,
-            cached_tokens,
-            output_tokens: total,
-            inputs: 1,
-            counted,
-        })
+        let usage = Usage { prompt_tokens, completion_tokens: total, prompt_tokens_details: None };
+        Ok(Sample { arrivals: self.arrivals, cached_tokens, counted, ..sample(usage, begin, end) })
     }
 }
 
@@ -229,28 +161,45 @@ struct EmbeddingAnswer {
 }
 
 /// The sample of an embeddings answer of `inputs` vectors.
-pub(crate) fn embedding_sample(
-    body: &[u8],
-    inputs: u32,
-    connection: u32,
-    begin: u64,
-    end: u64,
-) -> Result<Sample, RequestError> {
+pub(crate) fn embedding_sample(body: &[u8], inputs: u32, begin: u64, end: u64) -> Result<Sample, RequestError> {
     let answer: EmbeddingAnswer = serde_json::from_slice(body).map_err(|e| RequestError::Json(e.to_string()))?;
     if answer.data.len() != inputs as usize {
         return Err(RequestError::Answer("it holds another number of vectors than were asked for"));
     }
-    Ok(Sample {
-        connection,
+    Ok(Sample { inputs, output_tokens: 0, ..sample(answer.usage, begin, end) })
+}
+
+#[derive(Deserialize)]
+struct WholeAnswer {
+    choices: Vec<serde::de::IgnoredAny>,
+    usage: Usage,
+}
+
+/// The sample of a completion or chat that was not streamed.
+pub(crate) fn whole_sample(body: &[u8], begin: u64, end: u64) -> Result<Sample, RequestError> {
+    let answer: WholeAnswer = serde_json::from_slice(body).map_err(|e| RequestError::Json(e.to_string()))?;
+    if answer.choices.len() != 1 || answer.usage.completion_tokens == 0 {
+        return Err(RequestError::Answer("it holds no completion"));
+    }
+    Ok(sample(answer.usage, begin, end))
+}
+
+/// A sample of what the server counted. Whose it is and what was asked for is filled in by the caller.
+fn sample(usage: Usage, begin: u64, end: u64) -> Sample {
+    Sample {
+        connection: 0,
+        tenant: 0,
         begin,
         end,
         arrivals: Vec::new(),
-        prompt_tokens: answer.usage.prompt_tokens,
-        cached_tokens: answer.usage.cached_tokens(),
-        output_tokens: 0,
-        inputs,
+        prompt_tokens: usage.prompt_tokens,
+        cached_tokens: usage.cached_tokens(),
+        output_tokens: usage.completion_tokens,
+        asked_prompt: 0,
+        asked_output: 0,
+        inputs: 1,
         counted: true,
-    })
+    }
 }
 
 #[derive(Deserialize)]
@@ -292,37 +241,12 @@ pub(crate) fn refusal(status: u16, body: &[u8]) -> RequestError {
 mod tests {
     use super::*;
 
-    fn target() -> Target {
-        Target { host: "127.0.0.1".into(), port: 8000, base: "/api".into() }
-    }
-
-    #[test]
-    fn a_completion_request_is_exactly_this() {
-        let text = String::from_utf8(completion_request(&target(), "k", "m", &[5, 6], 3)).unwrap();
-        let body = concat!(
-            r#"{"model":"m","prompt":[5,6],"max_tokens":3,"temperature":0.0,"ignore_eos":true,"stream":true,"#,
-            r#""stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#
-        );
-        let head =
-            "POST /api/v1/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAuthorization: Bearer k\r\nAccept: */*\r\n";
-        assert_eq!(
-            text,
-            format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-        );
-    }
-
-    #[test]
-    fn no_key_sends_no_authorization() {
-        let text = String::from_utf8(models_request(&target(), "")).unwrap();
-        assert_eq!(text, "GET /api/v1/models HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: */*\r\n\r\n");
-    }
-
     fn read(events: &[(u64, &str)]) -> Result<Sample, RequestError> {
         let mut reader = CompletionReader::default();
         for &(now, data) in events {
             reader.event(data.as_bytes(), now)?;
         }
-        reader.finish(0, 1, 99)
+        reader.finish(1, 99)
     }
 
     fn arrivals(events: &[(u64, &str)]) -> Vec<(u64, u32)> {
@@ -403,10 +327,38 @@ mod tests {
     #[test]
     fn embeddings_are_counted_not_decoded() {
         let body = br#"{"object":"list","data":[{"embedding":"AAAA","index":0},{"embedding":[0.5],"index":1}],"usage":{"prompt_tokens":9,"total_tokens":9}}"#;
-        let sample = embedding_sample(body, 2, 0, 1, 2).unwrap();
+        let sample = embedding_sample(body, 2, 1, 2).unwrap();
         assert_eq!((sample.inputs, sample.prompt_tokens), (2, 9));
-        assert!(matches!(embedding_sample(body, 3, 0, 1, 2), Err(RequestError::Answer(_))));
-        assert!(matches!(embedding_sample(b"{}", 1, 0, 1, 2), Err(RequestError::Json(_))));
+        assert!(matches!(embedding_sample(body, 3, 1, 2), Err(RequestError::Answer(_))));
+        assert!(matches!(embedding_sample(b"{}", 1, 1, 2), Err(RequestError::Json(_))));
+    }
+
+    #[test]
+    fn a_chat_streams_its_text_in_deltas() {
+        let events = [
+            (
+                5,
+                r#"{"choices":[{"delta":{"role":"assistant","content":""}}],"usage":{"prompt_tokens":8,"completion_tokens":0}}"#,
+            ),
+            (10, r#"{"choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":8,"completion_tokens":1}}"#),
+            (20, r#"{"choices":[{"delta":{"content":"b"}}],"usage":{"prompt_tokens":8,"completion_tokens":3}}"#),
+            (
+                21,
+                r#"{"choices":[{"delta":{},"finish_reason":"length"}],"usage":{"prompt_tokens":8,"completion_tokens":3}}"#,
+            ),
+            (22, "[DONE]"),
+        ];
+        assert_eq!(arrivals(&events), [(10, 1), (20, 2)]);
+    }
+
+    #[test]
+    fn a_whole_answer_is_its_usage() {
+        let body =
+            br#"{"choices":[{"text":"ab"}],"usage":{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}}"#;
+        let sample = whole_sample(body, 1, 5).unwrap();
+        assert_eq!((sample.prompt_tokens, sample.output_tokens, sample.ttft(), sample.e2el()), (9, 2, None, 4));
+        let empty = br#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":0}}"#;
+        assert!(matches!(whole_sample(empty, 1, 5), Err(RequestError::Answer(_))));
     }
 
     #[test]
