@@ -11,6 +11,8 @@ MODELS := .weir/models
 DEFAULT_MODELS := $(MODELS)/smollm2-135m-instruct $(MODELS)/all-minilm-l6-v2
 # More words for `weir serve`, such as SERVE_FLAGS='--port 9000'.
 SERVE_FLAGS ?=
+# More words for scripts/bench.py, such as BENCH_FLAGS='--only cpu --allow-busy'.
+BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help serve models build test prove figures bench fmt lint clean
@@ -38,8 +40,8 @@ figures: models ## print the figures of quality that the tests measure
 	@WEIR_TEST_MODELS=$(CURDIR)/$(MODELS) $(CARGO) test --release --locked --workspace --no-fail-fast -- --nocapture 2>/dev/null \
 		| grep -o 'figure=.*'
 
-bench: models build ## print this machine's figures; see bench/RESULTS.md
-	@$(PYTHON) scripts/bench_serve.py --weir $(WEIR) --models $(MODELS)
+bench: models build ## measure this machine, a quarter of an hour; `scripts/bench.py --report` writes bench/RESULTS.md
+	@$(PYTHON) scripts/bench.py --weir $(WEIR) --models $(MODELS) $(BENCH_FLAGS)
 
 fmt: ## format the code
 	@$(CARGO) fmt
