@@ -201,6 +201,20 @@ def test_a_second_signal_ends_it_at_once(world):
         finish(server)
 
 
+def test_ctrl_c_waits_for_nobody_but_those_who_are_served(world):
+    """With no stream there is nothing to wait for, however long the times are."""
+    server = Server(world.weir, {"fake": "fake:step=2ms,token=0us"}, "", 'drain_time = "3600s"\ndrain_accept_time = "3600s"')
+    try:
+        connection, running = server.open_stream("/v1/completions", body(200), KEY)
+        server.process.send_signal(signal.SIGINT)
+        text = running.read().decode()
+        assert text.rstrip().endswith("data: [DONE]") and '"error"' not in text, text[-500:]
+        assert wait_for_end(server) == 0, server.output()
+        connection.close()
+    finally:
+        finish(server)
+
+
 def test_a_signal_while_loading_ends_it(world):
     server = Server(world.weir, {CHAT: world.models / CHAT}, ready=False)
     try:

@@ -34,7 +34,7 @@ class Started:
         return self.out.read_text()
 
     def end(self):
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGINT)  # as Ctrl-C does
         code = self.process.wait(timeout=60)
         assert code == 0, (code, self.text())
 

@@ -134,7 +134,7 @@ def serve(world, hub, home, model=REPO, **more):
     reader.start()
     wait_until("a start or an end", lambda: process.poll() is not None or any("curl" in line for line in out))
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
     code = process.wait(timeout=60)
     reader.join()
     return code, errors.read_text()

@@ -113,16 +113,20 @@ async fn serve(
     let engine = tokio::select! {
         engine = Engine::start(engine_config) => engine?,
         // Nobody was promised anything yet.
-        () = signals.next() => return Ok(()),
+        _ = signals.next() => return Ok(()),
     };
     app.set_engine(engine.clone());
     put(&quickstart::text(&engine, address, &config.tenants));
-    signals.next().await;
-    let drain = Drain { time: config.drain_time.value.0, accept_time: config.drain_accept_time.value.0 };
+    let accept_time = match signals.next().await {
+        Told::Terminate => config.drain_accept_time.value.0,
+        // Someone at a terminal: nobody balances load over this server.
+        Told::Interrupt => Duration::ZERO,
+    };
+    let drain = Drain { time: config.drain_time.value.0, accept_time };
     tracing::info!(seconds = drain.time.as_secs_f64(), "draining; send the signal again to end at once");
     tokio::select! {
         () = drain.run(&app, &engine, &phase, api) => tracing::info!("ended"),
-        () = signals.next() => bail!("ended at once, by a second signal"),
+        _ = signals.next() => bail!("ended at once, by a second signal"),
     }
     let _ = metrics_phase.send(Phase::Closing);
     for listener in [metrics, admin].into_iter().flatten() {
@@ -178,6 +182,15 @@ fn raise_descriptor_limit(connections_max: u32) {
     }
 }
 
+/// Who wants the server to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// SIGINT: a person.
+    Interrupt,
+    /// SIGTERM: whatever runs servers.
+    Terminate,
+}
+
 /// SIGINT and SIGTERM.
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
@@ -189,10 +202,10 @@ impl Signals {
         Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Told::Interrupt,
+            _ = self.terminate.recv() => Told::Terminate,
         }
     }
 }

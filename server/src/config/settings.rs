@@ -58,7 +58,7 @@ pub struct ServerSettings {
     /// Time for running requests when the server is told to end [default: 25s]
     #[arg(long, value_name = "TIME")]
     pub drain_time: Option<Span>,
-    /// How much of it connections are still accepted, to be told to go elsewhere [default: 5s]
+    /// How much of it, after SIGTERM, connections are still accepted and told to go elsewhere [default: 5s]
     #[arg(long, value_name = "TIME")]
     pub drain_accept_time: Option<Span>,
 }

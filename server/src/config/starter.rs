@@ -67,7 +67,7 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # connections_max = 1024
 # request_timeout = "600s"
 # drain_time = "25s"             # for running requests, when told to end
-# drain_accept_time = "5s"       # of it: clients that come are told to go elsewhere
+# drain_accept_time = "5s"       # of it, after SIGTERM: who connects is told to go elsewhere
 
 [engine]
 # threads = 0                    # 0: one per core
