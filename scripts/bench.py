@@ -34,8 +34,8 @@ from bench_report import write_report
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PLOTS = ROOT / "bench" / "plots"
 CHAT, EMBED, FAKE = "smollm2-135m-instruct", "all-minilm-l6-v2", "fake"
-# The curves' fake model has the costs that `fake:` has by default; the one of the processor time costs next to nothing, so that
-# the front end is what is measured.
+# The curves' fake model has the costs that `fake:` has by default; the one of the processor time costs next to nothing, so
+# that the front end is what is measured.
 FAKE_CURVE, FAKE_SHORT = "fake:step=4ms,token=20us", "fake:step=100us,token=1us"
 CONCURRENCY = "1,2,4,8,16,32,64"
 # Open loops are offered these parts of the best rate that the closed loop found: up to saturation, and past it.
@@ -56,6 +56,7 @@ class Server:
             self.port, metrics = probe.getsockname()[1], other.getsockname()[1]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("WEIR_") and k != "PORT"}
         environment["WEIR_METRICS"] = f"127.0.0.1:{metrics}"
+        environment["WEIR_ADMIN"] = "off"
         started = time.monotonic()
         self.log = open(pathlib.Path(self.folder.name, "log"), "w", encoding="utf-8")
         self.process = subprocess.Popen(
@@ -98,8 +99,8 @@ class Server:
 class Bench:
     """One run of the set: what it has found so far, and how it asks for more."""
 
-    def __init__(self, weir, models, plots):
-        self.weir, self.models, self.plots = weir, models, plots
+    def __init__(self, weir, models, plots, busy):
+        self.weir, self.models, self.plots, self.busy = weir, models, plots, busy
         self.seeds = itertools.count(1)  # a seed that a server has seen may have its prompts cached
         self.figures, self.void = {}, 0
 
@@ -158,8 +159,8 @@ class Bench:
             for times in (cold, warm):
                 with Server(self.weir, [self.models / CHAT, self.models / EMBED]) as server:
                     times.append(server.start_seconds)
-        self.spread("start_cold_s", cold)
-        self.spread("start_warm_s", warm)
+        self.spread("start_cold_s", cold, self.busy)
+        self.spread("start_warm_s", warm, self.busy)
 
     def smollm2(self, _):
         with Server(self.weir, [self.models / CHAT, self.models / EMBED]) as server:
@@ -169,7 +170,7 @@ class Bench:
                         ("--prompt-tokens", 32, "--output-tokens", 32, "--vocab", 40000), 20)
             prompts = self.measure(server, CHAT, "smollm2_prompts", "--concurrency", "1,8,32", "--seconds", 10,
                                    "--prompt-tokens", 512, "--output-tokens", 1, "--vocab", 40000, plot=False)
-            self.levels("smollm2_prompts", prompts, "prompt_tokens_per_s", "prompt_throughput")
+            self.levels("smollm2_prompts", prompts, "prompt_tokens_per_s")
             decode = self.measure(server, CHAT, "smollm2_decode", "--concurrency", "1,8,32", "--seconds", 15,
                                   "--prompt-tokens", 16, "--output-tokens", 128, "--vocab", 40000, plot=False)
             self.levels("smollm2_decode", decode, "decode_tokens_per_s", "output_throughput", "median_ttft_ms",
@@ -261,10 +262,10 @@ def main():
         write_report(options.plots, ROOT / "bench" / "RESULTS.md")
         return
     options.plots.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.weir.resolve(), options.models.resolve(), options.plots.resolve())
-    machine = describe(bench.weir)
+    machine = describe(options.weir.resolve())
     print(f"machine: {machine}", flush=True)
     share, started = wait_for_quiet(options.quiet_wait), time.monotonic()
+    bench = Bench(options.weir.resolve(), options.models.resolve(), options.plots.resolve(), share > BUSY_MAX)
     for part in options.only or PARTS:
         getattr(bench, part)(options.repeats)
     kept = options.plots / "run.json"

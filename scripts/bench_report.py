@@ -22,9 +22,9 @@ def report(plots):
         f"{run['machine']}; SmolLM2-135M-Instruct Q4_1 (98 MB), all-MiniLM-L6-v2 F32, default settings. `{run['command']}`, "
         f"{run['minutes']:g} minutes; the client on the same CPUs; {run['busy_before']:.1%} of the machine in use by others "
         "before.\n" + ("No figure is void." if not void else
-                       f"**{void} of {len(figures)} figures are void**, marked \\*: something else used the machine meanwhile."),
-        "A rate stands with its lowest and highest fifth of the steady window, a time over repeats with its extremes. Latencies are "
-        "p50 / p99 in ms.",
+                       f"**{void} of {len(figures)} figures are void**, marked \\*: something else used the machine."),
+        "A rate stands with its lowest and highest fifth of the steady window, a time over repeats with its extremes. "
+        "Latencies are p50 / p99 in ms.",
     ]
     for name, title, unit, per_second in (
             ("smollm2", "SmolLM2: 32 prompt tokens, 32 output tokens, streamed", "output tokens/s", "output_throughput"),
@@ -72,17 +72,17 @@ def latency(level, name):
     return "-" if median is None else f"{number(median)} / {number(level[f'p99_{name}_ms'])}"
 
 
-def latencies(level):
-    """The columns of latencies, of those that this kind of load has."""
-    return {title: latency(level, name) for title, name in (("TTFT", "ttft"), ("ITL", "itl"), ("end to end", "e2el"))
-            if level.get(f"median_{name}_ms") is not None}
+def latencies(found):
+    """The columns of latencies that a sweep has: their titles, and the names in its levels."""
+    return [(title, name) for title, name in (("TTFT", "ttft"), ("ITL", "itl"), ("end to end", "e2el"))
+            if any(level.get(f"median_{name}_ms") is not None for level in found)]
 
 
 def closed_table(found, unit, per_second):
-    columns = latencies(found[0])
+    columns = latencies(found)
     rows = [[str(level["max_concurrency"]), spread(level, per_second), number(level["request_throughput"]),
-             *latencies(level).values(), number(level.get("server_us_per_request"))] for level in found]
-    return table(["concurrency", unit, "requests/s", *columns, "`weir`, us of CPU per request"], rows)
+             *(latency(level, name) for _, name in columns), number(level.get("server_us_per_request"))] for level in found]
+    return table(["concurrency", unit, "requests/s", *(title for title, _ in columns), "`weir`, us of CPU per request"], rows)
 
 
 def open_words(level):
@@ -91,11 +91,13 @@ def open_words(level):
 
 
 def open_table(found):
-    columns = latencies(found[0])
-    rows = [[number(level["request_rate"]), spread(level, "request_throughput"), number(level["request_goodput"]),
-             str(level["failed"]), *latencies(level).values(), str(level["max_concurrent_requests"]),
+    columns = latencies(found)
+    rows = [[f"{number(level['request_rate'])} ({number(level['offered_throughput'])})",
+             spread(level, "request_throughput"), number(level["request_goodput"]), str(level["failed"]),
+             *(latency(level, name) for _, name in columns), str(level["max_concurrent_requests"]),
              number(level["late_ms_max"])] for level in found]
-    return table(["offered/s", "completed/s", "good/s", "refused", *columns, "open at most", "client late at worst, ms"], rows)
+    return table(["offered/s (in the window)", "completed/s", "good/s", "refused", *(title for title, _ in columns),
+                  "open at most", "client late at worst, ms"], rows)
 
 
 def processor_table(figures):
@@ -123,7 +125,8 @@ def rates_table(plots):
     if not (prompts and decode):
         return ""
     rows = [
-        ["prompt tokens/s (512 each)"] + [spread(level, "prompt_throughput") for level in prompts],
+        ["prompt tokens/s (512 each)"] + [
+            number(level["prompt_tokens_per_s"]) + mark(level["clean"]) for level in prompts],
         ["decode tokens/s, all streams together (128 each)"]
         + [number(level["decode_tokens_per_s"]) + mark(level["clean"]) for level in decode],
         ["time to first token (16-token prompts)"] + [latency(level, "ttft") for level in decode],

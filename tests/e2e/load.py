@@ -30,7 +30,8 @@ def bench(world, *words, tenants=("demo",), model=FAKE):
         done = subprocess.run(
             [world.weir, "bench", "serve", "--url", f"http://127.0.0.1:{world.fake.port}", "--model", model, "--vocab", "250",
              "--output", output, "--plot", output.with_suffix(".svg"), "--detailed", "--warmup", "0", "--allow-busy",
-             *([] if "--seed" in words else ["--seed", str(next(SEEDS))]), *keys, *(str(word).replace("TRACE", str(trace)) for word in words)],
+             *([] if "--seed" in words else ["--seed", str(next(SEEDS))]), *keys,
+             *(str(word).replace("TRACE", str(trace)) for word in words)],
             cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         after = world.fake.metrics()

@@ -232,7 +232,7 @@ mod tests {
         let mut messages = user(&but_one);
         messages[0].name = Some("\u{f123}".into());
         assert_eq!(free_mark(&messages), None);
-        let codec = Codec::bytes().expect("compiles");
+        let codec = Codec::bytes(1).expect("compiles");
         assert!(matches!(codec.encode_chat(&user(&all)), Err(CodecError::NoMark)));
     }
 

@@ -40,7 +40,10 @@ pub(crate) async fn start() -> Router {
     let mut keys = KeyRing::default();
     let caller = Caller { tenant: TenantId(1), name: Arc::from("a"), models: None };
     assert!(keys.add(KeyHash::of(KEY.as_bytes()), caller));
-    let app = App::new(keys, Limits { body_bytes_max: BODY_BYTES_MAX, request_timeout: Duration::from_secs(600) });
+    let app = App::new(
+        keys,
+        Limits { body_bytes_max: BODY_BYTES_MAX, request_timeout: Duration::from_secs(600), connections_max: 64 },
+    );
     app.set_engine(Engine::start(config).await.expect("an engine"));
     router(app)
 }
