@@ -156,7 +156,7 @@ mod tests {
     fn silence_and_standstill_are_noticed_and_slowness_is_not() {
         assert_eq!(watched(60, false, |_, _| {}), Some(9), "silent while idle");
         assert_eq!(watched(60, false, |_, watch| watch.heartbeat(7)), None, "idle");
-        assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(10), "in a step that stands still");
+        assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(9), "in a step that stands still");
         assert_eq!(watched(600, true, |second, watch| watch.heartbeat(second / 5)), None, "in a step that is slow");
     }
 
