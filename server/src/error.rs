@@ -125,6 +125,10 @@ pub struct ErrorDetail {
     pub code: Option<&'static str>,
 }
 
+/// Left in a response by a refusal that came before the body was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyUnread;
+
 impl ApiError {
     /// A wrong value of one field.
     pub(crate) fn param(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
@@ -212,6 +216,10 @@ impl IntoResponse for ApiError {
         match self {
             ApiError::Unauthenticated(_) => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                response.extensions_mut().insert(BodyUnread);
+            }
+            ApiError::Encoded | ApiError::UnknownRoute(_) | ApiError::MethodNotAllowed(_) => {
+                response.extensions_mut().insert(BodyUnread);
             }
             // openai-python retries every 429 and 5xx twice unless told otherwise.
             ApiError::QuotaSpent { .. } | ApiError::TimedOut(_) => {

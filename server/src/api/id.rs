@@ -1,15 +1,21 @@
-//! The id of a request: taken from the client or made here, and sent back with every answer, errors included.
+//! What every request gets and every answer carries, errors included: the id, taken from the client or made here; and the
+//! word that the connection ends, where a body was left unread.
 
 use std::{sync::Arc, time::Instant};
 
 use axum::{
+    body::HttpBody,
     extract::Request,
-    http::{HeaderMap, HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware::Next,
     response::Response,
 };
 
-use crate::{auth::Caller, error::excerpt, keys::random_id};
+use crate::{
+    auth::Caller,
+    error::{BodyUnread, excerpt},
+    keys::random_id,
+};
 
 static HEADER: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id a client may choose.
@@ -24,8 +30,14 @@ pub(super) async fn tag(mut request: Request, next: Next) -> Response {
     let id: Arc<str> = accepted(request.headers()).unwrap_or_else(|| format!("req-{}", random_id())).into();
     request.extensions_mut().insert(RequestId(id.clone()));
     let (method, path) = (request.method().clone(), excerpt(request.uri().path()));
+    let has_body = !request.body().is_end_stream();
     let begin = Instant::now();
     let mut response = next.run(request).await;
+    if has_body && response.extensions().get::<BodyUnread>().is_some() {
+        // hyper closes where it finds more of the body than it has at hand, without a word: a client that believes the
+        // connection open loses its next request.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HEADER.clone(), value);
     }

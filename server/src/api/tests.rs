@@ -177,6 +177,24 @@ async fn unknown_routes_and_methods_have_the_same_shape() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_where_a_body_is_left_unread() {
+    let (_, router) = loaded(LIMITS).await;
+    let closes = async |key, method, path: &str, body: &str| {
+        let answer = ask(&router, key, method, path, body.to_owned()).await;
+        assert!(answer.status.is_client_error(), "{path}");
+        answer.header("connection").map(str::to_owned)
+    };
+    let close = Some("close".to_owned());
+    assert_eq!(closes(None, Method::POST, "/v1/completions", "{}").await, close);
+    assert_eq!(closes(Some(KEY), Method::PUT, "/v1/completions", "{}").await, close);
+    assert_eq!(closes(Some(KEY), Method::POST, "/v1/nothing", "{}").await, close);
+    // Read, or not there.
+    assert_eq!(closes(Some(KEY), Method::POST, "/v1/completions", "{}").await, None);
+    assert_eq!(closes(None, Method::GET, "/v1/models", "").await, None);
+    assert_eq!(closes(Some(KEY), Method::GET, "/v1/completions", "").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn request_ids_come_back() {
     let (_, router) = loaded(LIMITS).await;
     let with_id = |id: &str| {
