@@ -1,12 +1,19 @@
 //! Chat templates, in a sandbox: no loader, no host functions but two, bounded instructions (fuel), bounded recursion and
 //! a bounded output. Templates come with the model; none is taken from a client.
+//!
+//! Fuel counts instructions, not bytes, so what makes many bytes of a number is bounded on its own (`indent`) or taken out
+//! (`format`, whose widths have no bound). What is left is a string that a template doubles in a loop: templates are the
+//! operator's choice as weights are.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use minijinja::{
-    Environment, Error, ErrorKind, Value,
+    Environment, Error, ErrorKind, State, Value, filters,
     syntax::SyntaxConfig,
-    value::{Kwargs, Serde},
+    value::{Kwargs, Serde, StringInput},
 };
 use weir_models::ChatTemplate;
 
@@ -18,6 +25,8 @@ const FUEL: u64 = 2_000_000;
 const RECURSION_MAX: usize = 100;
 /// Output beyond twice the content: what markers, tool lists and default system prompts may add.
 const OUTPUT_SLACK_BYTES: usize = 64 << 10;
+/// Columns that `indent` may add.
+const INDENT_MAX: usize = 64;
 const NAME: &str = "chat";
 
 /// A compiled template.
@@ -50,12 +59,14 @@ impl Template {
         environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION_MAX);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_method);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
         });
         environment.add_function("strftime_now", |format: &str| today(format));
         environment.add_filter("tojson", to_json);
+        environment.add_filter("indent", indent);
+        environment.remove_filter("format");
         environment.add_template_owned(NAME, template.source.clone()).map_err(broken)?;
         Ok(Template { environment, bos_token: template.bos_token.clone(), eos_token: template.eos_token.clone() })
     }
@@ -71,7 +82,12 @@ impl Template {
             eos_token => &self.eos_token,
             add_generation_prompt => true,
         };
-        template.render_captured_to(context, &mut output).map_err(|error| {
+        // minijinja 3.0.5 panics where a template turns an empty list around (`messages[1:][::-1]`). Nothing of a rendering
+        // outlives it but what it wrote, which is dropped then.
+        let rendered = catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context, &mut output).map(drop)));
+        let rendered = rendered
+            .map_err(|_| TemplateError::Refused("the model's chat template failed: the engine gave up on it".into()))?;
+        rendered.map_err(|error| {
             if output_full(&error) || error.kind() == ErrorKind::OutOfFuel {
                 return TemplateError::TooLarge(error.kind().to_string());
             }
@@ -114,6 +130,32 @@ fn output_full(error: &Error) -> bool {
         source = inner.source();
     }
     false
+}
+
+/// Python's methods of strings, lists and maps, but `format`.
+fn python_method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if method == "format" {
+        return Err(Error::new(ErrorKind::UnknownMethod, "`format` is not supported"));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// `indent` with a bound on its width.
+fn indent(
+    value: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let wanted = match width {
+        Some(width) => width,
+        None => options.get::<Option<usize>>("width")?.unwrap_or(0),
+    };
+    if wanted > INDENT_MAX {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("indent: at most {INDENT_MAX} columns")));
+    }
+    filters::indent(value, width, first, blank, options)
 }
 
 /// `tojson` as Python prints it: `", "` and `": "` between items, nothing escaped for HTML.
@@ -266,6 +308,30 @@ mod tests {
         ] {
             assert!(render(source, &[]).is_err(), "{source} was rendered");
         }
+    }
+
+    #[test]
+    fn numbers_in_templates_are_no_sizes() {
+        for source in [
+            "{{ 'a\nb' | indent(1000000000) }}",
+            "{{ 'a\nb' | indent(width=65) }}",
+            "{{ '%99999999999d' | format(1) }}",
+            "{{ '{:>99999999999}'.format(1) }}",
+            "{{ '{}'.format(1) }}",
+        ] {
+            assert!(render(source, &[]).is_err(), "{source} was rendered");
+        }
+        assert_eq!(
+            render("{{ 'a\nb' | indent }}|{{ 'a\nb' | indent(width=2) }}", &[]).expect("known"),
+            "a\n    b|a\n  b"
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_engine_is_a_refusal() {
+        let source = "{% for m in messages[1:][::-1] %}{{ m.content }}{% endfor %}";
+        assert!(render(source, &[message("user", "x")]).is_err());
+        assert_eq!(render(source, &[message("user", "x"), message("user", "y")]).expect("renders"), "y");
     }
 
     #[test]
