@@ -9,13 +9,15 @@ WEIR := $(TARGET)/release/weir
 MODELS := .weir/models
 # The names under which the two default models are served, and their folders.
 DEFAULT_MODELS := $(MODELS)/smollm2-135m-instruct $(MODELS)/all-minilm-l6-v2
+# Seconds for each target of `make fuzz`.
+FUZZ_SECONDS ?= 60
 # More words for `weir serve`, such as SERVE_FLAGS='--port 9000'.
 SERVE_FLAGS ?=
 # More words for scripts/bench.py, such as BENCH_FLAGS='--only cpu --allow-busy'.
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models build test prove figures bench fmt lint clean
+.PHONY: help serve models build test prove figures bench fuzz fmt lint clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -42,6 +44,9 @@ figures: models ## print the figures of quality that the tests measure
 
 bench: models build ## measure this machine, a quarter of an hour; `scripts/bench.py --report` writes bench/RESULTS.md
 	@$(PYTHON) scripts/bench.py --weir $(WEIR) --models $(MODELS) $(BENCH_FLAGS)
+
+fuzz: ## give each parser of outside bytes to a fuzzer for FUZZ_SECONDS; what fails is kept in fuzz/artifacts
+	@CARGO=$(CARGO) scripts/fuzz $(FUZZ_SECONDS)
 
 fmt: ## format the code
 	@$(CARGO) fmt

@@ -18,6 +18,8 @@ mod doctor;
 mod engine;
 mod error;
 pub mod executor;
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod inspect;
