@@ -36,7 +36,7 @@ pub(crate) fn extremes() -> &'static [Extreme] {
         ("half a million maps of one", CHAT, || filled(r#"{"model":"m","messages":["#, r#"{"a":0}"#, "]}")),
         ("a million short strings", COMPLETION, || filled(r#"{"model":"m","prompt":["#, "\"x\"", "]}")),
         ("a map of half a million keys", CHAT, || {
-            let keys: Vec<String> = (0..ROOM / 9).map(|i| format!("\"{i:x}\":0")).collect();
+            let keys: Vec<String> = (0..ROOM / 11).map(|i| format!("\"{i:x}\":0")).collect();
             format!("{{{}}}", keys.join(",")).into_bytes()
         }),
         ("as many values as are read", COMPLETION, || {
@@ -78,9 +78,11 @@ pub(crate) fn extremes() -> &'static [Extreme] {
             let message = format!(r#"{{"role":"user","content":[{parts}]}}"#);
             format!(r#"{{"model":"m","max_tokens":1,"messages":[{}]}}"#, vec![message; 4].join(",")).into_bytes()
         }),
-        ("every private-use character at the end of long content", CHAT, || {
-            let all: String = ('\u{e001}'..='\u{f8ff}').collect();
-            chat(&("\u{1e00}".repeat(160_000) + &all))
+        ("every private-use character but the last, behind long content", CHAT, || {
+            // Their last bytes are those that the private-use characters have.
+            let filler: String = ('\u{1e00}'..='\u{1e3f}').collect();
+            let all: String = ('\u{e000}'..'\u{f8ff}').collect();
+            chat(&(filler.repeat(2500) + &all))
         }),
         ("control tokens only", CHAT, || chat(&"<|im_end|>".repeat(50_000))),
         ("beginnings of control tokens", CHAT, || chat(&"<|im_".repeat(100_000))),

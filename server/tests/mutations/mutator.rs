@@ -1,5 +1,6 @@
 //! One mutant for each number: a valid body, changed as a tree, then as bytes, and its request changed a little.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use weir_server::openai::{chat::ChatRequest, completion::CompletionRequest};
 
@@ -17,10 +18,12 @@ const BODY_BYTES_MAX: usize = (4 << 20) + 100;
 const TOKENS_MAX: u64 = 4;
 
 /// A request as it is sent.
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Mutant {
-    pub(crate) method: &'static str,
+    pub(crate) method: String,
     pub(crate) path: String,
-    pub(crate) headers: Vec<(&'static str, Vec<u8>)>,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    #[serde(skip)]
     pub(crate) body: Vec<u8>,
     /// What was done, for whoever reads the figures.
     pub(crate) story: String,
@@ -57,14 +60,31 @@ pub(crate) fn mutant(seed: u64, index: u64) -> Mutant {
 }
 
 impl Mutant {
-    fn plain(path: String, body: Vec<u8>, story: String) -> Self {
+    pub(crate) fn plain(path: String, body: Vec<u8>, story: String) -> Self {
         let body = small(&path, body);
-        Mutant { method: "POST", path, headers: Vec::new(), body, story, known_key: true }
+        Mutant { method: "POST".into(), path, headers: Vec::new(), body, story, known_key: true }
+    }
+
+    /// As a file that [`Mutant::read`] makes it of without an allocation of note but its body's, so that the memory which is
+    /// then measured was not there before.
+    pub(crate) fn written(&self) -> Vec<u8> {
+        let mut file = serde_json::to_vec(self).expect("memory does not fail");
+        file.push(b'\n');
+        file.extend_from_slice(&self.body);
+        file
+    }
+
+    pub(crate) fn read(mut file: Vec<u8>) -> Self {
+        let end = file.iter().position(|byte| *byte == b'\n').expect("a line before the body");
+        let mut mutant: Mutant = serde_json::from_slice(&file[..end]).expect("our own line");
+        file.drain(..=end);
+        mutant.body = file;
+        mutant
     }
 
     fn change_request(&mut self, rng: &mut Rng) {
         match rng.below(5) {
-            0 => self.method = *rng.pick(&["GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "BREW"]),
+            0 => self.method = (*rng.pick(&["GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "BREW"])).to_owned(),
             1 => {
                 let paths = [
                     CHAT,
@@ -94,18 +114,18 @@ impl Mutant {
                 self.known_key = false;
                 let keys: [&[u8]; 6] =
                     [b"", b"Bearer", b"Bearer ", b"Basic abc", b"Bearer \xff\xfe", b"bearer weir-key-of-x"];
-                self.headers.push(("authorization", rng.pick(&keys).to_vec()));
+                self.headers.push(("authorization".into(), rng.pick(&keys).to_vec()));
             }
             3 => {
                 let encodings: [&[u8]; 5] = [b"gzip", b"identity", b"", b"br, gzip", b"\xff"];
-                self.headers.push(("content-encoding", rng.pick(&encodings).to_vec()));
+                self.headers.push(("content-encoding".into(), rng.pick(&encodings).to_vec()));
             }
             _ => {
                 let names =
                     ["content-type", "accept", "x-request-id", "content-length", "expect", "traceparent", "cookie"];
                 let values: [&[u8]; 7] =
                     [b"", b"text/plain", b"-1", b"99999999999999999999", b"100-continue", b"a b\tc", &[b'x'; 300]];
-                self.headers.push((*rng.pick(&names), rng.pick(&values).to_vec()));
+                self.headers.push(((*rng.pick(&names)).to_owned(), rng.pick(&values).to_vec()));
             }
         }
     }

@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    env,
+    env, fs,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    bodies::{CHAT, VALID},
     extremes::extremes,
     mutator::{Mutant, mutant},
     rig, usage,
@@ -18,7 +19,7 @@ use crate::{
 const SEED: u64 = 0x5eed_0003;
 /// Mutants that are looked at again alone: those that took longest, and those with the most to allocate.
 const SUSPECTS: usize = 12;
-/// Names the mutant that [`one_alone`] sends.
+/// Names the file of the mutant that [`one_alone`] sends.
 const ALONE: &str = "WEIR_MUTANT";
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -151,9 +152,13 @@ fn print_worst<'a>(name: &str, all: impl IntoIterator<Item = &'a Alone>, measure
 
 /// Sends a mutant in a process of its own, which has kept no memory of others before it.
 fn alone(index: u64) -> Alone {
+    let mutant = mutant(SEED, index);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mutant");
+    fs::write(&file, mutant.written()).expect("a file");
     let child = Command::new(env::current_exe().expect("this test"))
         .args(["--exact", "proofs::one_alone", "--ignored", "--nocapture"])
-        .env(ALONE, index.to_string())
+        .env(ALONE, file)
         .output()
         .expect("this test starts again");
     let output = String::from_utf8_lossy(&child.stdout);
@@ -161,24 +166,25 @@ fn alone(index: u64) -> Alone {
     let numbers: Vec<u64> =
         line.unwrap_or_else(|| panic!("{output}")).split(' ').map(|n| n.parse().expect("a number")).collect();
     let [status, cpu_nanos, kib] = numbers[..] else { panic!("{output}") };
-    Alone { status, cpu_nanos, kib, story: format!("mutant {index}: {}", mutant(SEED, index).story) }
+    Alone { status, cpu_nanos, kib, story: format!("mutant {index}: {}", mutant.story) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by `no_mutated_request_hurts`, which says what to send"]
 async fn one_alone() {
-    let index: u64 = env::var(ALONE).expect("the number of a mutant").parse().expect("a number");
+    let file = env::var_os(ALONE).expect("the file of a mutant");
     let router = rig::start().await;
     // What is made once for all requests is made by this one.
-    let warm = mutant(SEED, extremes().len() as u64);
-    assert!(rig::send(&router, &warm).await.is_none_or(|answer| answer.is_ok()));
-    let mutant = mutant(SEED, index);
+    let warm = Mutant::plain(CHAT.to_owned(), VALID[0].1.into(), "valid".into());
+    assert_eq!(rig::send(&router, &warm).await, Some(Ok(200)));
+    let mutant = Mutant::read(fs::read(file).expect("the file"));
     let resident = usage::kib("VmRSS");
     usage::reset_peak();
     let before = usage::cpu_nanos();
     let status = rig::send(&router, &mutant).await.expect("HTTP").expect("a good answer");
     let cpu = usage::cpu_nanos() - before;
     let grown = usage::kib("VmHWM").saturating_sub(resident);
-    // The body that was sent is copied once by the rig, as a socket would bring it.
+    // The body is copied once by the rig, as a socket would bring it. A running thread's time is known to the last tick, a
+    // few ms.
     println!("alone {status} {cpu} {grown}");
 }

@@ -58,7 +58,8 @@ pub(crate) async fn send(router: &Router, mutant: &Mutant) -> Option<Result<u16,
         request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer weir-key-of-a"));
     }
     for (name, value) in &mutant.headers {
-        request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_bytes(value).ok()?);
+        let name: HeaderName = name.parse().ok()?;
+        request.headers_mut().append(name, HeaderValue::from_bytes(value).ok()?);
     }
     let response = router.clone().oneshot(request).await.expect("infallible");
     let (parts, body) = response.into_parts();
@@ -69,7 +70,7 @@ pub(crate) async fn send(router: &Router, mutant: &Mutant) -> Option<Result<u16,
     let event_stream =
         parts.headers.get("content-type").is_some_and(|t| t.as_bytes().starts_with(b"text/event-stream"));
     // An answer to HEAD has no body.
-    let checked = match mutant.method {
+    let checked = match mutant.method.as_str() {
         "HEAD" => Ok(()),
         _ => check(parts.status, event_stream, &body),
     };
