@@ -225,6 +225,11 @@ async fn connection(mut stream: TcpStream, router: Router, mut phase: watch::Rec
             Some(refusal) => {
                 let _ = timeout(stall_max, stream.write_all(written(&refusal).as_bytes())).await;
             }
+            // Closed in order, the kernel would keep what it has for such a client, for minutes.
+            None if pace.stalled() => {
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                return;
+            }
             // Cut off, by one side or the other.
             None if !error.is_timeout() => return,
             None => {}
@@ -466,7 +471,10 @@ mod tests {
         let given = given.load(Ordering::Relaxed) * FRAME;
         assert!(given > 0 && given <= sockets, "{given} bytes were asked for");
         assert_eq!(counted.load(Ordering::Relaxed), 1, "the body was not dropped");
-        drop(client);
+        // And what the kernel had for the client is gone, too: it reads no more than was in its own buffer, and no end.
+        let mut received = Vec::new();
+        let end = client.read_to_end(&mut received).await.expect_err("reset");
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
 
         struct Endless {
             given: Arc<AtomicUsize>,

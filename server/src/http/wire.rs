@@ -38,6 +38,8 @@ struct State {
     unsent: bool,
     /// Who waits for it to do so.
     body: Option<Waker>,
+    /// It took nothing for too long.
+    stalled: bool,
 }
 
 impl Pace {
@@ -53,6 +55,11 @@ impl Pace {
     /// Whether anybody is still waiting for a first word from this side.
     pub(super) fn nothing_said(&self) -> bool {
         !self.lock().asked
+    }
+
+    /// Whether the client was given up because it reads nothing.
+    pub(super) fn stalled(&self) -> bool {
+        self.lock().stalled
     }
 
     /// Whether anything came.
@@ -83,7 +90,10 @@ impl<'a> Wire<'a> {
         }
         let stall_max = self.stall_max;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall_max)));
-        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        stalled.as_mut().poll(context).map(|()| {
+            self.pace.lock().stalled = true;
+            Err(io::ErrorKind::TimedOut.into())
+        })
     }
 }
 
