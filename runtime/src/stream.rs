@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// Unread text a request may have, with what it takes to keep it; beyond it the request fails as
-/// [`FailureKind::SlowReader`]. Half of the 64 KiB that a stream may cost in all: the rest is for what was taken out and
-/// not yet sent, and for the connection's own buffers.
-pub const OUTBOX_BYTES_MAX: usize = 32 << 10;
-/// The same for log-probabilities, which are few hundred times the size of their token: with 20 alternatives it is the
+/// [`FailureKind::SlowReader`]. A stream may cost 64 KiB in all: the rest is for what was taken out and not yet sent, for the
+/// connection's own buffers, and for its sequence.
+pub const OUTBOX_BYTES_MAX: usize = 28 << 10;
+/// The same for log-probabilities, which are a few hundred times the size of their token: with 20 alternatives it is the
 /// last 50 tokens or so, which a reader that is not slow takes long before.
 pub(crate) const OUTBOX_LOGPROBS_BYTES_MAX: usize = 128 << 10;
 /// Text and log-probabilities that are joined into one delta. A single token may bring more.
