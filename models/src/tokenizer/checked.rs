@@ -18,21 +18,26 @@ use super::{VOCABULARY_MAX, words};
 
 /// Tokens beside the vocabulary of the model. Real files have up to a few thousand.
 const ADDED_MAX: usize = 1 << 16;
-/// Bytes of one token, as the vocabulary writes it.
-const TOKEN_BYTES_MAX: usize = 1 << 12;
+/// Bytes of one token, as the vocabulary writes it. Runs of spaces are the longest in real files, with some 256.
+const TOKEN_BYTES_MAX: usize = 1 << 10;
+/// The same for Unigram models, which try every token at every place of a text. SentencePiece's own default is 16 characters.
+const UNIGRAM_BYTES_MAX: usize = 1 << 8;
 /// Ids without a token that are put up with: one more than there are tokens, and these.
 const HOLES_SLACK: u64 = 1 << 10;
 /// Letters of a word that WordPiece tries to cut; its cost grows with the square. Real files say 100.
-const WORD_CHARS_MAX: u64 = 1 << 8;
+const WORD_CHARS_MAX: u64 = 1 << 7;
 /// Bytes of a text that a step puts in (`▁`, a prefix).
 const INSERTED_MAX: usize = 256;
 /// How much longer all replacements together may make a text.
 const GROWTH_MAX: usize = 64;
-/// Values of all steps together, and their nesting.
+/// Steps that a text goes through, and values that describe them, with their nesting.
+const STEPS_MAX: usize = 32;
 const STEP_VALUES_MAX: usize = 1 << 14;
 const STEP_DEPTH_MAX: usize = 24;
 /// Tokens that a template puts around a text.
 const AROUND_MAX: usize = 64;
+/// Bytes that a character map makes of one character. The longest that Unicode knows has 33.
+const REPLACEMENT_MAX: usize = 64;
 /// Bytes of a compiled character map, as base64. SentencePiece's largest has 320 kB.
 const CHARSMAP_MAX: usize = 4 << 20;
 
@@ -146,8 +151,9 @@ pub(super) fn check(bytes: &[u8]) -> Result<Vec<(String, u32)>, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let vocabulary = &file.model.vocab.0;
     check_model(&file.model, &file.added_tokens)?;
-    check_ids(vocabulary, &file.added_tokens)?;
-    let mut steps = Steps { vocabulary, added: &file.added_tokens, values: 0, growth: 1 };
+    let unigram = file.model.kind.as_deref() == Some("Unigram") || file.model.unk_id.is_some();
+    check_ids(vocabulary, &file.added_tokens, if unigram { UNIGRAM_BYTES_MAX } else { TOKEN_BYTES_MAX })?;
+    let mut steps = Steps { vocabulary, added: &file.added_tokens, steps: 0, values: 0, growth: 1 };
     for (name, value) in [
         ("normalizer", &file.normalizer),
         ("pre_tokenizer", &file.pre_tokenizer),
@@ -160,7 +166,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Vec<(String, u32)>, String> {
     Ok(file.added_tokens.into_iter().map(|added| (added.content, added.id as u32)).collect())
 }
 
-fn check_ids(vocabulary: &HashMap<String, u64>, added: &[Added]) -> Result<(), String> {
+fn check_ids(vocabulary: &HashMap<String, u64>, added: &[Added], bytes_max: usize) -> Result<(), String> {
     if added.len() > ADDED_MAX {
         return Err(format!("it adds {} tokens, at most {ADDED_MAX} are read", added.len()));
     }
@@ -174,8 +180,8 @@ fn check_ids(vocabulary: &HashMap<String, u64>, added: &[Added]) -> Result<(), S
     let all = tokens.chain(added.iter().map(|token| (token.content.as_str(), token.id)));
     let (mut count, mut largest) = (0u64, 0);
     for (token, id) in all {
-        if token.len() > TOKEN_BYTES_MAX {
-            return Err(format!("the token of id {id} has {} bytes, at most {TOKEN_BYTES_MAX} are read", token.len()));
+        if token.len() > bytes_max {
+            return Err(format!("the token of id {id} has {} bytes, at most {bytes_max} are read", token.len()));
         }
         count += 1;
         largest = largest.max(id);
@@ -238,6 +244,7 @@ pub(super) fn check_merges<'a>(
 struct Steps<'a> {
     vocabulary: &'a HashMap<String, u64>,
     added: &'a [Added],
+    steps: usize,
     values: usize,
     growth: usize,
 }
@@ -269,10 +276,18 @@ impl Steps<'_> {
             words::check(pattern)?;
         }
         let text = |key: &str| map.get(key).and_then(Value::as_str);
+        self.steps += usize::from(map.contains_key("type"));
+        if self.steps > STEPS_MAX {
+            return Err(format!("brings the steps that a text goes through to more than {STEPS_MAX}"));
+        }
         match text("type") {
             Some("Replace") => {
                 let content = text("content").unwrap_or("").len();
                 let pattern = map.get("pattern").and_then(|pattern| pattern.get("String")).and_then(Value::as_str);
+                if let Some(regex) = map.get("pattern").and_then(|pattern| pattern.get("Regex")).and_then(Value::as_str)
+                {
+                    words::check_replaced(regex)?;
+                }
                 if pattern == Some("") {
                     return Err("replaces nothing by something".into());
                 }
@@ -370,8 +385,10 @@ fn charsmap(text: &str) -> Result<(), String> {
             let next = at ^ offset(found);
             if (found >> 8) & 1 == 1 {
                 let value = unit(next)? & ((1 << 31) - 1);
-                if !replacements.is_char_boundary(value) {
-                    return Err(broken("a replacement starts outside"));
+                let replacement = replacements.get(value..).ok_or_else(|| broken("a replacement starts outside"))?;
+                let len = replacement.bytes().take(REPLACEMENT_MAX + 1).take_while(|byte| *byte != 0).count();
+                if len > REPLACEMENT_MAX {
+                    return Err(broken("a replacement is too long"));
                 }
             }
             unit(next)?;
@@ -407,6 +424,7 @@ mod tests {
         assert_eq!(charsmap(&map(0, "é\0".as_bytes())), Ok(()));
         assert!(charsmap(&map(1, "é\0".as_bytes())).unwrap_err().contains("outside"), "inside a character");
         assert!(charsmap(&map(9, "é\0".as_bytes())).unwrap_err().contains("outside"));
+        assert!(charsmap(&map(0, "x".repeat(65).as_bytes())).unwrap_err().contains("too long"));
         assert!(charsmap(&map(0, b"\xff\0")).unwrap_err().contains("UTF-8"));
         assert!(charsmap("").unwrap_err().contains("empty"));
         assert!(charsmap("!").unwrap_err().contains("broken"));
@@ -452,6 +470,15 @@ mod tests {
                 let split =
                     json!({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": false});
                 f["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [split]});
+            }),
+            ("looked for", |f| {
+                f["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": "[^x]*x|."}, "content": ""});
+            }),
+            ("more than 32", |f| {
+                f["normalizer"] = json!({"type": "Sequence", "normalizers": vec![json!({"type": "NFC"}); 40]})
+            }),
+            ("has 300 bytes", |f| {
+                f["model"] = json!({"type": "Unigram", "unk_id": 0, "vocab": [["x".repeat(300), 0.0]]});
             }),
             ("times as long", |f| {
                 let step = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"});

@@ -61,6 +61,33 @@ pub(super) fn check(pattern: &str) -> Result<(), String> {
     compile(pattern, STEPS_FEW).map(|_| ()).map_err(|error| format!("has an expression that cannot be used: {error}"))
 }
 
+/// Refuses an expression whose matches are replaced, unless it is so plain that a search reads no further than it must: one
+/// quantifier, or alternatives that are one character each, quantified or not. Those searches are run by `tokenizers`.
+pub(super) fn check_replaced(pattern: &str) -> Result<(), String> {
+    let tree = Expr::parse_tree(pattern).map_err(|error| format!("has an expression that cannot be read: {error}"))?;
+    let mut tree = &tree.expr;
+    while let Expr::Group(inner) = tree {
+        tree = inner;
+    }
+    let character = |expr: &Expr| matches!(expr, Expr::Literal { .. } | Expr::Delegate { .. } | Expr::Any { .. });
+    let part = |expr: &Expr| match expr {
+        Expr::Repeat { child, .. } => character(child),
+        expr => character(expr),
+    };
+    let plain = match tree {
+        Expr::Alt(parts) => parts.iter().all(part),
+        Expr::Concat(parts) => {
+            parts.iter().all(part) && parts.iter().filter(|part| matches!(part, Expr::Repeat { .. })).count() <= 1
+        }
+        expr => part(expr),
+    };
+    if plain {
+        Ok(())
+    } else {
+        Err(format!("has the expression `{pattern}`, which is not plain enough to be looked for"))
+    }
+}
+
 /// `repeated` says that `expr` is inside something that may be repeated any number of times.
 fn walk(expr: &Expr, repeated: bool, depth: usize) -> Result<(), &'static str> {
     if depth > DEPTH_MAX {
@@ -273,6 +300,16 @@ mod tests {
         ] {
             let error = check(pattern).unwrap_err();
             assert!(error.contains(why), "{pattern}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_replaced_is_plain() {
+        for pattern in [" {2,}", r"\s+", r"\s{2,}|[\n\r\t]", "a", "``", r"(\t)", "x[0-9]*y"] {
+            assert_eq!(check_replaced(pattern), Ok(()), "{pattern}");
+        }
+        for pattern in ["[^x]*x|.", "a*b*", r"a+(?!b)", "(ab)*", r"(a)\1", "("] {
+            assert!(check_replaced(pattern).is_err(), "{pattern}");
         }
     }
 
