@@ -121,6 +121,22 @@ impl ModelSource {
         Ok(tokenizer)
     }
 
+    /// Bytes that [`load`](Self::load) takes beside the mapped files, from above: the weights, and what a step of `max_tokens`
+    /// (or, for an encoder, of one longest input) works in. A header may ask for any amount of the latter.
+    pub fn load_bytes(&self, max_tokens: u64) -> u64 {
+        const F32: u64 = 4;
+        // Numbers for each token, and numbers beside them.
+        let (tokens, per_token, table) = match &self.network {
+            Network::Decoder(c) => {
+                let attention = (2 * c.heads + 2 * c.kv_heads) * c.head_dim;
+                (max_tokens, 3 * c.hidden + attention + 3 * c.intermediate, c.context * c.head_dim)
+            }
+            Network::Encoder(c) => (max_tokens.max(c.max_input_len as u64), 8 * c.hidden + c.intermediate, 0),
+        };
+        let work = tokens.saturating_mul(per_token as u64).saturating_add(table as u64);
+        self.info.weight_bytes.saturating_add(work.saturating_mul(F32))
+    }
+
     /// Packs its weights, with the work shared over `pool`, which the model keeps for its steps. `max_tokens` is the largest
     /// number of tokens of one step; memory for the activations of such a step is taken here.
     pub fn load(&self, pool: &Pool, max_tokens: usize) -> Result<Model, ModelError> {

@@ -62,10 +62,10 @@ pub enum AddModelError {
     /// The model is at fault.
     #[error(transparent)]
     Refused(#[from] ModelRefusal),
-    /// The weights are larger than the memory that is left.
-    #[error("the weights take {needed} bytes, the machine has {available} left")]
+    /// Loading it takes more memory than is left.
+    #[error("loading it takes {needed} bytes, the machine has {available} left")]
     NoMemory {
-        /// Bytes of the weights.
+        /// Bytes that it takes.
         needed: u64,
         /// Bytes there are.
         available: u64,

@@ -252,6 +252,31 @@ def _(path):
     os.truncate(path, len(header) + end)
 
 
+@case("encoder-endless", LARGE, "the machine has")
+def _(path):
+    # Positions cost one row of weights each, in a sparse file none; a step of so many tokens would cost 64 TiB.
+    wide, deep = 1 << 20, 1 << 24
+    shapes = {"embeddings.word_embeddings.weight": [VOCAB, 16], "embeddings.position_embeddings.weight": [deep, 16],
+              "embeddings.token_type_embeddings.weight": [2, 16], "embeddings.LayerNorm.weight": [16],
+              "embeddings.LayerNorm.bias": [16]}
+    layer = "encoder.layer.0."
+    for name, rows, columns in [("attention.self.query", 16, 16), ("attention.self.key", 16, 16), ("attention.self.value", 16, 16),
+                                ("attention.output.dense", 16, 16), ("intermediate.dense", wide, 16), ("output.dense", 16, wide)]:
+        shapes |= {f"{layer}{name}.weight": [rows, columns], f"{layer}{name}.bias": [rows]}
+    for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+        shapes |= {f"{layer}{name}.weight": [16], f"{layer}{name}.bias": [16]}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    head = json.dumps(header).encode()
+    config = {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": VOCAB, "hidden_size": 16,
+              "intermediate_size": wide, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": deep,
+              "type_vocab_size": 2}
+    good_folder(path, config=config, weights=struct.pack("<Q", len(head)) + head)
+    os.truncate(path / "model.safetensors", 8 + len(head) + end)
+
+
 @case("pipe.gguf", SOURCE, "no regular file")
 def _(path):
     os.mkfifo(path)
@@ -412,6 +437,9 @@ tokenizer_case("words-of-nothing", INVALID, "no length", pre_tokenizer={"type": 
 tokenizer_case("growth", INVALID, "times as long", normalizer={"type": "Sequence", "normalizers": [
     {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 20}] * 30})
 tokenizer_case("replace-nothing", INVALID, "nothing", normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "a"})
+tokenizer_case("replace-costly", INVALID, "plain enough", normalizer={
+    "type": "Replace", "pattern": {"Regex": "[^x]*x|."}, "content": ""})
+tokenizer_case("steps", INVALID, "more than 32", normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100})
 tokenizer_case("deep", INVALID, "nests too deeply", normalizer=nested(30))
 tokenizer_case("character-map", INVALID, "character map", normalizer={
     "type": "Precompiled", "precompiled_charsmap": base64.b64encode(struct.pack("<II", 4, 5000 << 10)).decode()})
@@ -454,7 +482,7 @@ folder_case("template-memory", COSTLY, "its memory", more={
 # Each instruction is cheap by count and dear by time.
 SLOW_CASES["template-busy"] = (lambda path: good_folder(path, more={
     "chat_template.jinja": b"{% set x = 'a' * 9000000 %}{% for i in range(90000) %}{% set y = x | upper | length %}{% endfor %}"}),
-    COSTLY, "CPU time")
+    COSTLY, "the inspecting process")
 
 
 def make_all(root, slow=False):

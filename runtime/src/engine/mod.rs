@@ -20,12 +20,12 @@ use weir_scheduler::{Config, ModelId, Nanos, Scheduler, Tenant, TenantId};
 use self::{
     encode::{check_sampling, echo_text, invalid, new_tokens_max},
     models::{Served, ServedModels},
-    open::{OpenedModel, open_model},
+    open::{OpenedModel, Opener},
 };
 use crate::{
     card::ModelCard,
     codec::hash::{BlockChain, ChainSalt},
-    config::{EngineConfig, ExecutorMode, TenantSpec},
+    config::{EngineConfig, TenantSpec},
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
     executor::wire::Load,
     metrics::{Metrics, Outcome},
@@ -59,7 +59,7 @@ struct Shared {
     models: ServedModels,
     /// Held while a model is added.
     adding: Mutex<()>,
-    executor: ExecutorMode,
+    opener: Opener,
     tenants: Vec<TenantSpec>,
     inbox: flume::Sender<NodeMessage>,
     inbox_len_max: u32,
@@ -90,8 +90,9 @@ impl Engine {
         if names.len() > MODELS_LEN_MAX {
             return Err(EngineError::Config(format!("{} models; at most {MODELS_LEN_MAX} are served", names.len())));
         }
-        let (mode, specs) = (config.executor.clone(), config.models.clone());
-        let open = move || specs.iter().map(|spec| open_model(&mode, spec)).collect::<Result<Vec<_>, _>>();
+        let opener = Opener { mode: config.executor.clone(), step_tokens_max: config.cpu.step_tokens_max };
+        let (first, specs) = (opener.clone(), config.models.clone());
+        let open = move || specs.iter().map(|spec| first.model(spec)).collect::<Result<Vec<_>, _>>();
         let opened = tokio::task::spawn_blocking(open)
             .await
             .map_err(|e| EngineError::Config(format!("opening the models failed: {e}")))??;
@@ -106,6 +107,7 @@ impl Engine {
             models: opened.iter().map(|m| m.node_model()).collect(),
             loads: vec![Load {
                 models: opened.iter().map(|m| m.load.clone()).collect(),
+                required: opened.len() as u32,
                 threads: config.cpu.threads as u32,
                 kv_bytes: config.cpu.kv_bytes,
                 step_tokens_max: config.cpu.step_tokens_max,
@@ -129,7 +131,7 @@ impl Engine {
         let shared = Shared {
             models: ServedModels::new(opened.into_iter().map(OpenedModel::served)),
             adding: Mutex::new(()),
-            executor: config.executor,
+            opener,
             tenants: config.tenants,
             inbox,
             inbox_len_max: config.queue_len_max,

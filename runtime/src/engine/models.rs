@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Engine, open};
+use super::Engine;
 use crate::{
     card::ModelCard,
     codec::Codec,
@@ -83,16 +83,16 @@ impl Engine {
         if served.len() >= MODELS_LEN_MAX {
             return Err(AddModelError::Full);
         }
-        let (mode, spec) = (shared.executor.clone(), ModelSpec { name, source: ModelLocation::Path(path.clone()) });
-        let opened = tokio::task::spawn_blocking(move || open::open_path(&mode, &spec, &path))
+        let (opener, spec) = (shared.opener.clone(), ModelSpec { name, source: ModelLocation::Path(path.clone()) });
+        let opened = tokio::task::spawn_blocking(move || opener.path(&spec, &path))
             .await
             .map_err(|error| AddModelError::Failed(error.to_string()))?
             .map_err(|error| match error {
                 InspectError::Refused(refusal) => AddModelError::Refused(refusal),
                 InspectError::NotStarted(message) => AddModelError::Failed(message),
             })?;
-        if let Some(available) = memory_available().filter(|available| *available < opened.weight_bytes) {
-            return Err(AddModelError::NoMemory { needed: opened.weight_bytes, available });
+        if let Some(available) = memory_available().filter(|available| *available < opened.load_bytes) {
+            return Err(AddModelError::NoMemory { needed: opened.load_bytes, available });
         }
         let (done, loaded) = oneshot::channel();
         let add = AddModel { model: opened.node_model(), load: opened.load.clone(), done };

@@ -41,7 +41,7 @@ pub enum FromExecutor {
     Loaded(LoadedModel),
     /// Every model of the load that can be loaded is ready.
     Ready,
-    /// A model cannot be loaded; the others go on.
+    /// A model cannot be loaded. If it is required, the executor ends after this.
     LoadFailed {
         /// Its index in the load.
         model: u16,
@@ -66,6 +66,9 @@ pub enum FromExecutor {
 pub struct Load {
     /// In the order of their ids.
     pub models: Vec<LoadModel>,
+    /// How many of them, from the first, must load. The others were added later: the executor goes on without one whose
+    /// files have gone.
+    pub required: u32,
     /// Compute threads; 0 takes one per available core.
     pub threads: u32,
     /// Bytes of KV cache per generation model.

@@ -37,7 +37,8 @@ pub fn executor_main() -> ! {
 /// Serves one load over `reader` and `writer`, with a heartbeat from the first frame on.
 ///
 /// # Errors
-/// What the streams say, or a frame that makes no sense. A model that does not load is reported; the others are served.
+/// What the streams say, or a frame that makes no sense. A model that does not load is reported; a required
+/// one ends the worker.
 pub(crate) fn serve(reader: &mut impl Read, writer: impl Write + Send + 'static) -> io::Result<()> {
     // Shared with the thread that loads a model beside the steps of the others, and with the heartbeat.
     let writer = Arc::new(Mutex::new(writer));
@@ -77,8 +78,12 @@ fn load_and_run<W: Write + Send + 'static>(
             Ok(model) => FromExecutor::Loaded(model.loaded(index, began)),
             Err(message) => FromExecutor::LoadFailed { model: index, message: message.clone() },
         };
+        let failed = model.is_err();
         held(&models).push(model.ok());
         say(&message)?;
+        if failed && u32::from(index) < load.required {
+            return Ok(());
+        }
     }
     say(&FromExecutor::Ready)?;
     while let Some(message) = wire::read_frame::<ToExecutor>(reader)? {

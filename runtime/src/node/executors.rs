@@ -71,8 +71,8 @@ impl Node {
             FromExecutor::Ready => self.executor_ready(device),
             FromExecutor::Added(loaded) => self.model_added(device, loaded),
             FromExecutor::AddFailed(message) => self.model_not_added(message),
-            FromExecutor::LoadFailed { model, message } if self.started.is_none() => {
-                // It was there when the executor was first started. Whoever asks for it is told that it is not available.
+            FromExecutor::LoadFailed { model, message } if u32::from(model) >= self.devices[device].load.required => {
+                // It was there when it was added. Whoever asks for it is told that it is not available.
                 let name = self.models.get(model as usize).map(|model| model.name.as_str());
                 tracing::error!(model = name, message, "not loaded again");
             }

@@ -30,7 +30,7 @@ impl Node {
         self.adding = Some(Adding { add, loaded: Vec::new() });
         for device in 0..self.devices.len() {
             let entry = &self.devices[device];
-            if !entry.link.as_ref().is_some_and(|link| link.send(message.clone()).is_ok()) {
+            if entry.link.as_ref().is_none_or(|link| link.send(message.clone()).is_err()) {
                 self.executor_down(device, "the executor takes no more models".into());
             }
         }
