@@ -148,6 +148,11 @@ impl TokenStream {
         TokenStream { echo: None, outbox, prompt_tokens, cancel: None }
     }
 
+    /// The reader wants the whole answer: it is woken at the end, or when much has gathered, and not for every piece.
+    pub fn be_patient(&self) {
+        self.outbox.lock().patient = true;
+    }
+
     /// Tokens of the prompt, after the template.
     pub fn prompt_tokens(&self) -> u32 {
         self.prompt_tokens
@@ -231,6 +236,8 @@ struct OutboxState {
     unread: Weight,
     /// Who waits for the next event.
     reader: Option<Waker>,
+    /// The reader wants all of it or nothing.
+    patient: bool,
     /// The last event was read.
     ended: bool,
     /// The last event was written.
@@ -261,16 +268,12 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, then wakes the reader, outside the lock.
-    fn write<T>(&self, change: impl FnOnce(&mut OutboxState) -> T) -> T {
+    /// Who is to be woken for what was written since it last read, once. The writer wakes when it has written to
+    /// everybody: a reader woken at once would take the core from under it, for each of them.
+    pub(crate) fn due(&self) -> Option<Waker> {
         let mut state = self.lock();
-        let result = change(&mut state);
-        let reader = state.reader.take();
-        drop(state);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-        result
+        let waits = state.patient && !state.closed && state.unread.sum() < OUTBOX_BYTES_MAX / 2;
+        if waits { None } else { state.reader.take() }
     }
 
     /// Adds text to a choice, joining it to the choice's last delta where that is unread and not full.
@@ -281,71 +284,74 @@ impl Outbox {
         tokens: u32,
         logprobs: Vec<TokenLogprob>,
     ) -> Result<(), OutboxFull> {
-        self.write(|state| {
-            if state.closed {
-                return Ok(());
-            }
-            let added = Weight { text: text.len(), logprobs: logprobs_weight(&logprobs) };
-            let of_choice = |event: &&mut StreamEvent| match event {
-                StreamEvent::Delta { index: of, .. } | StreamEvent::Finished { index: of, .. } => *of == index,
-                StreamEvent::Done(_) | StreamEvent::Failed(_) => true,
-            };
-            let last = state.events.iter_mut().rev().take(JOIN_REACH).find(of_choice);
-            let joined = last.filter(|event| weight(event).sum() + added.sum() <= DELTA_BYTES_MAX);
-            let added = match joined {
-                Some(StreamEvent::Delta { .. }) => added,
-                _ => Weight { text: added.text + EVENT, ..added },
-            };
-            let sum = Weight { text: state.unread.text + added.text, logprobs: state.unread.logprobs + added.logprobs };
-            if sum.text > OUTBOX_BYTES_MAX || sum.logprobs > OUTBOX_LOGPROBS_BYTES_MAX {
-                return Err(OutboxFull);
-            }
-            match joined {
-                Some(StreamEvent::Delta { text: unread, tokens: count, logprobs: list, .. }) => {
-                    let len = unread.len() + text.len();
-                    if len > unread.capacity() {
-                        // Doubled, as always, but never beyond what a delta may hold.
-                        unread.reserve_exact((2 * len).min(DELTA_BYTES_MAX).max(len) - unread.len());
-                    }
-                    unread.push_str(text);
-                    *count = tokens;
-                    list.extend(logprobs);
+        let state = &mut *self.lock();
+        if state.closed {
+            return Ok(());
+        }
+        let added = Weight { text: text.len(), logprobs: logprobs_weight(&logprobs) };
+        let of_choice = |event: &&mut StreamEvent| match event {
+            StreamEvent::Delta { index: of, .. } | StreamEvent::Finished { index: of, .. } => *of == index,
+            StreamEvent::Done(_) | StreamEvent::Failed(_) => true,
+        };
+        let last = state.events.iter_mut().rev().take(JOIN_REACH).find(of_choice);
+        let joined = last.filter(|event| weight(event).sum() + added.sum() <= DELTA_BYTES_MAX);
+        let added = match joined {
+            Some(StreamEvent::Delta { .. }) => added,
+            _ => Weight { text: added.text + EVENT, ..added },
+        };
+        let sum = Weight { text: state.unread.text + added.text, logprobs: state.unread.logprobs + added.logprobs };
+        if sum.text > OUTBOX_BYTES_MAX || sum.logprobs > OUTBOX_LOGPROBS_BYTES_MAX {
+            return Err(OutboxFull);
+        }
+        match joined {
+            Some(StreamEvent::Delta { text: unread, tokens: count, logprobs: list, .. }) => {
+                let len = unread.len() + text.len();
+                if len > unread.capacity() {
+                    // Doubled, as always, but never beyond what a delta may hold.
+                    unread.reserve_exact((2 * len).min(DELTA_BYTES_MAX).max(len) - unread.len());
                 }
-                _ => state.events.push_back(StreamEvent::Delta { index, text: text.to_owned(), tokens, logprobs }),
+                unread.push_str(text);
+                *count = tokens;
+                list.extend(logprobs);
             }
-            state.unread = sum;
-            self.bytes.inc_by(added.sum() as i64);
-            Ok(())
-        })
+            _ => state.events.push_back(StreamEvent::Delta { index, text: text.to_owned(), tokens, logprobs }),
+        }
+        state.unread = sum;
+        self.bytes.inc_by(added.sum() as i64);
+        Ok(())
     }
 
     /// Ends one choice.
     pub(crate) fn finished(&self, index: u32, reason: FinishReason) {
-        self.write(|state| {
-            if !state.closed {
-                state.events.push_back(StreamEvent::Finished { index, reason });
-            }
-        });
+        let mut state = self.lock();
+        if !state.closed {
+            state.events.push_back(StreamEvent::Finished { index, reason });
+        }
     }
 
-    /// Writes the terminal event; later calls change nothing.
+    /// Writes the terminal event, and wakes the reader; later calls change nothing.
     pub(crate) fn close(&self, end: Result<Usage, RequestFailure>) {
-        self.write(|state| {
-            if std::mem::replace(&mut state.closed, true) {
-                return;
-            }
-            match end {
-                Ok(usage) => state.events.push_back(StreamEvent::Done(usage)),
-                Err(failure) => {
-                    // A reader that is too slow has been told too much already: it gets the reason only.
-                    if failure.kind == FailureKind::SlowReader {
-                        state.events = VecDeque::new();
-                        state.forget(state.unread, &self.bytes);
-                    }
-                    state.events.push_back(StreamEvent::Failed(failure));
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.closed, true) {
+            return;
+        }
+        match end {
+            Ok(usage) => state.events.push_back(StreamEvent::Done(usage)),
+            Err(failure) => {
+                // A reader that is too slow has been told too much already: it gets the reason only.
+                if failure.kind == FailureKind::SlowReader {
+                    state.events = VecDeque::new();
+                    let unread = state.unread;
+                    state.forget(unread, &self.bytes);
                 }
+                state.events.push_back(StreamEvent::Failed(failure));
             }
-        });
+        }
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
     }
 }
 
@@ -503,10 +509,27 @@ mod tests {
         let reader = tokio::spawn(async move { (stream.next().await, stream.next().await) });
         tokio::task::yield_now().await;
         outbox.delta(0, "a", 1, Vec::new()).expect("room");
+        outbox.due().expect("somebody waits").wake();
+        assert!(outbox.due().is_none(), "once is enough");
         tokio::task::yield_now().await;
         outbox.close(Ok(Usage::default()));
         let got = reader.await.expect("read");
         assert_eq!(got, (Some(delta(0, "a", 1)), Some(StreamEvent::Done(Usage::default()))));
+    }
+
+    #[tokio::test]
+    async fn a_patient_reader_is_woken_for_much_and_for_the_end() {
+        let outbox = Arc::new(Outbox::default());
+        let mut stream = TokenStream::new(outbox.clone(), 0, CancelOnDrop::new(|| {}));
+        stream.be_patient();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(stream.poll_next(&mut context).is_pending());
+        outbox.delta(0, "a", 1, Vec::new()).expect("room");
+        assert!(outbox.due().is_none(), "it can wait");
+        while outbox.due().is_none() {
+            outbox.delta(0, &"x".repeat(DELTA_BYTES_MAX / 2), 1, Vec::new()).expect("woken before there is no room");
+        }
+        assert!(stream.poll_next(&mut context).is_ready());
     }
 
     #[tokio::test]

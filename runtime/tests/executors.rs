@@ -1,40 +1,40 @@
-//! An executor dies, hangs or computes nonsense: who notices, and who goes on as if nothing had happened.
+//! What an executor's death, or a row that is not a number, does to requests; below HTTP, with the executor in a thread that its
+//! fault points end. The same with processes that are killed is in `tests/e2e/executors.py`.
 
 mod common;
 
-use std::time::Duration;
+use std::{collections::HashMap, path::Path, time::Duration};
 
-use common::{Answer, complete, metric, read};
+use candle_core::{Device, Tensor};
+use common::{Answer, complete, metric, read, read_telling};
 use weir_runtime::{
-    CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, ModelSpec, Prompt,
-    SamplingParams, Submission, SubmitError, TenantSpec,
+    CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, ModelLocation, ModelSpec,
+    Prompt, SamplingParams, Submission, SubmitError, TenantSpec,
 };
 
-/// Bytes that set off the faults of [`MODEL`] when they are computed.
-const CRASH: &str = "\u{7}";
-const HANG: &str = "\u{6}";
-const NAN: &str = "\u{5}";
-const MODEL: &str = "fake:step=1ms,token=1us,crash_on=7,hang_on=6,nan_on=5";
-
-async fn start() -> Engine {
+async fn start(model: ModelSpec) -> Engine {
     let config = EngineConfig {
-        models: vec![MODEL.parse::<ModelSpec>().expect("model")],
+        models: vec![model],
         tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        cpu: CpuConfig::default(),
+        cpu: CpuConfig { threads: 2, kv_bytes: 4 << 20, ..CpuConfig::default() },
         executor: ExecutorMode::Thread,
         queue_len_max: 1024,
-        canary_interval: Duration::from_secs(5),
+        canary_interval: Duration::from_secs(3600),
         seed: 1,
     };
     Engine::start(config).await.expect("starts")
 }
 
-fn text(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
+async fn fake(cost: &str) -> Engine {
+    start(format!("m=fake:{cost}").parse().expect("model")).await
+}
+
+fn text(engine: &Engine, tenant: &str, prompt: Prompt, max_tokens: u32) -> Submission {
     Submission {
-        tenant: engine.tenant("a").expect("tenant"),
-        model: "fake".into(),
+        tenant: engine.tenant(tenant).expect("tenant"),
+        model: "m".into(),
         request_id: "test".into(),
-        prompt: Prompt::Text(prompt.into()),
+        prompt,
         n: 1,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         max_tokens: Some(max_tokens),
@@ -46,107 +46,282 @@ fn text(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
     }
 }
 
-/// Greedy and seeded, with one choice and several, with penalties and log-probabilities, long and short.
-fn all_sorts(engine: &Engine) -> Vec<Submission> {
-    (0..40u32)
-        .map(|i| {
-            let mut submission = text(engine, &format!("request {i} {}", "x".repeat(3 * i as usize)), 20 + 7 * i);
-            if i % 2 == 1 {
-                submission.sampling = SamplingParams { seed: Some(u64::from(i)), top_p: 0.9, ..Default::default() };
-            }
-            if i % 5 == 0 {
-                submission.sampling.frequency_penalty = 0.7;
-                submission.sampling.repetition_penalty = 1.1;
-            }
-            submission.n = 1 + u32::from(i % 7 == 0);
-            submission.logprobs = (i % 3 == 0).then_some(2);
-            submission
-        })
-        .collect()
+fn greedy(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
+    text(engine, "a", Prompt::Text(prompt.into()), max_tokens)
 }
 
-/// All of an answer but how it was cut into deltas and what it took.
-fn seen(answer: &Answer) -> impl PartialEq + std::fmt::Debug + use<> {
-    let usage = answer.end.clone().map(|usage| (usage.prompt_tokens, usage.completion_tokens));
-    (answer.texts.clone(), answer.reasons.clone(), answer.logprobs.clone(), usage)
+fn embedding(engine: &Engine, texts: impl IntoIterator<Item = String>) -> EmbedSubmission {
+    EmbedSubmission {
+        tenant: engine.tenant("b").expect("tenant"),
+        model: "m".into(),
+        request_id: "test".into(),
+        inputs: texts.into_iter().map(EmbedInput::Text).collect(),
+        truncate: false,
+    }
+}
+
+/// Greedy, seeded, with every penalty, with stop strings, log-probabilities, several choices; short and over several blocks.
+fn requests(engine: &Engine) -> Vec<Submission> {
+    let mut requests = Vec::new();
+    for index in 0..16u64 {
+        let mut request = greedy(engine, &format!("bystander {index} {}", "y".repeat(index as usize * 9)), 150);
+        if index % 2 == 1 {
+            let seed = (index % 4 == 1).then_some(index);
+            request.sampling = SamplingParams { seed, temperature: 0.8, top_p: 0.95, ..SamplingParams::default() };
+        }
+        // Without a seed of its own a text is another each time.
+        request.sampling.seed = request.sampling.seed.or(Some(1000 + index));
+        if index % 3 == 0 {
+            request.sampling.repetition_penalty = 1.2;
+            request.sampling.frequency_penalty = 0.1;
+            request.sampling.presence_penalty = 0.1;
+        }
+        request.n = if index % 5 == 0 { 3 } else { 1 };
+        request.logprobs = (index % 4 == 2).then_some(2);
+        request.min_tokens = if index % 4 == 3 { 120 } else { 0 };
+        request.ignore_eos = index % 4 != 3;
+        requests.push(request);
+    }
+    requests
+}
+
+/// What a client sees of an answer, but its cached tokens and its bill.
+fn seen(answer: Answer) -> impl PartialEq + std::fmt::Debug {
+    let usage = answer.end.expect("done");
+    (answer.texts, answer.reasons, answer.logprobs, usage.prompt_tokens, usage.completion_tokens)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poison_request_is_found_and_nobody_else_notices() {
-    let engine = start().await;
+async fn what_a_death_interrupts_goes_on_where_it_was() {
+    let engine = fake("step=2ms,token=5us,crash_on=7").await;
     let mut expected = Vec::new();
-    for submission in all_sorts(&engine) {
-        expected.push(seen(&complete(&engine, submission).await));
+    for request in requests(&engine) {
+        expected.push(seen(complete(&engine, request).await));
     }
-    let mut bystanders = Vec::new();
-    for submission in all_sorts(&engine) {
-        let n = submission.n as usize;
-        let stream = engine.submit(submission).await.expect("accepted");
-        bystanders.push(tokio::spawn(read(stream, n)));
+    let texts: Vec<String> = (0..400).map(|index| format!("input {index} {}", "z".repeat(60))).collect();
+    let vectors = engine.embed(embedding(&engine, texts.clone())).await.expect("embeds").vectors;
+
+    let (delivered, deliveries) = flume::unbounded();
+    let mut reading = Vec::new();
+    for request in requests(&engine) {
+        let n = request.n as usize;
+        let stream = engine.submit(request).await.expect("accepted");
+        let delivered = delivered.clone();
+        let tell = move || delivered.send(()).expect("the other end waits for this task");
+        reading.push(tokio::spawn(read_telling(stream, n, tell)));
     }
-    let embedding = |inputs: Vec<String>| {
-        let inputs = inputs.into_iter().map(EmbedInput::Text).collect();
-        let tenant = engine.tenant("b").expect("tenant");
-        engine.embed(EmbedSubmission { tenant, model: "fake".into(), request_id: "e".into(), inputs, truncate: false })
-    };
-    let list: Vec<String> = (0..300).map(|i| format!("input {i}")).collect();
-    let (vectors, poison) =
-        tokio::join!(embedding(list.clone()), complete(&engine, text(&engine, &format!("and {CRASH}"), 50)));
-    assert_eq!(poison.end, Err(FailureKind::Quarantined));
-    for (bystander, expected) in bystanders.into_iter().zip(expected) {
-        assert_eq!(seen(&bystander.await.expect("no panic")), expected);
+    let embedding = tokio::spawn({
+        let (engine, submission) = (engine.clone(), embedding(&engine, texts));
+        async move { engine.embed(submission).await }
+    });
+    for _ in 0..200 {
+        deliveries.recv_async().await.expect("a sender is here");
     }
+    let poison = engine.submit(greedy(&engine, "poison \u{7}", 5)).await.expect("accepted");
+    assert_eq!(read(poison, 1).await.end, Err(FailureKind::Quarantined));
+    for (index, (reader, expected)) in reading.into_iter().zip(expected).enumerate() {
+        assert_eq!(seen(reader.await.expect("no panic")), expected, "request {index}");
+    }
+    let embedded = embedding.await.expect("no panic").expect("embeds");
+    assert_eq!(embedded.vectors, vectors);
+
     assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 2.0);
     assert_eq!(metric(&engine, "weir_requests_quarantined_total").await, 1.0);
-    let vectors = vectors.expect("embedded");
-    assert_eq!(vectors.usage.prompt_tokens as usize, list.iter().map(String::len).sum::<usize>());
-    assert_eq!(vectors.vectors, embedding(list).await.expect("embedded").vectors);
-
-    // The same again is refused; of another tenant it is looked at anew.
-    let refused = engine.submit(text(&engine, &format!("and {CRASH}"), 3)).await.expect_err("quarantined");
-    assert!(matches!(refused, SubmitError::Invalid { code: Some("request_quarantined"), .. }), "{refused:?}");
-    assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 2.0);
+    assert!(metric(&engine, "weir_requests_resumed_total").await >= 16.0);
+    assert_eq!(metric(&engine, "weir_requests_total{outcome=\"failed\"}").await, 1.0);
+    assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
     assert_eq!(metric(&engine, "weir_kv_blocks_used{").await, 0.0);
-    assert_eq!(metric(&engine, "weir_requests_live").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_kills_is_kept_out_too() {
-    let engine = start().await;
-    let embedding = |texts: &[&str]| {
-        let inputs = texts.iter().map(|text| EmbedInput::Text((*text).into())).collect();
-        let tenant = engine.tenant("a").expect("tenant");
-        engine.embed(EmbedSubmission { tenant, model: "fake".into(), request_id: "e".into(), inputs, truncate: false })
+async fn a_quarantined_request_is_refused_and_no_other() {
+    let engine = fake("step=1ms,token=0us,crash_on=7").await;
+    let poison = || greedy(&engine, "poison \u{7}", 5);
+    assert_eq!(complete(&engine, poison()).await.end, Err(FailureKind::Quarantined));
+    let refused = |error: Option<SubmitError>| {
+        matches!(error, Some(SubmitError::Invalid { code: Some("request_quarantined"), .. }))
     };
-    let (good, poison) = tokio::join!(embedding(&["a", "b"]), embedding(&["c", CRASH, "d"]));
-    assert_eq!(good.expect("embedded").vectors.len(), 2);
-    assert!(poison.is_err());
-    assert!(matches!(embedding(&["c", CRASH, "d"]).await, Err(SubmitError::Invalid { .. })));
-    assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 2.0);
+    assert!(refused(engine.submit(poison()).await.err()));
+    let mut changed = poison();
+    changed.sampling.seed = Some(4);
+    changed.max_tokens = Some(9);
+    assert!(refused(engine.submit(changed).await.err()), "the same ids kill as surely");
+
+    let inputs = || embedding(&engine, ["fine".to_owned(), "not \u{7} fine".to_owned()]);
+    assert!(engine.embed(inputs()).await.is_err());
+    // An answer proves that the last death's restart has been counted.
+    assert!(complete(&engine, greedy(&engine, "back", 2)).await.end.is_ok());
+    assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 4.0);
+    assert!(refused(engine.embed(inputs()).await.err()));
+    assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 4.0, "refused at the door");
+    assert_eq!(metric(&engine, "weir_requests_quarantined_total").await, 2.0);
+
+    assert!(complete(&engine, greedy(&engine, "poison", 5)).await.end.is_ok());
+    assert_eq!(engine.embed(embedding(&engine, ["fine".to_owned()])).await.expect("embeds").vectors.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_gets_nowhere_is_ended_like_a_death() {
-    let engine = start().await;
-    let expected = complete(&engine, text(&engine, "bystander", 2_000)).await;
-    let bystander = engine.submit(text(&engine, "bystander", 2_000)).await.expect("accepted");
-    let hanging = complete(&engine, text(&engine, HANG, 5)).await;
-    assert_eq!(hanging.end, Err(FailureKind::Quarantined));
-    assert_eq!(read(bystander, 1).await.texts, expected.texts);
-    assert_eq!(metric(&engine, "weir_executor_hangs_total").await, 2.0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_is_not_a_number_ends_alone_and_leaves_nothing_in_the_cache() {
-    let engine = start().await;
-    let expected = complete(&engine, text(&engine, "neighbour", 200)).await;
-    let neighbour = engine.submit(text(&engine, "neighbour", 200)).await.expect("accepted");
-    let prompt = format!("{NAN}{}", "long enough for some blocks ".repeat(8));
-    for _ in 0..2 {
-        assert_eq!(complete(&engine, text(&engine, &prompt, 5)).await.end, Err(FailureKind::BadOutput));
+async fn a_request_that_lives_through_too_many_deaths_ends_with_one_error() {
+    let engine = fake("step=2ms,token=0us,crash_on=7").await;
+    let (delivered, deliveries) = flume::unbounded();
+    let stream = engine.submit(greedy(&engine, "unlucky", 30_000)).await.expect("accepted");
+    let unlucky = tokio::spawn(read_telling(stream, 1, move || {
+        // Nobody listens once enough has been seen.
+        let _ = delivered.send(());
+    }));
+    let mut poisons = 0;
+    while !unlucky.is_finished() {
+        poisons += 1;
+        assert!(poisons < 20, "it lives for ever");
+        // It runs, so it is in flight when the next one comes. It has ended where no more of it comes.
+        deliveries.drain();
+        if deliveries.recv_async().await.is_err() {
+            break;
+        }
+        let poison = engine.submit(greedy(&engine, &format!("poison {poisons} \u{7}"), 5)).await.expect("accepted");
+        assert_eq!(read(poison, 1).await.end, Err(FailureKind::Quarantined));
     }
-    let answer = read(neighbour, 1).await;
-    assert_eq!((answer.texts, answer.end.is_ok()), (expected.texts, true));
-    assert_eq!(metric(&engine, "weir_prefix_cache_hits_total").await, 0.0, "its blocks were not to be found");
-    assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 0.0);
+    assert_eq!(unlucky.await.expect("no panic").end, Err(FailureKind::ExecutorLost));
+    assert!(complete(&engine, greedy(&engine, "and on", 3)).await.end.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelling_what_waits_for_its_executor_leaves_nothing() {
+    let engine = fake("step=2ms,token=0us,crash_on=7").await;
+    for round in 0..20 {
+        let mut streams = Vec::new();
+        for index in 0..8 {
+            let mut request = greedy(&engine, &format!("round {round} stream {index}"), 20_000);
+            request.n = 2;
+            streams.push(engine.submit(request).await.expect("accepted"));
+        }
+        for stream in &mut streams {
+            stream.next().await.expect("it began");
+        }
+        let poison = engine.submit(greedy(&engine, &format!("poison {round} \u{7}"), 5)).await.expect("accepted");
+        // The clients go at some moment of the deaths and of the lane.
+        tokio::task::yield_now().await;
+        drop(streams);
+        assert_eq!(read(poison, 1).await.end, Err(FailureKind::Quarantined));
+    }
+    complete(&engine, greedy(&engine, "x", 8)).await;
+    assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
+    assert_eq!(metric(&engine, "weir_requests_waiting{").await, 0.0);
+    assert_eq!(metric(&engine, "weir_kv_blocks_used{").await, 0.0);
+}
+
+/// Requests with and without what makes a row fail: the first fails, the others are as they were alone, and nothing of the failed
+/// one is in the cache.
+async fn fails_alone(engine: &Engine, bad: Vec<u32>, good: Vec<Vec<u32>>, len: u32) {
+    let of = |ids: &Vec<u32>| {
+        let mut request = text(engine, "b", Prompt::Tokens(ids.clone()), len);
+        // They do not draw it themselves.
+        request.sampling.logit_bias = vec![(BROKEN, -100.0)];
+        request
+    };
+    let mut alone = Vec::new();
+    for ids in &good {
+        alone.push(seen(complete(engine, of(ids)).await));
+    }
+    let cached = metric(engine, "weir_kv_blocks_cached{").await;
+    let mut streams = Vec::new();
+    for ids in &good {
+        streams.push(engine.submit(of(ids)).await.expect("accepted"));
+    }
+    let bad = || text(engine, "a", Prompt::Tokens(bad.clone()), len);
+    assert_eq!(complete(engine, bad()).await.end, Err(FailureKind::BadOutput));
+    for (stream, alone) in streams.into_iter().zip(alone) {
+        assert_eq!(seen(read(stream, 1).await), alone);
+    }
+    assert_eq!(complete(engine, bad()).await.end, Err(FailureKind::BadOutput));
+    // Planned after whatever of it was still in flight; too short for a block of its own.
+    assert!(complete(engine, of(&vec![1, 2, 3])).await.end.is_ok());
+    assert_eq!(metric(engine, "weir_kv_blocks_cached{").await, cached, "nothing of tenant a is kept");
+    assert_eq!(metric(engine, "weir_kv_blocks_used{").await, 0.0);
+    assert_eq!(metric(engine, "weir_executor_restarts_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_not_a_number_ends_its_request_only() {
+    let engine = fake("step=1ms,token=5us,nan_on=6").await;
+    // Longer than a step holds, so that blocks are published before the row that fails.
+    let mut bad = vec![97; 700];
+    bad[40] = 6;
+    let good = (0..6).map(|index| vec![98 + index; 40]).collect();
+    fails_alone(&engine, bad, good, 60).await;
+}
+
+/// Ids of the tiny model.
+const VOCABULARY: usize = 96;
+/// The one whose embedding is not a number.
+const BROKEN: u32 = 77;
+
+/// Writes a seeded Llama of two layers; the embedding of [`BROKEN`] is not a number.
+fn write_tiny(folder: &Path) {
+    let (hidden, inner, layers, heads, kv_heads) = (64, 96, 2, 4, 2);
+    let mut state = 11u64;
+    let mut tensor = |shape: &[usize], middle: f32| {
+        let spread = if shape.len() == 2 { (3.0 / shape[1] as f32).sqrt() } else { 0.2 };
+        let values: Vec<f32> = (0..shape.iter().product::<usize>())
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                middle + spread * ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+            })
+            .collect();
+        values
+    };
+    let mut tensors = HashMap::new();
+    let mut put = |name: &str, shape: &[usize], values: Vec<f32>| {
+        tensors.insert(name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor"));
+    };
+    let mut embedding = tensor(&[VOCABULARY, hidden], 0.0);
+    embedding[BROKEN as usize * hidden..][..hidden].fill(f32::NAN);
+    put("model.embed_tokens.weight", &[VOCABULARY, hidden], embedding);
+    put("model.norm.weight", &[hidden], tensor(&[hidden], 1.0));
+    put("lm_head.weight", &[VOCABULARY, hidden], tensor(&[VOCABULARY, hidden], 0.0));
+    let kv = hidden * kv_heads / heads;
+    for layer in 0..layers {
+        for (stem, shape, middle) in [
+            ("input_layernorm", vec![hidden], 1.0),
+            ("post_attention_layernorm", vec![hidden], 1.0),
+            ("self_attn.q_proj", vec![hidden, hidden], 0.0),
+            ("self_attn.k_proj", vec![kv, hidden], 0.0),
+            ("self_attn.v_proj", vec![kv, hidden], 0.0),
+            ("self_attn.o_proj", vec![hidden, hidden], 0.0),
+            ("mlp.gate_proj", vec![inner, hidden], 0.0),
+            ("mlp.up_proj", vec![inner, hidden], 0.0),
+            ("mlp.down_proj", vec![hidden, inner], 0.0),
+        ] {
+            put(&format!("model.layers.{layer}.{stem}.weight"), &shape, tensor(&shape, middle));
+        }
+    }
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).expect("weights");
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": inner,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "head_dim": hidden / heads, "vocab_size": VOCABULARY, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false, "eos_token_id": 1,
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("config");
+    let vocabulary: HashMap<String, usize> =
+        (0..VOCABULARY).map(|id| (char::from_u32(0x100 + id as u32).expect("a letter").to_string(), id)).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocabulary,
+                  "merges": []},
+    });
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("tokenizer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_weight_that_is_not_a_number_ends_only_the_requests_that_read_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_tiny(folder.path());
+    let engine = start(ModelSpec { name: "m".into(), source: ModelLocation::Path(folder.path().to_owned()) }).await;
+    let mut bad: Vec<u32> = (0..700).map(|at| at % 70).collect();
+    bad[40] = BROKEN;
+    let good = (0..6u32).map(|index| (0..40).map(|at| (at * 3 + index * 11) % 70).collect()).collect();
+    fails_alone(&engine, bad, good, 6).await;
 }

@@ -21,12 +21,17 @@ impl Engine {
             Prompt::Text(text) => {
                 check_bytes(text.len(), card.context_len, "prompt")?;
                 let codec = model.codec.clone();
-                self.on_encoder(move || codec.encode_text(&text)).await?.map_err(|e| encode_error(e, "prompt"))?
+                self.on_encoder(text.len(), move || codec.encode_text(&text))
+                    .await?
+                    .map_err(|e| encode_error(e, "prompt"))?
             }
             Prompt::Chat(messages) => {
-                check_bytes(messages.iter().map(ChatMessage::bytes).sum(), card.context_len, "messages")?;
+                let len = messages.iter().map(ChatMessage::bytes).sum();
+                check_bytes(len, card.context_len, "messages")?;
                 let codec = model.codec.clone();
-                self.on_encoder(move || codec.encode_chat(&messages)).await?.map_err(|e| encode_error(e, "messages"))?
+                self.on_encoder(len, move || codec.encode_chat(&messages))
+                    .await?
+                    .map_err(|e| encode_error(e, "messages"))?
             }
         };
         if ids.is_empty() {
@@ -97,11 +102,19 @@ impl Engine {
             }
             Ok(all)
         };
-        self.on_encoder(encode).await?
+        self.on_encoder(usize::MAX, encode).await?
     }
 
-    /// Runs tokenising off the async threads, a bounded number at a time.
-    async fn on_encoder<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, SubmitError> {
+    /// Runs tokenising of `len` bytes off the async threads, a bounded number at a time; or at once, where going there and
+    /// back would take longer.
+    async fn on_encoder<T: Send + 'static>(
+        &self,
+        len: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SubmitError> {
+        if len <= INLINE_BYTES_MAX {
+            return Ok(work());
+        }
         let failed = |_| SubmitError::Internal { message: "The tokenizer failed".into() };
         let permit = self.shared.encoders.clone().acquire_owned().await.map_err(|e| failed(e.to_string()))?;
         tokio::task::spawn_blocking(move || {
@@ -138,6 +151,9 @@ fn check_ids(ids: &[u32], vocab_size: u32, param: &'static str) -> Result<(), Su
         None => Ok(()),
     }
 }
+
+/// Text that is tokenised where its request is, in some 100 us at most.
+const INLINE_BYTES_MAX: usize = 512;
 
 /// Bytes of text that are read for each position of the context. A token is rarely longer, so more cannot fit, and finding
 /// that out by tokenising would cost far more.

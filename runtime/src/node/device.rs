@@ -19,7 +19,7 @@ pub(crate) const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// An executor that is not heard for this long, or gets nowhere with a step for this long, is hung. A step on a busy
 /// machine may take longer: it gets somewhere.
-pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(8);
+pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(6);
 /// Longest a load may take, however alive its executor is.
 pub(crate) const LOAD_TIME_MAX: Duration = Duration::from_secs(30 * 60);
 /// The watch is looked at this often. What passes between two looks counts once at most, so that a node that was itself
@@ -154,9 +154,9 @@ mod tests {
 
     #[test]
     fn silence_and_standstill_are_noticed_and_slowness_is_not() {
-        assert_eq!(watched(60, false, |_, _| {}), Some(9), "silent while idle");
+        assert_eq!(watched(60, false, |_, _| {}), Some(7), "silent while idle");
         assert_eq!(watched(60, false, |_, watch| watch.heartbeat(7)), None, "idle");
-        assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(9), "in a step that stands still");
+        assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(7), "in a step that stands still");
         assert_eq!(watched(600, true, |second, watch| watch.heartbeat(second / 5)), None, "in a step that is slow");
     }
 

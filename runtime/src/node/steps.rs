@@ -138,6 +138,7 @@ impl Node {
                     if let Some(reason) = progress.finished {
                         outbox.finished(live.choice, reason);
                     }
+                    self.due.extend(outbox.due());
                 }
                 self.survived(request);
                 if full {

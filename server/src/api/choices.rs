@@ -57,6 +57,13 @@ impl Choices {
         Choices::Many { events, _readers: readers, open, usage: Usage::default(), prompt_tokens }
     }
 
+    /// The answer is wanted as a whole.
+    pub(super) fn be_patient(&self) {
+        if let Choices::One(stream) = self {
+            stream.be_patient();
+        }
+    }
+
     /// Tokens of all prompts.
     pub(super) fn prompt_tokens(&self) -> u32 {
         match self {

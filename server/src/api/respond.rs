@@ -65,6 +65,7 @@ pub(super) async fn gather(
     mut answer: Answer,
     deadline: Deadline,
 ) -> Result<(Answer, Usage), ApiError> {
+    choices.be_patient();
     loop {
         let event = within(deadline, choices.next()).await?.ok_or_else(broke_off)?;
         if let Some(usage) = answer.add(event)? {
