@@ -7,8 +7,11 @@ use crate::{
     openai::{chat::ChatRequest, completion::CompletionRequest, embedding::EmbeddingRequest},
 };
 
+/// What a target is: it takes any bytes, and returns.
+pub type Target = fn(&[u8]);
+
 /// The targets: the name of each is that of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/corpus`.
-pub const TARGETS: [(&str, fn(&[u8])); 9] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("chat", chat),
     ("completion", completion),
     ("embedding", embedding),
