@@ -35,7 +35,7 @@ build: ## build target/release/weir
 test: models ## install what the tests need, and run them all
 	@$(PYTHON) scripts/test.py
 
-prove: models ## run the proofs at full size and print their figures: about an hour
+prove: models ## run the proofs at full size and print their figures: about half an hour
 	@$(PYTHON) scripts/test.py --prove
 
 figures: models ## print the figures of quality that the tests measure
