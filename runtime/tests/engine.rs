@@ -84,6 +84,22 @@ async fn tenants_share_no_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_next_turn_finds_what_was_drawn_under_its_own_name() {
+    let engine = start(&[FAST], |_| {}).await;
+    // The fake model's ids are bytes: what it drew is the same ids again when it comes as text.
+    let mut conversation = "forty bytes of prompt, a block and more.".to_owned();
+    for turn in 0..4 {
+        let answer = complete(&engine, text(&engine, "a", &conversation, 100)).await;
+        let usage = answer.end.expect("done");
+        // All blocks that were computed before; the last id was drawn and not computed.
+        let known = if turn == 0 { 0 } else { usage.prompt_tokens - 1 - 1 };
+        assert_eq!(usage.cached_tokens, known / 32 * 32, "turn {turn}");
+        conversation += &answer.texts[0];
+        conversation += "?";
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn choices_differ_by_seed_and_repeat_with_it() {
     let engine = start(&[FAST], |_| {}).await;
     let submission = || {

@@ -148,7 +148,7 @@ async fn a_quarantined_request_is_refused_and_no_other() {
     assert!(refused(engine.submit(changed).await.err()), "the same ids kill as surely");
 
     let inputs = || embedding(&engine, ["fine".to_owned(), "not \u{7} fine".to_owned()]);
-    assert!(engine.embed(inputs()).await.is_err());
+    assert!(refused(engine.embed(inputs()).await.err()));
     // An answer proves that the last death's restart has been counted.
     assert!(complete(&engine, greedy(&engine, "back", 2)).await.end.is_ok());
     assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 4.0);
@@ -158,6 +158,23 @@ async fn a_quarantined_request_is_refused_and_no_other() {
 
     assert!(complete(&engine, greedy(&engine, "poison", 5)).await.end.is_ok());
     assert_eq!(engine.embed(embedding(&engine, ["fine".to_owned()])).await.expect("embeds").vectors.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_a_poison_end_with_it() {
+    let engine = fake("step=1ms,token=0us,crash_on=7").await;
+    let bystander = engine.submit(greedy(&engine, "bystander", 2_000)).await.expect("accepted");
+    // Long enough to share blocks: all but one wait for the one that computes them, and have no row when it kills.
+    let prompt = format!("{} \u{7}", "the same poison ".repeat(20));
+    let mut copies = Vec::new();
+    for _ in 0..12 {
+        copies.push(engine.submit(greedy(&engine, &prompt, 5)).await.expect("accepted"));
+    }
+    for copy in copies {
+        assert_eq!(read(copy, 1).await.end, Err(FailureKind::Quarantined));
+    }
+    assert!(read(bystander, 1).await.end.is_ok());
+    assert_eq!(metric(&engine, "weir_executor_restarts_total").await, 2.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +252,8 @@ async fn fails_alone(engine: &Engine, bad: Vec<u32>, good: Vec<Vec<u32>>, len: u
     }
     assert_eq!(complete(engine, bad()).await.end, Err(FailureKind::BadOutput));
     // Planned after whatever of it was still in flight; too short for a block of its own.
-    assert!(complete(engine, of(&vec![1, 2, 3])).await.end.is_ok());
+    let short = Submission { max_tokens: Some(5), ..of(&vec![1, 2, 3]) };
+    assert!(complete(engine, short).await.end.is_ok());
     assert_eq!(metric(engine, "weir_kv_blocks_cached{").await, cached, "nothing of tenant a is kept");
     assert_eq!(metric(engine, "weir_kv_blocks_used{").await, 0.0);
     assert_eq!(metric(engine, "weir_executor_restarts_total").await, 0.0);

@@ -151,8 +151,12 @@ impl Device {
         best.map(|(_, _, _, m)| m)
     }
 
-    /// Notes which tenants wanted more than the step gives them.
+    /// Notes which tenants wanted more than the step gives them. Of a step that is one request's alone nothing is noted: the
+    /// others wanted no less because they were not asked.
     fn note_short(&mut self) {
+        if self.alone.is_some() {
+            return;
+        }
         for &tenant in &self.active {
             self.shares[tenant as usize].short = self.models.iter().any(|model| {
                 let lane = &model.lanes[tenant as usize];

@@ -266,6 +266,9 @@ impl Engine {
         let lost = || SubmitError::Internal { message: "The server is shutting down".into() };
         let failed = |failure: RequestFailure| match failure.kind {
             FailureKind::Draining => SubmitError::Draining,
+            FailureKind::Quarantined => {
+                SubmitError::Invalid { message: failure.message, param: None, code: Some("request_quarantined") }
+            }
             _ => SubmitError::Internal { message: failure.message },
         };
         let (vectors, usage) = answer.map_err(|_| lost())?.map_err(failed)?;

@@ -23,7 +23,8 @@ use super::{
 pub fn executor_main() -> ! {
     let outcome = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from).and_then(|stream| {
         let mut reader = stream.try_clone()?;
-        serve(&mut reader, stream)
+        // Whoever started this process has gone. It may be in a step that does not end, and would never hear of that.
+        serve(&mut reader, stream, || std::process::exit(1))
     });
     match outcome {
         Ok(()) => std::process::exit(0),
@@ -39,7 +40,13 @@ pub fn executor_main() -> ! {
 /// # Errors
 /// What the streams say, or a frame that makes no sense. A model that does not load is reported; a required
 /// one ends the worker.
-pub(crate) fn serve(reader: &mut impl Read, writer: impl Write + Send + 'static) -> io::Result<()> {
+///
+/// Calls `unheard` when a heartbeat cannot be said.
+pub(crate) fn serve(
+    reader: &mut impl Read,
+    writer: impl Write + Send + 'static,
+    unheard: impl Fn() + Sync,
+) -> io::Result<()> {
     // Shared with the thread that loads a model beside the steps of the others, and with the heartbeat.
     let writer = Arc::new(Mutex::new(writer));
     let say = |message: &FromExecutor| wire::write_frame(&mut *held(&writer), message);
@@ -54,7 +61,12 @@ pub(crate) fn serve(reader: &mut impl Read, writer: impl Write + Send + 'static)
     let pool = Pool::new(threads);
     let pulse = Pulse::default();
     thread::scope(|scope| {
-        scope.spawn(|| pulse.run(|| pool.runs(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok()));
+        scope.spawn(|| {
+            pulse.run(|| pool.runs(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok());
+            if pulse.is_unheard() {
+                unheard();
+            }
+        });
         let outcome = load_and_run(&load, reader, &writer, &pool, &pulse);
         pulse.stop();
         outcome

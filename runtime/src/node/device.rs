@@ -25,7 +25,8 @@ pub(crate) const LOAD_TIME_MAX: Duration = Duration::from_secs(30 * 60);
 /// The watch is looked at this often. What passes between two looks counts once at most, so that a node that was itself
 /// stopped does not take its executors for hung.
 pub(crate) const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Starts that may fail one after another before the requests that wait for the executor are given up.
+/// Executors that may be lost one after another, none having completed a step, before the requests that wait for one are
+/// given up.
 pub(crate) const FAILED_STARTS_MAX: u32 = 3;
 
 /// One device.
@@ -40,7 +41,7 @@ pub(crate) struct Device {
     /// Sequences that the executor may forget, by model.
     pub(crate) close: Vec<Vec<u64>>,
     pub(crate) restart_pause: Duration,
-    /// Starts since the executor was last ready.
+    /// Executors lost since one last completed a step.
     pub(crate) failed_starts: u32,
     pub(crate) watch: Watch,
     /// Requests that had rows in the steps that an executor died in: they run one at a time until each has been seen to
@@ -73,9 +74,14 @@ impl Watch {
         }
     }
 
-    /// It did something of use, or was given something to do.
+    /// It did something of use.
     pub(crate) fn worked(&mut self) {
         (self.silent, self.stuck) = (Duration::ZERO, Duration::ZERO);
+    }
+
+    /// It was given something to do, of which it knows nothing yet.
+    pub(crate) fn given(&mut self) {
+        self.stuck = Duration::ZERO;
     }
 
     /// Why the executor is to be taken for hung, if it is; `running` while it has a step, `loading` while it loads.
@@ -157,6 +163,7 @@ mod tests {
         assert_eq!(watched(60, false, |_, _| {}), Some(7), "silent while idle");
         assert_eq!(watched(60, false, |_, watch| watch.heartbeat(7)), None, "idle");
         assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(7), "in a step that stands still");
+        assert_eq!(watched(60, true, |_, watch| watch.given()), Some(7), "silent, whatever it is given");
         assert_eq!(watched(600, true, |second, watch| watch.heartbeat(second / 5)), None, "in a step that is slow");
     }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use weir_scheduler::{Admission, DeviceId, ModelId, ModelLimits, TenantId, Work};
+use weir_scheduler::{Admission, DeviceId, ModelId, ModelLimits, RequestId, TenantId, Work};
 
 use super::{
     Node,
@@ -109,7 +109,6 @@ impl Node {
             self.scheduler.add_model(id, ModelId(loaded.model), limits);
         }
         entry.state = DeviceState::Ready;
-        entry.failed_starts = 0;
         entry.watch.worked();
         self.status.executor_ready();
         self.metrics.executor_up(true);
@@ -130,9 +129,10 @@ impl Node {
             self.lose_device(device);
         }
         let entry = &mut self.devices[device];
-        // Kills what is left of it.
+        // Kills what is left of it; what it has said already is not heard any more.
         entry.link = None;
-        entry.failed_starts += u32::from(!was_ready);
+        entry.epoch += 1;
+        entry.failed_starts += 1;
         entry.in_flight.clear();
         entry.close.iter_mut().for_each(Vec::clear);
         let restart_at = Instant::now() + entry.restart_pause;
@@ -165,32 +165,42 @@ impl Node {
         let due = self.last_step.max(self.status.last_canary()).elapsed() >= self.canary_interval;
         let first = self.started.is_some() && self.canaries == 0;
         let ready = self.devices.iter().any(Device::is_ready);
-        if !ready || !self.groups.is_empty() || !(due || first) {
-            return;
+        if ready && self.groups.is_empty() && (due || first) {
+            self.status.canary_sent();
+            self.admit_canary();
         }
-        self.status.canary_sent();
-        self.canaries += 1;
-        let index = (self.canaries % self.models.len() as u64) as usize;
-        let model = ModelId(index as u16);
-        let (work, sequence, inputs) = if self.models[index].embeds_only {
-            (Work::Embed { lens: vec![1] }, None, vec![vec![0]])
-        } else {
-            let spec = SequenceSpec {
-                sampling: SamplingParams { temperature: 0.0, ..Default::default() },
-                new_tokens_max: 1,
-                min_tokens: 0,
-                stop: Vec::new(),
-                ignore_eos: true,
-                eos: Arc::from([]),
-                logprobs: None,
+    }
+
+    /// Admits one token of the operator's for the next model that is there.
+    pub(super) fn admit_canary(&mut self) -> Option<RequestId> {
+        let (now, models) = (self.now(), self.models.len() as u64);
+        for _ in 0..models {
+            self.canaries += 1;
+            let index = (self.canaries % models) as usize;
+            let (work, sequence, inputs) = if self.models[index].embeds_only {
+                (Work::Embed { lens: vec![1] }, None, vec![vec![0]])
+            } else {
+                let spec = SequenceSpec {
+                    sampling: SamplingParams { temperature: 0.0, ..Default::default() },
+                    new_tokens_max: 1,
+                    min_tokens: 0,
+                    stop: Vec::new(),
+                    ignore_eos: true,
+                    eos: Arc::from([]),
+                    logprobs: None,
+                };
+                let work = Work::Generate { prompt_len: 1, new_tokens_max: 1, hashes: Vec::new() };
+                (work, Some(Sequence::new(spec, &[0], None)), Vec::new())
             };
-            let work = Work::Generate { prompt_len: 1, new_tokens_max: 1, hashes: Vec::new() };
-            (work, Some(Sequence::new(spec, &[0], None)), Vec::new())
-        };
-        let admission = Admission { tenant: TenantId::OPERATOR, model, priority: 0, work };
-        if let Ok(request) = self.scheduler.admit(self.now(), admission) {
-            let id = GroupId(u64::MAX - self.canaries);
-            self.register(id, TenantId::OPERATOR, index, Output::Canary { inputs }, &[request], vec![sequence], 1);
+            let admission = Admission { tenant: TenantId::OPERATOR, model: ModelId(index as u16), priority: 0, work };
+            // A model that was not loaded again after a restart has no place to run.
+            if let Ok(request) = self.scheduler.admit(now, admission) {
+                let id = GroupId(u64::MAX - self.canaries);
+                let output = Output::Canary { inputs };
+                self.register(id, TenantId::OPERATOR, index, output, &[request], vec![sequence], 1);
+                return Some(request);
+            }
         }
+        None
     }
 }

@@ -42,7 +42,7 @@ use self::{
 use crate::{
     codec::Codec,
     config::ExecutorMode,
-    error::{EngineError, FailureKind},
+    error::{EngineError, FailureKind, SubmitError},
     executor::{link::LinkEvent, wire::Load},
     metrics::Metrics,
     status::Status,
@@ -117,6 +117,8 @@ struct Live {
     choice: u32,
     sequence: Option<Sequence>,
     last_token: Option<Instant>,
+    /// It has left the queue once.
+    started: bool,
     /// Of a list to embed that was taken up again: the inputs that its items are.
     items: Option<Vec<u32>>,
     /// Tokens that were computed for it, so that computing them again is known as that.
@@ -202,6 +204,10 @@ impl Node {
 
     /// Ends what still runs. The steps it is in are lost, and what they took is the operator's.
     fn end_all(&mut self) {
+        for submit in std::mem::take(&mut self.door) {
+            self.status.left_inbox();
+            let _ = submit.accepted.send(Err(SubmitError::Draining));
+        }
         let left: Vec<GroupId> = self.groups.keys().copied().collect();
         for group in left {
             self.fail(group, FailureKind::Draining, "The server is shutting down");

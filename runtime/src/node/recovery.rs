@@ -8,7 +8,8 @@
 //! time, in the device's *lane*, with no other row in the step and no other step in flight, until each has drawn an id (a list to
 //! embed: until its end), which takes it past the place where it was. An executor that dies with the lane's first in its
 //! only step has named its killer: that request ends and is kept out, see [`super::quarantine`]. So a request that
-//! kills kills twice, and nobody else ends because of it.
+//! kills kills twice, and nobody else ends because of it; its copies end with it. First in the lane is a canary: an executor
+//! that dies of that has named nobody.
 //!
 //! Who comes while no executor is there waits at the door, for it is there again in a moment.
 //!
@@ -22,7 +23,9 @@ use weir_scheduler::{Admission, DeviceId, End, ModelId, Nanos, RequestId, Work};
 use super::{
     Live, Node,
     device::{Device, FAILED_STARTS_MAX},
-    group::Output,
+    group::{Group, Output},
+    message::GroupId,
+    quarantine::Fingerprint,
     sequence::Sequence,
 };
 use crate::error::FailureKind;
@@ -64,26 +67,38 @@ impl Node {
     /// Ends a request that brings executors down, and its like for some time.
     fn keep_out(&mut self, killer: RequestId) {
         let Some(live) = self.sequences.get(&killer) else { return };
-        let id = live.group;
-        let Some(group) = self.groups.get(&id) else { return };
-        let fingerprint = match (&group.output, &live.sequence) {
-            (Output::Vectors { inputs, .. }, _) => {
-                self.quarantine.fingerprint(group.tenant, group.model, inputs.iter().map(Vec::as_slice))
-            }
-            (_, Some(sequence)) => {
-                self.quarantine.fingerprint(group.tenant, group.model, std::iter::once(sequence.prompt()))
-            }
-            // The operator's own has no fingerprint worth keeping.
-            _ => return,
-        };
+        let Some(group) = self.groups.get(&live.group) else { return };
+        let Some(fingerprint) = self.fingerprint(group) else { return };
         tracing::error!(
             model = self.models[group.model].name,
             tenant = group.tenant.0,
             "a request has brought its executor down twice, the second time alone; it is kept out"
         );
         self.quarantine.add(Instant::now(), fingerprint);
-        self.metrics.quarantined();
-        self.fail(id, FailureKind::Quarantined, QUARANTINED);
+        // Its copies would do the same, one after another.
+        let mut same: Vec<GroupId> =
+            self.groups.values().filter(|group| self.fingerprint(group) == Some(fingerprint)).map(|g| g.id).collect();
+        same.sort_unstable();
+        for id in same {
+            self.metrics.quarantined();
+            self.fail(id, FailureKind::Quarantined, QUARANTINED);
+        }
+    }
+
+    /// What a request is known by in the quarantine; nothing for the operator's own.
+    fn fingerprint(&self, group: &Group) -> Option<Fingerprint> {
+        let of =
+            |inputs: &mut dyn Iterator<Item = &[u32]>| self.quarantine.fingerprint(group.tenant, group.model, inputs);
+        match &group.output {
+            Output::Vectors { inputs, .. } => Some(of(&mut inputs.iter().map(Vec::as_slice))),
+            Output::Text(_) => {
+                let running = group.requests.iter().filter_map(|request| self.sequences.get(request));
+                let mut lives = running.chain(self.returning.iter().filter(|live| live.group == group.id));
+                let prompt = lives.find_map(|live| live.sequence.as_ref())?.prompt();
+                Some(of(&mut std::iter::once(prompt)))
+            }
+            Output::Canary { .. } => None,
+        }
     }
 
     /// Keeps what a lost device was running; nothing if it is not to go on.
@@ -100,7 +115,16 @@ impl Node {
     pub(super) fn take_up(&mut self, device: usize) {
         let id = DeviceId(device as u16);
         let mut returning = std::mem::take(&mut self.returning);
-        returning.sort_by_key(|live| !live.suspect);
+        // In the order in which they came, for that is the order in which they waited.
+        returning.sort_by_key(|live| {
+            let came = self.groups.get(&live.group).map(|group| group.submitted);
+            (!live.suspect, came, live.group, live.choice)
+        });
+        if returning.first().is_some_and(|live| live.suspect) {
+            // An executor that cannot even do this has nothing to say about who killed the one before.
+            let canary = self.admit_canary();
+            self.devices[device].lane.extend(canary);
+        }
         for mut live in returning {
             let Some(group) = self.groups.get_mut(&live.group) else { continue };
             let (work, redo) = match live.sequence.as_mut() {
@@ -199,7 +223,7 @@ impl Node {
     }
 
     /// Takes out what waits for a device although its reader has gone.
-    pub(super) fn drop_returning(&mut self, group: super::message::GroupId) {
+    pub(super) fn drop_returning(&mut self, group: GroupId) {
         let (gone, stay) = std::mem::take(&mut self.returning).into_iter().partition(|live| live.group == group);
         self.returning = stay;
         let gone: Vec<Live> = gone;

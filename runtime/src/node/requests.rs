@@ -109,6 +109,7 @@ impl Node {
                 choice: choice as u32,
                 sequence,
                 last_token: None,
+                started: false,
                 items: None,
                 computed: 0,
                 deaths: 0,
@@ -160,9 +161,11 @@ impl Node {
         for event in events.drain(..) {
             match event {
                 Event::Started { request, cached_tokens } => {
-                    let live = self.sequences.get(&request).filter(|live| live.deaths == 0 && live.items.is_none());
                     // Taken up again, a request has started before.
-                    if let Some(group) = live.and_then(|live| self.groups.get_mut(&live.group)) {
+                    if let Some(live) = self.sequences.get_mut(&request)
+                        && !std::mem::replace(&mut live.started, true)
+                        && let Some(group) = self.groups.get_mut(&live.group)
+                    {
                         self.metrics.started(group.submitted.elapsed());
                         group.usage.cached_tokens = group.usage.cached_tokens.max(cached_tokens);
                     }

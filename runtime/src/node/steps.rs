@@ -27,8 +27,12 @@ impl Node {
             self.settle();
             let batch = self.batch(device, &plan);
             let entry = &mut self.devices[device];
+            if entry.link.as_ref().is_none_or(|link| link.send(ToExecutor::Step(batch)).is_err()) {
+                self.executor_down(device, "the executor takes no more steps".into());
+                break;
+            }
             if entry.in_flight.is_empty() {
-                entry.watch.worked();
+                entry.watch.given();
             }
             entry.in_flight.push_back(InFlight {
                 step: plan.step,
@@ -36,10 +40,6 @@ impl Node {
                 rows: plan.rows.clone(),
                 tokens: plan.tokens(),
             });
-            let sent = entry.link.as_ref().is_some_and(|link| link.send(ToExecutor::Step(batch)).is_ok());
-            if !sent {
-                self.executor_down(device, "the executor takes no more steps".into());
-            }
         }
         self.plan = plan;
     }
@@ -89,12 +89,18 @@ impl Node {
         if !known {
             return self.executor_down(device, "the executor reported a step that was not planned".into());
         }
+        // Only now does the scheduler know of the drawn ids, and a block's name counts for the last that they fill.
+        for row in &step.rows {
+            if let Some(sequence) = self.sequences.get_mut(&row.request).and_then(|live| live.sequence.as_mut()) {
+                sequence.named_blocks(|name| self.scheduler.block_hashed(row.request, name));
+            }
+        }
         self.last_step = arrived;
         self.status.step_completed();
         let entry = &mut self.devices[device];
         entry.watch.worked();
         // Only now has it shown that it does more than come up and go down again.
-        entry.restart_pause = RESTART_PAUSE_MIN;
+        (entry.restart_pause, entry.failed_starts) = (RESTART_PAUSE_MIN, 0);
         // The first canary has warmed the device up: now the node has started.
         if self.devices.iter().all(Device::is_ready)
             && let Some(started) = self.started.take()
@@ -118,7 +124,6 @@ impl Node {
                 let Some(sequence) = live.sequence.as_mut() else { return RowOutcome::Failed };
                 let codec = &self.models[group.model].codec;
                 let progress = sequence.advance(&sampled, codec);
-                sequence.named_blocks(|name| self.scheduler.block_hashed(request, name));
                 if !group.is_canary() {
                     self.metrics.token(live.last_token.replace(arrived).map(|last| arrived - last));
                     if group.first_token.is_none() {
