@@ -153,11 +153,12 @@ pub fn inspect(path: &Path) -> Result<Inspection, ModelRefusal> {
     Ok(Inspection { info: source.info().clone(), has_chat_template: codec.has_template() })
 }
 
-/// Limits this process for good to what inspecting the model at `path` may take.
+/// Limits this process for good to what inspecting the model at `path` may take. What it finds may be printed into a file
+/// only if it `may_write` any.
 ///
 /// # Errors
 /// When the system refuses a limit.
-pub fn confine(path: &Path) -> io::Result<()> {
+pub fn confine(path: &Path, may_write: bool) -> io::Result<()> {
     let size = Sizes::of(path);
     let address =
         ADDRESS_SLACK.saturating_add(size.weights).saturating_add(size.json.saturating_mul(ADDRESS_PER_JSON_BYTE));
@@ -166,11 +167,12 @@ pub fn confine(path: &Path) -> io::Result<()> {
         (Resource::Cpu, CPU_SECONDS_MAX),
         (Resource::Nofile, FILES_OPEN_MAX),
         (Resource::Core, 0),
-        (Resource::Fsize, 0),
+        (Resource::Fsize, if may_write { u64::MAX } else { 0 }),
     ] {
         // Whoever started this process may have set narrower limits, which cannot be widened again.
         let limit = getrlimit(resource).maximum.map_or(limit, |narrower| narrower.min(limit));
-        setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+        let limit = Some(limit).filter(|limit| *limit != u64::MAX);
+        setrlimit(resource, Rlimit { current: limit, maximum: limit })?;
     }
     Ok(())
 }

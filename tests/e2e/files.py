@@ -177,6 +177,10 @@ def test_inspect_says_what_a_model_is_or_what_is_wrong(world):
         for source in ("good", "good.gguf"):
             done = weir(world, "inspect", str(root / source))
             assert done.returncode == 0 and "llama" in done.stdout and "vocabulary    8" in done.stdout, done
+        with open(root / "summary", "w+", encoding="utf-8") as summary:
+            subprocess.run([world.weir, "inspect", root / "good"], stdout=summary, timeout=120, check=True)
+            summary.seek(0)
+            assert "llama" in summary.read(), "it may be sent into a file"
         # Limits that are there already are kept where they are narrower.
         limited = subprocess.run(["bash", "-c", 'ulimit -v 900000; exec "$0" inspect "$1"', world.weir, root / "good"],
                                  capture_output=True, text=True, timeout=120, check=False)

@@ -20,8 +20,8 @@ pub(super) struct InspectArgs {
 }
 
 pub(super) fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    // Before a byte of the files is read.
-    confine(&args.path).context("cannot limit this process")?;
+    // Before a byte of the files is read. Programs listen at a pipe; people may send the summary into a file.
+    confine(&args.path, !args.json).context("cannot limit this process")?;
     let (line, found) = answer(&args.path);
     match (found, args.json) {
         (Ok(_), true) => put(&format!("{line}\n")),
