@@ -52,6 +52,14 @@ pub enum KernelError {
         /// The row length given.
         k: usize,
     },
+    /// The device, or what stands for one, could not do it.
+    #[error("{op}: {message}")]
+    Device {
+        /// What was to be done.
+        op: &'static str,
+        /// What it said.
+        message: String,
+    },
     /// candle refused the tensors (another device, aliased operands).
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

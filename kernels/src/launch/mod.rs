@@ -1,0 +1,124 @@
+//! Launches: what a CUDA kernel is started with, worked out on any machine.
+//!
+//! Each kernel of `kernels/cuda` has a function here that turns an op's arguments into a [`Launch`]: its grid, its shared memory and
+//! its parameters in order. Nothing here needs a GPU, so the same launch runs on the device and in the tests' emulation of its thread
+//! grid; [`Runner`] is what both are to the checks in [`crate::parity`].
+
+use crate::KernelError;
+
+/// One start of one kernel.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// The file in `kernels/cuda`, without its ending.
+    pub module: &'static str,
+    /// The kernel's name, without the element type that ends it, such as `rms_norm`.
+    pub kernel: &'static str,
+    /// The element type it works on: its name is `kernel` + `_` + this.
+    pub element: Element,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y and z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: u32,
+    /// Its parameters, in order.
+    pub args: Vec<Arg>,
+}
+
+impl Launch {
+    /// The kernel's name in its module.
+    pub fn name(&self) -> String {
+        format!("{}_{}", self.kernel, self.element.suffix())
+    }
+}
+
+/// One parameter of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    /// An address where the kernel reads or writes (`T*`, 8 bytes); 0 is a null pointer.
+    Ptr(u64),
+    /// `uint32_t`
+    U32(u32),
+    /// `uint64_t`
+    U64(u64),
+    /// `float`
+    F32(f32),
+}
+
+/// What a kernel's activations are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Element {
+    F32,
+    F16,
+    BF16,
+}
+
+impl Element {
+    /// All of them.
+    pub const ALL: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
+
+    /// How kernels' names end.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Element::F32 => "f32",
+            Element::F16 => "f16",
+            Element::BF16 => "bf16",
+        }
+    }
+
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::F16 | Element::BF16 => 2,
+        }
+    }
+}
+
+/// Rows of elements where a kernel reaches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowsAt {
+    /// Address of the first element of the first row.
+    pub ptr: u64,
+    /// How many rows.
+    pub rows: u32,
+    /// Elements of a row, without gaps.
+    pub cols: u32,
+    /// Elements from one row's beginning to the next one's.
+    pub stride: u32,
+}
+
+/// The paged KV tensor where a kernel reaches it: `[blocks, layers, 2, kv_heads, 32, head_dim]` without gaps, of the activations'
+/// element type. On CUDA keys lie as values do, `[32][head_dim]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct KvAt {
+    /// Address of the first element.
+    pub ptr: u64,
+    pub blocks: u32,
+    pub layers: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+}
+
+/// Something that runs launches: a GPU's stream, or an emulation of the thread grid on the host.
+pub trait Runner {
+    /// Copies bytes to where kernels can reach them, aligned to 256, and returns the address. They stay until the runner goes.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    fn upload(&mut self, bytes: &[u8]) -> Result<u64, KernelError>;
+
+    /// Copies bytes back, once every launch before has ended.
+    ///
+    /// # Errors
+    /// If a launch failed.
+    fn download(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Runs a kernel, after those launched before.
+    ///
+    /// # Errors
+    /// If there is no such kernel or it cannot be started so.
+    fn launch(&mut self, launch: &Launch) -> Result<(), KernelError>;
+}
