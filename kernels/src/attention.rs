@@ -27,7 +27,9 @@ use crate::math::{self, Real, exp_real};
 use crate::packed::LANES;
 use crate::tile::{self, HALF_ROWS_MAX, Steps, Target};
 use crate::view::{Rows, RowsMut, RowsRef, floats, floats_mut, halves, in_range, shape};
-use crate::{KernelError, Pool};
+use crate::launch::attention::AttentionShape;
+use crate::operands::{AttentionBatch, Operands};
+use crate::{Device, KernelError, Pool};
 
 /// Row tiles in one task at most: they share each block's conversion to f32.
 const TILES_PER_TASK_MAX: usize = 4;
@@ -395,14 +397,14 @@ pub fn paged_attention(
     q: &Tensor,
     kv: &Tensor,
     layer: usize,
-    rows: &[AttentionRow<'_>],
+    batch: &AttentionBatch<'_>,
     heads: usize,
     scale: f32,
     window: Option<u32>,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
     const OP: &str = "paged_attention";
-    let view = KvView::of(OP, kv, layer)?;
+    let view = KvView::of_type(OP, kv, layer, kv.dtype())?;
     if view.kv_heads == 0 || !heads.is_multiple_of(view.kv_heads) {
         let expected = format!("a multiple of {} kv heads", view.kv_heads);
         return Err(shape(OP, "heads", heads.to_string(), &expected));
@@ -410,7 +412,44 @@ pub fn paged_attention(
     if window == Some(0) {
         return Err(shape(OP, "window", "0".into(), "at least 1"));
     }
-    let tokens = Rows::of(OP, "out", out)?.rows;
+    let tokens = Rows::of_type(OP, "out", out, out.dtype())?.rows;
+    // What a GPU was told of has been checked with the first layer.
+    if !batch.is_planned() {
+        check_rows(batch.rows(), view, tokens)?;
+    }
+    let width = heads * view.head_dim;
+    if let Some(stream) = device.stream() {
+        let on = Operands::of(OP, out, stream)?;
+        let (out, q) = (on.expect("out", out, tokens, width)?, on.expect("q", q, tokens, width)?);
+        let kv = on.kv(kv, layer)?;
+        let shape = AttentionShape {
+            heads: heads as u32,
+            kv_heads: kv.kv_heads,
+            head_dim: kv.head_dim,
+            window,
+            element: on.element,
+        };
+        let launches = batch.launches(shape, stream, out, q, kv, layer as u32, scale)?;
+        return launches.iter().try_for_each(|launch| on.launch(launch));
+    }
+    let (view, rows, pool) = (KvView::of(OP, kv, layer)?, batch.rows(), device.pool());
+    let op = PagedAttention {
+        out: Rows::expect(OP, "out", out, tokens, heads * view.head_dim)?,
+        q: Rows::expect(OP, "q", q, tokens, heads * view.head_dim)?,
+        kv: view,
+        layer,
+        rows,
+        heads,
+        scale,
+        window,
+        pool,
+    };
+    Ok(out.inplace_op3(q, kv, &op)?)
+}
+
+/// Refuses rows that overlap or whose block tables are too short or name blocks that do not exist.
+fn check_rows(rows: &[AttentionRow<'_>], view: KvView, tokens: usize) -> Result<(), KernelError> {
+    const OP: &str = "paged_attention";
     let mut next = 0;
     for row in rows {
         if (row.first_token as usize) < next {
@@ -430,16 +469,5 @@ pub fn paged_attention(
     if next > tokens {
         return Err(shape(OP, "rows", format!("up to token {next}"), &format!("within {tokens} tokens")));
     }
-    let op = PagedAttention {
-        out: Rows::expect(OP, "out", out, tokens, heads * view.head_dim)?,
-        q: Rows::expect(OP, "q", q, tokens, heads * view.head_dim)?,
-        kv: view,
-        layer,
-        rows,
-        heads,
-        scale,
-        window,
-        pool,
-    };
-    Ok(out.inplace_op3(q, kv, &op)?)
+    Ok(())
 }

@@ -7,7 +7,8 @@ use crate::math::{gelu_erf_real, gelu_tanh_real, silu_real};
 use crate::packed::LANES;
 use crate::tile::{load_part, store_part};
 use crate::view::{Rows, floats, floats_mut, in_range, shape};
-use crate::{KernelError, Pool};
+use crate::operands::{Indices, Operands};
+use crate::{Device, KernelError, Pool, launch};
 
 per_isa! {
     fn silu_mul_row(out: &mut [f32], gate_up: &[f32]) = silu_mul_row_body
@@ -110,8 +111,13 @@ fn elementwise(
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn add(x: &Tensor, y: &Tensor, pool: &Pool) -> Result<(), KernelError> {
-    elementwise("add", RowOp::Add, x, y, 1, pool)
+pub fn add(x: &Tensor, y: &Tensor, device: &Device) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("add", x, stream)?;
+        let out = on.rows("x", x)?;
+        return on.launch(&launch::elementwise::add(on.element, out, on.expect("y", y, out.rows as usize, out.cols as usize)?));
+    }
+    elementwise("add", RowOp::Add, x, y, 1, device.pool())
 }
 
 /// `out = x`, both `[m, d]`.
@@ -123,8 +129,14 @@ pub(crate) fn copy(out: &Tensor, x: &Tensor, pool: &Pool) -> Result<(), KernelEr
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn silu_mul(out: &Tensor, gate_up: &Tensor, pool: &Pool) -> Result<(), KernelError> {
-    elementwise("silu_mul", RowOp::SiluMul, out, gate_up, 2, pool)
+pub fn silu_mul(out: &Tensor, gate_up: &Tensor, device: &Device) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("silu_mul", out, stream)?;
+        let out = on.rows("out", out)?;
+        let gate_up = on.expect("gate_up", gate_up, out.rows as usize, 2 * out.cols as usize)?;
+        return on.launch(&launch::elementwise::silu_mul(on.element, out, gate_up));
+    }
+    elementwise("silu_mul", RowOp::SiluMul, out, gate_up, 2, device.pool())
 }
 
 /// Which gelu.
@@ -160,8 +172,12 @@ impl InplaceOp1 for Gelu<'_> {
 ///
 /// # Errors
 /// If `x` is not rows of f32.
-pub fn gelu(x: &Tensor, kind: GeluKind, pool: &Pool) -> Result<(), KernelError> {
-    let op = Gelu { x: Rows::of("gelu", "x", x)?, kind, pool };
+pub fn gelu(x: &Tensor, kind: GeluKind, device: &Device) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("gelu", x, stream)?;
+        return on.launch(&launch::elementwise::gelu(on.element, on.rows("x", x)?, kind));
+    }
+    let op = Gelu { x: Rows::of("gelu", "x", x)?, kind, pool: device.pool() };
     Ok(x.inplace_op1(&op)?)
 }
 
@@ -190,11 +206,18 @@ impl InplaceOp2 for GatherRows<'_> {
 ///
 /// # Errors
 /// If the shapes do not fit or `x` has no such row.
-pub fn gather_rows(out: &Tensor, x: &Tensor, rows: &[u32], pool: &Pool) -> Result<(), KernelError> {
-    let source = Rows::of("gather_rows", "x", x)?;
-    for row in rows {
+pub fn gather_rows(out: &Tensor, x: &Tensor, rows: &Indices, device: &Device) -> Result<(), KernelError> {
+    let source = Rows::of_type("gather_rows", "x", x, x.dtype())?;
+    for row in rows.host() {
         in_range("gather_rows", "row", *row as usize, source.rows)?;
     }
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("gather_rows", x, stream)?;
+        let (out, x) = (on.expect("out", out, rows.len(), source.cols)?, on.rows("x", x)?);
+        return on.launch(&launch::elementwise::gather_rows(on.element, out, x, rows.on(stream)?));
+    }
+    let source = Rows::of("gather_rows", "x", x)?;
+    let (rows, pool) = (rows.host(), device.pool());
     let op =
         GatherRows { out: Rows::expect("gather_rows", "out", out, rows.len(), source.cols)?, x: source, rows, pool };
     Ok(out.inplace_op2(x, &op)?)

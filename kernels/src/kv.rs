@@ -10,7 +10,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::view::{Rows, floats, halves_mut, in_range, shape};
-use crate::{KernelError, Pool};
+use crate::operands::{Indices, Operands};
+use crate::{Device, KernelError, Pool, launch};
 
 /// Positions in a block.
 pub const BLOCK_LEN: usize = 32;
@@ -30,12 +31,22 @@ pub(crate) struct KvView {
 
 impl KvView {
     pub(crate) fn of(op: &'static str, kv: &Tensor, layer: usize) -> Result<KvView, KernelError> {
+        KvView::of_type(op, kv, layer, DType::F16)
+    }
+
+    pub(crate) fn of_type(
+        op: &'static str,
+        kv: &Tensor,
+        layer: usize,
+        dtype: DType,
+    ) -> Result<KvView, KernelError> {
         let &[blocks, layers, 2, kv_heads, BLOCK_LEN, head_dim] = kv.dims() else {
             let got = format!("{:?}", kv.dims());
             return Err(shape(op, "kv", got, "[blocks, layers, 2, kv_heads, 32, head_dim]"));
         };
-        if kv.dtype() != DType::F16 || !kv.is_contiguous() {
-            return Err(shape(op, "kv", format!("{:?}", kv.layout()), "f16 without gaps"));
+        if kv.dtype() != dtype || !kv.is_contiguous() {
+            let got = format!("{:?} {:?}", kv.dtype(), kv.layout());
+            return Err(shape(op, "kv", got, &format!("{} without gaps", dtype.as_str())));
         }
         if head_dim == 0 || !head_dim.is_multiple_of(16) {
             return Err(shape(op, "head_dim", head_dim.to_string(), "a multiple of 16"));
@@ -133,14 +144,21 @@ pub fn kv_write(
     k: &Tensor,
     v: &Tensor,
     layer: usize,
-    slots: &[u32],
-    pool: &Pool,
+    slots: &Indices,
+    device: &Device,
 ) -> Result<(), KernelError> {
-    let view = KvView::of("kv_write", kv, layer)?;
+    let view = KvView::of_type("kv_write", kv, layer, kv.dtype())?;
     let cols = view.kv_heads * view.head_dim;
-    for slot in slots {
+    for slot in slots.host() {
         in_range("kv_write", "slot", *slot as usize, view.blocks * BLOCK_LEN)?;
     }
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("kv_write", kv, stream)?;
+        let (k, v) = (on.expect("k", k, slots.len(), cols)?, on.expect("v", v, slots.len(), cols)?);
+        return on.launch(&launch::kv::kv_write(on.element, on.kv(kv, layer)?, k, v, layer as u32, slots.on(stream)?));
+    }
+    let view = KvView::of("kv_write", kv, layer)?;
+    let (slots, pool) = (slots.host(), device.pool());
     let op = KvWrite {
         kv: view,
         k: Rows::expect("kv_write", "k", k, slots.len(), cols)?,

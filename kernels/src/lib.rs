@@ -19,6 +19,12 @@
 //! bit; `cargo run --release -p weir-kernels --example rates` prints rates.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "no_cuda.rs"]
+mod cuda;
+mod device;
 mod elementwise;
 mod error;
 mod isa;
@@ -27,7 +33,9 @@ mod lanes;
 pub mod launch;
 mod lines;
 pub mod math;
+mod matrix;
 mod norm;
+mod operands;
 pub mod ops;
 mod packed;
 pub mod parity;
@@ -42,8 +50,10 @@ mod unpack;
 mod view;
 mod weight;
 
+pub use device::{Device, DeviceMemory, Event};
 pub use error::KernelError;
 pub use isa::Isa;
+pub use matrix::Matrix;
 pub use packed::{PackedMatrix, PackedSource};
 pub use pool::{Pool, THREADS_MAX};
 pub use weight::WeightType;

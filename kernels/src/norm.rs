@@ -6,7 +6,8 @@ use crate::elementwise::{add, copy};
 use crate::lanes::{Lanes, per_isa};
 use crate::packed::LANES;
 use crate::view::{Rows, floats, floats_mut, shape};
-use crate::{KernelError, Pool, spec};
+use crate::operands::Operands;
+use crate::{Device, KernelError, Pool, launch, spec};
 
 /// Elements in one task.
 const GRAIN: usize = 1 << 14;
@@ -109,7 +110,15 @@ impl InplaceOp3 for RmsNorm<'_> {
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn rms_norm(out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<(), KernelError> {
+pub fn rms_norm(out: &Tensor, x: &Tensor, weight: &Tensor, eps: f32, device: &Device) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("rms_norm", out, stream)?;
+        let out = on.rows("out", out)?;
+        let x = on.expect("x", x, out.rows as usize, out.cols as usize)?;
+        let weight = on.floats("weight", weight, out.cols as usize)?;
+        return on.launch(&launch::norm::rms_norm(on.element, out, x, weight, eps));
+    }
+    let pool = device.pool();
     let view = Rows::of("rms_norm", "out", out)?;
     let op = RmsNorm {
         out: view,
@@ -131,13 +140,22 @@ pub fn add_rms_norm(
     x: &Tensor,
     weight: &Tensor,
     eps: f32,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("add_rms_norm", out, stream)?;
+        let out = on.rows("out", out)?;
+        let (rows, cols) = (out.rows as usize, out.cols as usize);
+        let residual = on.expect("residual", residual, rows, cols)?;
+        let x = on.expect("x", x, rows, cols)?;
+        let weight = on.floats("weight", weight, cols)?;
+        return on.launch(&launch::norm::add_rms_norm(on.element, out, residual, x, weight, eps));
+    }
     let view = Rows::of("add_rms_norm", "residual", residual)?;
     Rows::expect("add_rms_norm", "out", out, view.rows, view.cols)?;
     Rows::expect("add_rms_norm", "weight", weight, 1, view.cols)?;
-    add(residual, x, pool)?;
-    rms_norm(out, residual, weight, eps, pool)
+    add(residual, x, device)?;
+    rms_norm(out, residual, weight, eps, device)
 }
 
 struct HeadRmsNorm<'a> {
@@ -171,13 +189,19 @@ impl InplaceOp2 for HeadRmsNorm<'_> {
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn head_rms_norm(x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<(), KernelError> {
+pub fn head_rms_norm(x: &Tensor, weight: &Tensor, eps: f32, device: &Device) -> Result<(), KernelError> {
     let head_dim = weight.elem_count();
-    let view = Rows::of("head_rms_norm", "x", x)?;
+    let view = Rows::of_type("head_rms_norm", "x", x, x.dtype())?;
     if head_dim == 0 || !view.cols.is_multiple_of(head_dim) {
         let expected = format!("a multiple of {head_dim} columns");
         return Err(shape("head_rms_norm", "x", format!("{:?}", x.dims()), &expected));
     }
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("head_rms_norm", x, stream)?;
+        let weight = on.floats("weight", weight, head_dim)?;
+        return on.launch(&launch::norm::head_rms_norm(on.element, on.rows("x", x)?, head_dim as u32, weight, eps));
+    }
+    let (view, pool) = (Rows::of("head_rms_norm", "x", x)?, device.pool());
     let op = HeadRmsNorm {
         x: view,
         head_dim,
@@ -229,8 +253,17 @@ pub fn layer_norm(
     weight: &Tensor,
     bias: &Tensor,
     eps: f32,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("layer_norm", out, stream)?;
+        let out = on.rows("out", out)?;
+        let cols = out.cols as usize;
+        let x = on.expect("x", x, out.rows as usize, cols)?;
+        let (weight, bias) = (on.floats("weight", weight, cols)?, on.floats("bias", bias, cols)?);
+        return on.launch(&launch::norm::layer_norm(on.element, out, x, weight, bias, eps));
+    }
+    let pool = device.pool();
     copy(out, x, pool)?;
     norm_in_place(out, weight, bias, eps, pool)
 }
@@ -246,10 +279,20 @@ pub fn add_layer_norm(
     weight: &Tensor,
     bias: &Tensor,
     eps: f32,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("add_layer_norm", out, stream)?;
+        let out = on.rows("out", out)?;
+        let (rows, cols) = (out.rows as usize, out.cols as usize);
+        let x = on.expect("x", x, rows, cols)?;
+        let residual = on.expect("residual", residual, rows, cols)?;
+        let (weight, bias) = (on.floats("weight", weight, cols)?, on.floats("bias", bias, cols)?);
+        return on.launch(&launch::norm::add_layer_norm(on.element, out, x, residual, weight, bias, eps));
+    }
+    let pool = device.pool();
     copy(out, x, pool)?;
-    add(out, residual, pool)?;
+    add(out, residual, device)?;
     norm_in_place(out, weight, bias, eps, pool)
 }
 

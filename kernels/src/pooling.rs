@@ -4,7 +4,8 @@ use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 
 use crate::elementwise::{check_lens, gather_rows};
 use crate::view::{Rows, floats, floats_mut};
-use crate::{KernelError, Pool, spec};
+use crate::operands::{Indices, Operands, Segments};
+use crate::{Device, KernelError, Pool, launch, spec};
 
 struct MeanPool<'a> {
     out: Rows,
@@ -49,9 +50,16 @@ pub(crate) fn starts(lens: &[u32]) -> Vec<usize> {
 ///
 /// # Errors
 /// If the shapes do not fit or a segment is empty.
-pub fn mean_pool(out: &Tensor, x: &Tensor, lens: &[u32], pool: &Pool) -> Result<(), KernelError> {
-    let source = Rows::of("mean_pool", "x", x)?;
+pub fn mean_pool(out: &Tensor, x: &Tensor, segments: &Segments, device: &Device) -> Result<(), KernelError> {
+    let source = Rows::of_type("mean_pool", "x", x, x.dtype())?;
+    let lens = segments.lens();
     check_lens("mean_pool", lens, source.rows)?;
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("mean_pool", x, stream)?;
+        let (out, x) = (on.expect("out", out, lens.len(), source.cols)?, on.rows("x", x)?);
+        return on.launch(&launch::pooling::mean_pool(on.element, out, x, segments.starts().on(stream)?));
+    }
+    let (source, pool) = (Rows::of("mean_pool", "x", x)?, device.pool());
     let op = MeanPool { out: Rows::expect("mean_pool", "out", out, lens.len(), source.cols)?, x: source, lens, pool };
     Ok(out.inplace_op2(x, &op)?)
 }
@@ -60,10 +68,10 @@ pub fn mean_pool(out: &Tensor, x: &Tensor, lens: &[u32], pool: &Pool) -> Result<
 ///
 /// # Errors
 /// If the shapes do not fit or a segment is empty.
-pub fn cls_pool(out: &Tensor, x: &Tensor, lens: &[u32], pool: &Pool) -> Result<(), KernelError> {
-    check_lens("cls_pool", lens, Rows::of("cls_pool", "x", x)?.rows)?;
-    let rows: Vec<u32> = starts(lens).into_iter().map(|start| start as u32).collect();
-    gather_rows(out, x, &rows, pool)
+pub fn cls_pool(out: &Tensor, x: &Tensor, segments: &Segments, device: &Device) -> Result<(), KernelError> {
+    check_lens("cls_pool", segments.lens(), Rows::of_type("cls_pool", "x", x, x.dtype())?.rows)?;
+    let (_, first_rows) = segments.starts().host().split_last().expect("there is always the end");
+    gather_rows(out, x, &Indices::from(first_rows), device)
 }
 
 struct L2Normalize<'a> {
@@ -86,7 +94,11 @@ impl InplaceOp1 for L2Normalize<'_> {
 ///
 /// # Errors
 /// If `x` is not rows of f32.
-pub fn l2_normalize(x: &Tensor, pool: &Pool) -> Result<(), KernelError> {
-    let op = L2Normalize { x: Rows::of("l2_normalize", "x", x)?, pool };
+pub fn l2_normalize(x: &Tensor, device: &Device) -> Result<(), KernelError> {
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("l2_normalize", x, stream)?;
+        return on.launch(&launch::pooling::l2_normalize(on.element, on.rows("x", x)?));
+    }
+    let op = L2Normalize { x: Rows::of("l2_normalize", "x", x)?, pool: device.pool() };
     Ok(x.inplace_op1(&op)?)
 }

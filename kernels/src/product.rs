@@ -18,7 +18,9 @@ use crate::packed::{Format, LANES, Segment};
 use crate::tile::{self, Steps, Target, pack_rows};
 use crate::unpack::unpack;
 use crate::view::{Rows, RowsMut, RowsRef, floats, floats_mut, in_range};
-use crate::{Isa, KernelError, PackedMatrix, Pool};
+use crate::matrix::Weights;
+use crate::operands::{Indices, Operands};
+use crate::{Device, Isa, KernelError, Matrix, PackedMatrix, Pool, launch};
 
 /// f32 in a unit's scratch for one row tile: 16 KiB, half of the smallest L1 cache.
 const SCRATCH_ONE_TILE: usize = 1 << 12;
@@ -305,11 +307,32 @@ impl InplaceOp3 for Matmul<'_> {
 pub fn matmul(
     out: &Tensor,
     x: &Tensor,
-    w: &PackedMatrix,
+    w: &Matrix,
     bias: Option<&Tensor>,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
-    let rows = Rows::of("matmul", "out", out)?.rows;
+    let rows = Rows::of_type("matmul", "out", out, out.dtype())?.rows;
+    let w = match (&w.0, device.stream()) {
+        (Weights::Packed(w), _) => w,
+        (Weights::Cuda(w), Some(stream)) => {
+            // The rows may be of the weights' type and the logits of f32, so each names its own.
+            let on = Operands::of("matmul", out, stream)?;
+            let target = on.expect("out", out, rows, w.n())?;
+            Operands::of("matmul", x, stream)?.expect("x", x, rows, w.k())?;
+            stream.matmul(out, x, w)?;
+            return match bias {
+                None => Ok(()),
+                Some(bias) => {
+                    let bias = on.floats("bias", bias, w.n())?;
+                    on.launch(&launch::elementwise::add_bias(on.element, target, bias))
+                }
+            };
+        }
+        (Weights::Cuda(_), None) => {
+            return Err(KernelError::Device { op: "matmul", message: "the weights are on a GPU".into() });
+        }
+    };
+    let pool = device.pool();
     let op = Matmul {
         out: Rows::expect("matmul", "out", out, rows, w.n())?,
         x: Rows::expect("matmul", "x", x, rows, w.k())?,
@@ -348,10 +371,23 @@ impl InplaceOp1 for Embed<'_> {
 ///
 /// # Errors
 /// If the shapes do not fit or an id is not a row of the table.
-pub fn embed(out: &Tensor, ids: &[u32], table: &PackedMatrix, pool: &Pool) -> Result<(), KernelError> {
-    for id in ids {
+pub fn embed(out: &Tensor, ids: &Indices, table: &Matrix, device: &Device) -> Result<(), KernelError> {
+    for id in ids.host() {
         in_range("embed", "id", *id as usize, table.n())?;
     }
+    let table = match (&table.0, device.stream()) {
+        (Weights::Packed(table), _) => table,
+        (Weights::Cuda(table), Some(stream)) => {
+            let on = Operands::of("embed", out, stream)?;
+            let out = on.expect("out", out, ids.len(), table.k())?;
+            let rows = stream.table(table, on.element)?;
+            return on.launch(&launch::elementwise::gather_rows(on.element, out, rows, ids.on(stream)?));
+        }
+        (Weights::Cuda(_), None) => {
+            return Err(KernelError::Device { op: "embed", message: "the table is on a GPU".into() });
+        }
+    };
+    let (ids, pool) = (ids.host(), device.pool());
     let op = Embed { out: Rows::expect("embed", "out", out, ids.len(), table.k())?, ids, table, pool };
     Ok(out.inplace_op1(&op)?)
 }

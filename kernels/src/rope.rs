@@ -1,9 +1,13 @@
 //! Rotary position embedding.
 
+use std::sync::OnceLock;
+
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
 use crate::view::{Rows, floats_mut, in_range, shape};
-use crate::{KernelError, Pool, spec};
+use crate::cuda::{Buffer, Stream};
+use crate::operands::{Indices, Operands};
+use crate::{Device, KernelError, Pool, launch, spec};
 
 /// Elements in one task.
 const GRAIN: usize = 1 << 14;
@@ -25,6 +29,8 @@ pub struct RopeTable {
     sin: Vec<f32>,
     pairs: usize,
     positions: usize,
+    /// The same where a GPU's kernels read it.
+    device: OnceLock<(Buffer, Buffer)>,
 }
 
 impl RopeTable {
@@ -35,7 +41,7 @@ impl RopeTable {
         let angles = (0..positions)
             .flat_map(|position| inverse_frequencies.iter().map(move |frequency| position as f64 * frequency));
         let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        RopeTable { cos, sin, pairs, positions }
+        RopeTable { cos, sin, pairs, positions, device: OnceLock::new() }
     }
 
     /// The usual angles: `theta ^ (-2 i / width)` for i below width / 2.
@@ -46,6 +52,19 @@ impl RopeTable {
     /// Positions it covers.
     pub fn positions(&self) -> usize {
         self.positions
+    }
+
+    /// Where the stream's kernels read cosines and sines; uploaded with the first use.
+    fn on(&self, stream: &Stream) -> Result<(u64, u64), KernelError> {
+        if self.device.get().is_none() {
+            let upload = |values: &[f32]| {
+                let words: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
+                stream.upload(&words)
+            };
+            let _ = self.device.set((upload(&self.cos)?, upload(&self.sin)?));
+        }
+        let (cos, sin) = self.device.get().expect("it has just been set");
+        Ok((cos.address(), sin.address()))
     }
 
     /// The pairs of one position: cosines and sines.
@@ -91,12 +110,12 @@ impl InplaceOp1 for Rope<'_> {
 pub fn rope(
     x: &Tensor,
     head_dim: usize,
-    positions: &[u32],
+    positions: &Indices,
     table: &RopeTable,
     style: RopeStyle,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
-    let view = Rows::of("rope", "x", x)?;
+    let view = Rows::of_type("rope", "x", x, x.dtype())?;
     if view.rows != positions.len()
         || head_dim == 0
         || !view.cols.is_multiple_of(head_dim)
@@ -109,9 +128,17 @@ pub fn rope(
         );
         return Err(shape("rope", "x", format!("{:?}", x.dims()), &expected));
     }
-    for position in positions {
+    for position in positions.host() {
         in_range("rope", "position", *position as usize, table.positions)?;
     }
+    if let Some(stream) = device.stream() {
+        let on = Operands::of("rope", x, stream)?;
+        let (cos, sin) = table.on(stream)?;
+        let (x, positions) = (on.rows("x", x)?, positions.on(stream)?);
+        let (dim, pairs) = (head_dim as u32, table.pairs as u32);
+        return on.launch(&launch::rope::rope(on.element, x, dim, positions, cos, sin, pairs, style));
+    }
+    let (view, positions, pool) = (Rows::of("rope", "x", x)?, positions.host(), device.pool());
     let op = Rope { x: view, head_dim, positions, table, style, pool };
     Ok(x.inplace_op1(&op)?)
 }

@@ -16,7 +16,9 @@ use crate::packed::LANES;
 use crate::pooling::starts;
 use crate::tile::{self, Steps, Target};
 use crate::view::{Rows, RowsRef, floats, floats_mut, shape};
-use crate::{KernelError, Pool};
+use crate::launch::segment::SegmentShape;
+use crate::operands::{Operands, Segments};
+use crate::{Device, KernelError, Pool};
 
 /// Positions in a chunk: two panels.
 const CHUNK: usize = 2 * LANES;
@@ -240,19 +242,27 @@ unsafe fn blend<V: Lanes>(task: &Task<'_>, rows: usize, weights: &[f32], out: *m
 pub fn segment_attention(
     out: &Tensor,
     qkv: &Tensor,
-    lens: &[u32],
+    segments: &Segments,
     heads: usize,
     head_dim: usize,
     scale: f32,
-    pool: &Pool,
+    device: &Device,
 ) -> Result<(), KernelError> {
     const OP: &str = "segment_attention";
-    let rows = Rows::of(OP, "out", out)?.rows;
+    let rows = Rows::of_type(OP, "out", out, out.dtype())?.rows;
+    let lens = segments.lens();
     check_lens(OP, lens, rows)?;
     if head_dim == 0 || !head_dim.is_multiple_of(16) {
         return Err(shape(OP, "head_dim", head_dim.to_string(), "a multiple of 16"));
     }
     let width = heads * head_dim;
+    if let Some(stream) = device.stream() {
+        let on = Operands::of(OP, out, stream)?;
+        let (out, qkv) = (on.expect("out", out, rows, width)?, on.expect("qkv", qkv, rows, 3 * width)?);
+        let (plan, words) = segments.plan(SegmentShape { heads: heads as u32, head_dim: head_dim as u32, element: on.element }, stream)?;
+        return plan.launches(out, qkv, scale, words).iter().try_for_each(|launch| on.launch(launch));
+    }
+    let pool = device.pool();
     let op = SegmentAttention {
         out: Rows::expect(OP, "out", out, rows, width)?,
         qkv: Rows::expect(OP, "qkv", qkv, rows, 3 * width)?,

@@ -16,10 +16,20 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
-    /// Reads `[cols]` as one row and `[rows, cols]` as rows, which may lie apart but must be contiguous each.
+    /// Reads `[cols]` as one row and `[rows, cols]` as rows, which may lie apart but must be contiguous each; of f32.
     pub(crate) fn of(op: &'static str, what: &'static str, tensor: &Tensor) -> Result<Rows, KernelError> {
-        if tensor.dtype() != DType::F32 {
-            return Err(shape(op, what, format!("of type {:?}", tensor.dtype()), "f32"));
+        Rows::of_type(op, what, tensor, DType::F32)
+    }
+
+    /// As [`Rows::of`], of another type.
+    pub(crate) fn of_type(
+        op: &'static str,
+        what: &'static str,
+        tensor: &Tensor,
+        dtype: DType,
+    ) -> Result<Rows, KernelError> {
+        if tensor.dtype() != dtype {
+            return Err(shape(op, what, format!("of type {:?}", tensor.dtype()), dtype.as_str()));
         }
         let layout = tensor.layout();
         let (dims, strides) = (layout.dims(), layout.stride());

@@ -4,6 +4,14 @@
 //! its parameters in order. Nothing here needs a GPU, so the same launch runs on the device and in the tests' emulation of its thread
 //! grid; [`Runner`] is what both are to the checks in [`crate::parity`].
 
+pub mod attention;
+pub mod elementwise;
+pub mod kv;
+pub mod norm;
+pub mod pooling;
+pub mod rope;
+pub mod segment;
+
 use crate::KernelError;
 
 /// One start of one kernel.
@@ -64,6 +72,40 @@ impl Element {
             Element::F32 => "f32",
             Element::F16 => "f16",
             Element::BF16 => "bf16",
+        }
+    }
+
+    /// The same type as weights in a file are named.
+    pub fn weights(self) -> crate::WeightType {
+        match self {
+            Element::F32 => crate::WeightType::F32,
+            Element::F16 => crate::WeightType::F16,
+            Element::BF16 => crate::WeightType::BF16,
+        }
+    }
+
+    /// Writes values, rounded to nearest even, as the type's bytes.
+    ///
+    /// # Panics
+    /// If `bytes` has not exactly the room.
+    pub fn write(self, values: &[f32], bytes: &mut [u8]) {
+        assert_eq!(bytes.len(), values.len() * self.bytes(), "room for {} values", values.len());
+        for (value, bytes) in values.iter().zip(bytes.chunks_exact_mut(self.bytes())) {
+            match self {
+                Element::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
+                Element::F16 => bytes.copy_from_slice(&half::f16::from_f32(*value).to_le_bytes()),
+                Element::BF16 => bytes.copy_from_slice(&half::bf16::from_f32(*value).to_le_bytes()),
+            }
+        }
+    }
+
+    /// Reads values from the type's bytes.
+    pub fn read(self, bytes: &[u8]) -> Vec<f32> {
+        let values = bytes.chunks_exact(self.bytes());
+        match self {
+            Element::F32 => values.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Element::F16 => values.map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Element::BF16 => values.map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         }
     }
 
