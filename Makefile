@@ -7,6 +7,15 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 WEIR := $(TARGET)/release/weir
 MODELS := .weir/models
+# The build with CUDA has a folder of its own: in one folder, the two feature sets would compile candle in turns.
+CUDA_TARGET := $(TARGET)/cuda
+# What the compiler and the build scripts ask the environment for; CUDA_COMPUTE_CAP is 90 unless set. candle's kernels are
+# the long part and take half the processors unless told.
+CUDA_ENV = exports=$$($(PYTHON) scripts/cuda_toolkit.py --print-env) && eval "$$exports" && \
+	export CUDAFORGE_THREADS="$${CUDAFORGE_THREADS:-$$(getconf _NPROCESSORS_ONLN)}"
+# Where weir-gpu looks for CUDA's libraries after LD_LIBRARY_PATH and before the system's folders: in an installation
+# beside bin/, and on the machine that built it.
+CUDA_RPATH := $$ORIGIN/../lib/weir:$$ORIGIN/../../.weir/cuda/lib
 # The names under which the two default models are served, and their folders.
 DEFAULT_MODELS := $(MODELS)/smollm2-135m-instruct $(MODELS)/all-minilm-l6-v2
 # Seconds for each target of `make fuzz`.
@@ -17,10 +26,10 @@ SERVE_FLAGS ?=
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models build test prove figures bench fuzz fmt lint clean
+.PHONY: help serve models build cuda cuda-check test prove figures bench fuzz fmt lint clean
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 serve: models build ## fetch two models, build, and serve them on 127.0.0.1:8000
 	@exec $(WEIR) serve $(SERVE_FLAGS) $(DEFAULT_MODELS)
@@ -31,6 +40,21 @@ models: ## fetch the two default models into .weir/models, nothing if they are t
 build: ## build target/release/weir
 	@scripts/stage 'build weir (release; minutes the first time, seconds after)' \
 		$(CARGO) build --release --locked --package weir-server --bin weir
+
+cuda: ## build target/release/weir-gpu, the executor on CUDA; needs no GPU, fetches 680 MB of CUDA the first time
+	@$(PYTHON) scripts/cuda_toolkit.py --link
+	@$(CUDA_ENV) && scripts/stage 'build weir-gpu (release, compute capability '$$CUDA_COMPUTE_CAP')' \
+		$(CARGO) rustc --release --locked --package weir-runtime --features cuda --bin weir-gpu \
+		--target-dir $(CUDA_TARGET) -- -C strip=symbols -C link-arg='-Wl,--enable-new-dtags,-rpath,$(CUDA_RPATH)'
+	@scripts/cuda_place $(CUDA_TARGET)/release/weir-gpu $(TARGET)/release
+
+cuda-check: ## check the CUDA code without a GPU: every kernel for sm_80 and sm_90, and the crates that use them
+	@$(PYTHON) scripts/cuda_toolkit.py --compile
+	@$(CUDA_ENV) && scripts/stage 'kernels for sm_80 and sm_90' \
+		$(PYTHON) scripts/cuda_report.py --check --into $(CUDA_TARGET)/cubins
+	@$(CUDA_ENV) && scripts/stage 'lints with CUDA (candle'\''s kernels take minutes the first time)' \
+		$(CARGO) clippy --release --locked --package weir-kernels --package weir-models --package weir-runtime \
+		--features weir-runtime/cuda --target-dir $(CUDA_TARGET) -- -D warnings
 
 test: models ## install what the tests need, and run them all
 	@$(PYTHON) scripts/test.py

@@ -64,7 +64,8 @@ struct Compiler {
 }
 
 impl Compiler {
-    /// Compiles the kernels, as many at once as cargo was given jobs; the modules' names and cubins, in the order of `kernels`.
+    /// Compiles the kernels, as many at once as cargo was given jobs; the modules' names and cubins, in the order of
+    /// `kernels`.
     fn all(&self, kernels: &[PathBuf]) -> Result<Vec<(String, PathBuf)>, String> {
         let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).clamp(1, kernels.len());
         let next = AtomicUsize::new(0);

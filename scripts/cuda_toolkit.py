@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """Set up CUDA 13.0 in .weir/cuda, on a machine that has neither a GPU nor CUDA.
 
-Python 3.9's standard library and pip only. `pip download` is the transport: it honours the user's own index settings and
-checks each wheel against scripts/cuda_wheels.txt; nothing of a package is installed. The wheels are unzipped into one tree
-that is a CUDA_HOME.
+Python 3.9's standard library and pip only. `pip download` is the transport: it honours the user's own index settings
+and checks each wheel against scripts/cuda_wheels.txt; nothing of a package is installed. The wheels are unzipped into
+one tree that is a CUDA_HOME.
 
 `--compile` takes what compiles kernels (about 105 MB to fetch). `--link` takes all of it (about 680 MB), and makes
-`lib/stubs/libcuda.so`: the driver's library is in no package, so a program that links it needs something to link with. The
-stub exports the names that cudarc declares and nothing else, and calling one aborts. Its soname is libcuda.so.1 but no file
-of that name is made, so no loader finds it by accident; it is never shipped.
+`lib/stubs/libcuda.so`: the driver's library is in no package, so a program that links it needs something to link with.
+The stub exports the names that cudarc declares and nothing else, and calling one aborts. Its soname is libcuda.so.1 but
+no file of that name is made, so no loader finds it by accident; it is never shipped.
 
-The tree is made in `.weir/cuda.partial`, wheel by wheel, and renamed when it is whole: an interrupted run goes on where it
-was. If CUDA_HOME or CUDA_PATH names a toolkit of 13.0 or later, that one is used and nothing is fetched.
+The tree is made in `.weir/cuda.partial`, wheel by wheel, and renamed when it is whole: an interrupted run goes on where
+it was. If CUDA_HOME or CUDA_PATH names a toolkit of 13.0 or later, that one is used and nothing is fetched.
 """
 
 import argparse
@@ -238,7 +238,7 @@ def bindings(version):
 def driver_names(text, version):
     """The driver's functions that the bindings declare for a version of CUDA.
 
-    They are `pub unsafe fn cuX(`, each with the one cfg line above it that lists the versions it is in, if it is not in all.
+    They are `pub unsafe fn cuX(`; one that is not in every version has a cfg line above it that lists those it is in.
     """
     feature = f'"cuda-{version[0]}0{version[1]}0"'
     found = re.findall(r"^(?:#\[cfg\(any\(([^\n]*)\)\)\]\n)?pub unsafe fn (cu[A-Z]\w*)\(", text, re.MULTILINE)
@@ -261,7 +261,7 @@ def make_stub(home, version):
             if file.read() == want:
                 return
     if len(names) < 100:  # CUDA 13.0 has 445
-        raise Failure(f"only {len(names)} names were found in cudarc {number}: its source is written in another way now")
+        raise Failure(f"only {len(names)} names were found in cudarc {number}: its source is written differently now")
     os.makedirs(into, exist_ok=True)
     source, made = os.path.join(into, "stub.c"), library + ".new"
     with open(source, "w", encoding="utf-8") as file:
