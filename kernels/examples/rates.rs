@@ -4,9 +4,10 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device, Tensor};
-use weir_kernels::ops::{self, AttentionRow};
-use weir_kernels::{PackedMatrix, Pool, WeightType};
+use candle_core::{DType, Tensor};
+use weir_kernels::launch::Element;
+use weir_kernels::ops::{self, AttentionBatch, AttentionRow, Segments};
+use weir_kernels::{Device, Matrix, PackedSource, Pool, WeightType};
 
 /// The median time of one call, over about half a second.
 fn median(mut call: impl FnMut()) -> f64 {
@@ -40,7 +41,8 @@ fn weights(dtype: WeightType, n: usize, k: usize) -> Vec<u8> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(2), |arg| arg.parse())?;
     let pool = Pool::new(threads);
-    let cpu = Device::Cpu;
+    let device = Device::cpu(pool.clone());
+    let cpu = candle_core::Device::Cpu;
     println!("figure=threads value={} isa={}", pool.threads(), pool.isa());
     let shapes = [
         ("qkv", WeightType::Q4_1, 960, 576),
@@ -54,21 +56,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let mut step = [0.0; 4];
     for (name, dtype, n, k) in shapes {
-        let w = PackedMatrix::pack(dtype, n, k, &weights(dtype, n, k), &pool)?;
+        let bytes = weights(dtype, n, k);
+        let w = Matrix::load(&[PackedSource { dtype, n, k, bytes: &bytes }], Element::F32, &device)?;
         for (at, m) in [1, 8, 32, 512].into_iter().enumerate() {
             if name == "head" && m > 32 {
                 continue;
             }
             let x = Tensor::randn(0f32, 1.0, (m, k), &cpu)?;
             let out = Tensor::zeros((m, n), DType::F32, &cpu)?;
-            let seconds = median(|| ops::matmul(&out, &x, &w, None, &pool).expect("shapes fit"));
+            let seconds = median(|| ops::matmul(&out, &x, &w, None, &device).expect("shapes fit"));
             black_box(&out);
             let layers = if name == "head" { 1.0 } else { 30.0 };
             if !name.starts_with("gate_up_") {
                 step[at] += layers * seconds;
             }
             let flops = 2.0 * (m * n * k) as f64 / seconds / 1e9;
-            let bytes = w.bytes() as f64 / seconds / 1e9;
+            let bytes = w.packed().expect("it is on the CPU").bytes() as f64 / seconds / 1e9;
             println!(
                 "figure=matmul/{name}/{dtype:?}/m{m} value={flops:.1} unit=GFLOP/s us={:.1} gbps={bytes:.2}",
                 seconds * 1e6
@@ -91,7 +94,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let out = Tensor::zeros((tokens * rows, heads * dim), DType::F32, &cpu)?;
         let tables: Vec<Vec<u32>> =
             (0..rows).map(|row| (row * blocks..(row + 1) * blocks).map(|b| b as u32).collect()).collect();
-        let batch: Vec<_> = tables
+        let rows_of_step: Vec<_> = tables
             .iter()
             .enumerate()
             .map(|(row, blocks)| AttentionRow {
@@ -101,8 +104,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 blocks,
             })
             .collect();
+        let batch = AttentionBatch::from(&rows_of_step[..]);
         let seconds =
-            median(|| ops::paged_attention(&out, &q, &kv, 0, &batch, heads, 0.125, None, &pool).expect("shapes fit"));
+            median(|| ops::paged_attention(&out, &q, &kv, 0, &batch, heads, 0.125, None, &device).expect("shapes fit"));
         black_box(&out);
         println!(
             "figure=attention/rows{rows}/tokens{tokens}/context{context} value={:.1} unit=us layers30_ms={:.2}",
@@ -114,9 +118,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (heads, dim, m) = (12, 32, len * segments);
         let qkv = Tensor::randn(0f32, 1.0, (m, 3 * heads * dim), &cpu)?;
         let out = Tensor::zeros((m, heads * dim), DType::F32, &cpu)?;
-        let lens = vec![len as u32; segments];
+        let lens = Segments::from(&vec![len as u32; segments][..]);
         let seconds =
-            median(|| ops::segment_attention(&out, &qkv, &lens, heads, dim, 0.177, &pool).expect("shapes fit"));
+            median(|| ops::segment_attention(&out, &qkv, &lens, heads, dim, 0.177, &device).expect("shapes fit"));
         println!("figure=segment_attention/segments{segments}/len{len} value={:.1} unit=us", seconds * 1e6);
     }
     for m in [1usize, 512] {
@@ -125,8 +129,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let weight = Tensor::ones(576, DType::F32, &cpu)?;
         let gate_up = Tensor::randn(0f32, 1.0, (m, 3072), &cpu)?;
         let act = Tensor::zeros((m, 1536), DType::F32, &cpu)?;
-        let norm = median(|| ops::rms_norm(&out, &x, &weight, 1e-5, &pool).expect("shapes fit"));
-        let silu = median(|| ops::silu_mul(&act, &gate_up, &pool).expect("shapes fit"));
+        let norm = median(|| ops::rms_norm(&out, &x, &weight, 1e-5, &device).expect("shapes fit"));
+        let silu = median(|| ops::silu_mul(&act, &gate_up, &device).expect("shapes fit"));
         println!("figure=rms_norm/m{m} value={:.2} unit=us", norm * 1e6);
         println!("figure=silu_mul/m{m} value={:.2} unit=us", silu * 1e6);
     }

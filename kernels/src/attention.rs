@@ -22,13 +22,13 @@ use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor};
 
 use crate::kv::{BLOCK_LEN, KvView};
 use crate::lanes::{self, Lanes, per_isa};
+use crate::launch::attention::AttentionShape;
 use crate::lines::Lines;
 use crate::math::{self, Real, exp_real};
+use crate::operands::{AttentionBatch, Operands};
 use crate::packed::LANES;
 use crate::tile::{self, HALF_ROWS_MAX, Steps, Target};
 use crate::view::{Rows, RowsMut, RowsRef, floats, floats_mut, halves, in_range, shape};
-use crate::launch::attention::AttentionShape;
-use crate::operands::{AttentionBatch, Operands};
 use crate::{Device, KernelError, Pool};
 
 /// Row tiles in one task at most: they share each block's conversion to f32.

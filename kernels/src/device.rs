@@ -30,6 +30,34 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
+/// One GPU, as the driver tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its number among those that the process sees.
+    pub ordinal: u32,
+    /// Such as `NVIDIA H200`.
+    pub name: String,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+    /// All of its memory.
+    pub memory_bytes: u64,
+}
+
+impl Gpu {
+    /// The GPUs that this process sees.
+    ///
+    /// # Errors
+    /// If this build has no CUDA, or the driver does not answer.
+    pub fn all() -> Result<Vec<Gpu>, KernelError> {
+        cuda::gpus()
+    }
+
+    /// The compute capability that this build's kernels were compiled for, such as `90`; `none` without CUDA.
+    pub fn compiled_for() -> &'static str {
+        cuda::COMPUTE_CAP
+    }
+}
+
 impl Device {
     /// The CPU, with the threads of `pool`.
     pub fn cpu(pool: Pool) -> Device {

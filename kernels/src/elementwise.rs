@@ -4,10 +4,10 @@ use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 
 use crate::lanes::{Lanes, per_isa};
 use crate::math::{gelu_erf_real, gelu_tanh_real, silu_real};
+use crate::operands::{Indices, Operands};
 use crate::packed::LANES;
 use crate::tile::{load_part, store_part};
 use crate::view::{Rows, floats, floats_mut, in_range, shape};
-use crate::operands::{Indices, Operands};
 use crate::{Device, KernelError, Pool, launch};
 
 per_isa! {
@@ -115,7 +115,11 @@ pub fn add(x: &Tensor, y: &Tensor, device: &Device) -> Result<(), KernelError> {
     if let Some(stream) = device.stream() {
         let on = Operands::of("add", x, stream)?;
         let out = on.rows("x", x)?;
-        return on.launch(&launch::elementwise::add(on.element, out, on.expect("y", y, out.rows as usize, out.cols as usize)?));
+        return on.launch(&launch::elementwise::add(
+            on.element,
+            out,
+            on.expect("y", y, out.rows as usize, out.cols as usize)?,
+        ));
     }
     elementwise("add", RowOp::Add, x, y, 1, device.pool())
 }

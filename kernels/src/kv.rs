@@ -9,8 +9,8 @@ use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Tensor};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::view::{Rows, floats, halves_mut, in_range, shape};
 use crate::operands::{Indices, Operands};
+use crate::view::{Rows, floats, halves_mut, in_range, shape};
 use crate::{Device, KernelError, Pool, launch};
 
 /// Positions in a block.
@@ -34,12 +34,7 @@ impl KvView {
         KvView::of_type(op, kv, layer, DType::F16)
     }
 
-    pub(crate) fn of_type(
-        op: &'static str,
-        kv: &Tensor,
-        layer: usize,
-        dtype: DType,
-    ) -> Result<KvView, KernelError> {
+    pub(crate) fn of_type(op: &'static str, kv: &Tensor, layer: usize, dtype: DType) -> Result<KvView, KernelError> {
         let &[blocks, layers, 2, kv_heads, BLOCK_LEN, head_dim] = kv.dims() else {
             let got = format!("{:?}", kv.dims());
             return Err(shape(op, "kv", got, "[blocks, layers, 2, kv_heads, 32, head_dim]"));

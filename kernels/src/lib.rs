@@ -50,7 +50,7 @@ mod unpack;
 mod view;
 mod weight;
 
-pub use device::{Device, DeviceMemory, Event};
+pub use device::{Device, DeviceMemory, Event, Gpu};
 pub use error::KernelError;
 pub use isa::Isa;
 pub use matrix::Matrix;

@@ -38,14 +38,22 @@ impl Matrix {
     /// As [`Matrix::load`].
     pub fn table(parts: &[PackedSource<'_>], element: Element, device: &Device) -> Result<Matrix, KernelError> {
         match device.stream() {
-            None => Matrix::load(parts, element, device),
-            Some(stream) => {
+            Some(stream) if parts.iter().any(|part| part.dtype.block_len() > 1) => {
                 let packed = PackedMatrix::concat(parts, device.pool())?;
                 let bytes = rows_of(&packed, element, device);
                 let dtype = element.weights();
                 let part = PackedSource { dtype, n: packed.n(), k: packed.k(), bytes: &bytes };
                 Ok(Matrix(Weights::Cuda(stream.matrix(&[part], element)?)))
             }
+            _ => Matrix::load(parts, element, device),
+        }
+    }
+
+    /// The packed form that it has on the CPU.
+    pub fn packed(&self) -> Option<&PackedMatrix> {
+        match &self.0 {
+            Weights::Packed(matrix) => Some(matrix),
+            Weights::Cuda(_) => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::KernelError;
-use crate::device::DeviceMemory;
+use crate::device::{DeviceMemory, Gpu};
 use crate::launch::{Element, Launch, RowsAt, Runner};
 use crate::matrix::PackedSources;
 
@@ -22,6 +22,14 @@ pub(crate) enum Buffer {}
 /// A weight matrix on a GPU: there is none in this build.
 #[derive(Debug)]
 pub(crate) enum CudaMatrix {}
+
+/// What our kernels were compiled for: nothing, in this build.
+pub(crate) const COMPUTE_CAP: &str = "none";
+
+/// The GPUs that this build can use: it has no CUDA.
+pub(crate) fn gpus() -> Result<Vec<Gpu>, KernelError> {
+    Err(KernelError::Device { op: "look for GPUs", message: "this build has no CUDA".into() })
+}
 
 impl Event {
     pub(crate) fn wait(&self) -> Result<(), KernelError> {

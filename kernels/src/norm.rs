@@ -4,9 +4,9 @@ use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Tensor};
 
 use crate::elementwise::{add, copy};
 use crate::lanes::{Lanes, per_isa};
+use crate::operands::Operands;
 use crate::packed::LANES;
 use crate::view::{Rows, floats, floats_mut, shape};
-use crate::operands::Operands;
 use crate::{Device, KernelError, Pool, launch, spec};
 
 /// Elements in one task.

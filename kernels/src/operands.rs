@@ -2,15 +2,15 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Storage, Tensor};
 
-use crate::KernelError;
-use crate::cuda::{Buffer, Stream};
 use crate::attention::AttentionRow;
+use crate::cuda::{Buffer, Stream};
 use crate::launch::attention::{AttentionPlan, AttentionShape};
 use crate::launch::segment::{SegmentPlan, SegmentShape};
 use crate::launch::{Element, KvAt, Launch, RowsAt};
 use crate::view::{Rows, shape};
+use crate::{Device, KernelError};
 
 /// The tensors of one op on a stream: its first says of which element type all its rows are.
 pub(crate) struct Operands<'a> {
@@ -256,4 +256,34 @@ fn same_shape<T: PartialEq + std::fmt::Debug>(op: &'static str, planned: T, aske
         return Ok(());
     }
     Err(shape(op, "shape", format!("{asked:?}"), &format!("{planned:?}, as in the layers before")))
+}
+
+/// Appends the values of `rows`, `[m, d]` without gaps of f32, f16 or bf16, to `out` in f32, once the device has written them.
+///
+/// # Errors
+/// If they are no such rows, or the device is lost.
+pub fn read_rows(rows: &Tensor, out: &mut Vec<f32>, device: &Device) -> Result<(), KernelError> {
+    const OP: &str = "read_rows";
+    let element = Element::of(rows.dtype())
+        .ok_or_else(|| shape(OP, "rows", format!("of type {:?}", rows.dtype()), "f32, f16 or bf16"))?;
+    let view = Rows::of_type(OP, "rows", rows, element.dtype())?;
+    if !rows.is_contiguous() {
+        return Err(shape(OP, "rows", format!("{:?}", rows.layout()), "rows without gaps"));
+    }
+    match device.stream() {
+        Some(stream) => {
+            let mut bytes = vec![0; view.rows * view.cols * element.bytes()];
+            let start = (view.start * element.bytes()) as u64;
+            stream.read(stream.address(OP, rows)? + start, &mut bytes)?;
+            out.extend(element.read(&bytes));
+        }
+        None => {
+            let (storage, _) = rows.storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else {
+                return Err(shape(OP, "rows", "on a GPU".into(), "on the CPU, as the device"));
+            };
+            out.extend_from_slice(&crate::view::floats(storage)?[view.start..view.start + view.rows * view.cols]);
+        }
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ pub use crate::attention::{AttentionRow, paged_attention};
 pub use crate::elementwise::{GeluKind, add, gather_rows, gelu, silu_mul};
 pub use crate::kv::{BLOCK_LEN, kv_write};
 pub use crate::norm::{add_layer_norm, add_rms_norm, head_rms_norm, layer_norm, rms_norm};
-pub use crate::operands::{AttentionBatch, Indices, Segments};
+pub use crate::operands::{AttentionBatch, Indices, Segments, read_rows};
 pub use crate::pooling::{cls_pool, l2_normalize, mean_pool};
 pub use crate::product::{embed, matmul};
 pub use crate::rope::{RopeStyle, RopeTable, rope};

@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 
 use crate::elementwise::{check_lens, gather_rows};
-use crate::view::{Rows, floats, floats_mut};
 use crate::operands::{Indices, Operands, Segments};
+use crate::view::{Rows, floats, floats_mut};
 use crate::{Device, KernelError, Pool, launch, spec};
 
 struct MeanPool<'a> {

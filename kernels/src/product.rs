@@ -14,12 +14,12 @@ use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Tensor
 
 use crate::lanes::{self, Lanes, Limits, per_isa};
 use crate::lines::{Lines, Parts};
+use crate::matrix::Weights;
+use crate::operands::{Indices, Operands};
 use crate::packed::{Format, LANES, Segment};
 use crate::tile::{self, Steps, Target, pack_rows};
 use crate::unpack::unpack;
 use crate::view::{Rows, RowsMut, RowsRef, floats, floats_mut, in_range};
-use crate::matrix::Weights;
-use crate::operands::{Indices, Operands};
 use crate::{Device, Isa, KernelError, Matrix, PackedMatrix, Pool, launch};
 
 /// f32 in a unit's scratch for one row tile: 16 KiB, half of the smallest L1 cache.
@@ -304,13 +304,7 @@ impl InplaceOp3 for Matmul<'_> {
 ///
 /// # Errors
 /// If the shapes do not fit.
-pub fn matmul(
-    out: &Tensor,
-    x: &Tensor,
-    w: &Matrix,
-    bias: Option<&Tensor>,
-    device: &Device,
-) -> Result<(), KernelError> {
+pub fn matmul(out: &Tensor, x: &Tensor, w: &Matrix, bias: Option<&Tensor>, device: &Device) -> Result<(), KernelError> {
     let rows = Rows::of_type("matmul", "out", out, out.dtype())?.rows;
     let w = match (&w.0, device.stream()) {
         (Weights::Packed(w), _) => w,

@@ -4,9 +4,9 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
-use crate::view::{Rows, floats_mut, in_range, shape};
 use crate::cuda::{Buffer, Stream};
 use crate::operands::{Indices, Operands};
+use crate::view::{Rows, floats_mut, in_range, shape};
 use crate::{Device, KernelError, Pool, launch, spec};
 
 /// Elements in one task.

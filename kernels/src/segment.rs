@@ -10,14 +10,14 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 
 use crate::elementwise::check_lens;
 use crate::lanes::{Lanes, per_isa};
+use crate::launch::segment::SegmentShape;
 use crate::lines::Lines;
 use crate::math::exp_real;
+use crate::operands::{Operands, Segments};
 use crate::packed::LANES;
 use crate::pooling::starts;
 use crate::tile::{self, Steps, Target};
 use crate::view::{Rows, RowsRef, floats, floats_mut, shape};
-use crate::launch::segment::SegmentShape;
-use crate::operands::{Operands, Segments};
 use crate::{Device, KernelError, Pool};
 
 /// Positions in a chunk: two panels.
@@ -259,7 +259,8 @@ pub fn segment_attention(
     if let Some(stream) = device.stream() {
         let on = Operands::of(OP, out, stream)?;
         let (out, qkv) = (on.expect("out", out, rows, width)?, on.expect("qkv", qkv, rows, 3 * width)?);
-        let (plan, words) = segments.plan(SegmentShape { heads: heads as u32, head_dim: head_dim as u32, element: on.element }, stream)?;
+        let (plan, words) = segments
+            .plan(SegmentShape { heads: heads as u32, head_dim: head_dim as u32, element: on.element }, stream)?;
         return plan.launches(out, qkv, scale, words).iter().try_for_each(|launch| on.launch(launch));
     }
     let pool = device.pool();

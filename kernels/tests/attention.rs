@@ -33,7 +33,7 @@ struct Cache {
 
 impl Cache {
     /// Sequences of these lengths, written a chunk at a time; blocks are dealt out in an odd order, and what is not written is NaN.
-    fn new(seeded: &mut Seeded, heads: Heads, lens: &[usize], chunk: usize, pool: &Pool) -> Cache {
+    fn new(seeded: &mut Seeded, heads: Heads, lens: &[usize], chunk: usize, device: &weir_kernels::Device) -> Cache {
         let width = heads.kv * heads.dim;
         let needed: usize = lens.iter().map(|len| len.div_ceil(BLOCK_LEN)).sum();
         let blocks = needed + 3;
@@ -52,7 +52,7 @@ impl Cache {
             for first in (0..*len).step_by(chunk) {
                 let count = chunk.min(len - first);
                 let (k, v) = (k.narrow(0, first, count).unwrap(), v.narrow(0, first, count).unwrap());
-                ops::kv_write(&cache.kv, &k, &v, 1, &slots[first..first + count], pool).unwrap();
+                ops::kv_write(&cache.kv, &k, &v, 1, &slots[first..first + count].into(), device).unwrap();
             }
             let rounded = |t: &Tensor| {
                 let halves = t.contiguous().unwrap().to_dtype(DType::F16).unwrap();
@@ -89,7 +89,7 @@ impl Cache {
 fn batch_equals_spec(heads: Heads, rows: &[(usize, usize)], window: Option<u32>, seed: u64) {
     let mut seeded = Seeded::new(seed);
     let lens: Vec<usize> = rows.iter().map(|(context, tokens)| context + tokens).collect();
-    let cache = Cache::new(&mut seeded, heads, &lens, 7 + seed as usize % 60, &Pool::new(2));
+    let cache = Cache::new(&mut seeded, heads, &lens, 7 + seed as usize % 60, &cpu(2));
     let width = heads.q * heads.dim;
     let tokens: usize = rows.iter().map(|(_, tokens)| tokens).sum();
     let q = seeded.floats(tokens * (width + 5));
@@ -108,11 +108,11 @@ fn batch_equals_spec(heads: Heads, rows: &[(usize, usize)], window: Option<u32>,
             token += 1;
         }
     }
-    for pool in pools() {
+    for device in devices() {
         let out = unwritten(tokens, width);
         let q = tensor(&q, tokens).narrow(1, 2, width).unwrap();
-        ops::paged_attention(&out, &q, &cache.kv, 1, &batch, heads.q, SCALE, window, &pool).unwrap();
-        assert_bits(&values(&out), &expected, &(heads, rows, window, &pool));
+        ops::paged_attention(&out, &q, &cache.kv, 1, &batch[..].into(), heads.q, SCALE, window, &device).unwrap();
+        assert_bits(&values(&out), &expected, &(heads, rows, window, &device));
     }
 }
 
@@ -157,8 +157,8 @@ proptest! {
 fn chunks_of_a_prompt_do_not_change_a_bit() {
     let heads = Heads { q: 9, kv: 3, dim: 64 };
     let mut seeded = Seeded::new(5);
-    let pool = Pool::new(2);
-    let cache = Cache::new(&mut seeded, heads, &[150], 150, &pool);
+    let device = cpu(2);
+    let cache = Cache::new(&mut seeded, heads, &[150], 150, &device);
     let q = tensor(&seeded.floats(150 * 576), 150);
     let attend = |chunk: usize| {
         let out = unwritten(150, 576);
@@ -167,7 +167,7 @@ fn chunks_of_a_prompt_do_not_change_a_bit() {
             let row =
                 AttentionRow { first_token: 0, tokens: count as u32, context: first as u32, blocks: &cache.tables[0] };
             let (out, q) = (out.narrow(0, first, count).unwrap(), q.narrow(0, first, count).unwrap());
-            ops::paged_attention(&out, &q, &cache.kv, 1, &[row], 9, SCALE, None, &pool).unwrap();
+            ops::paged_attention(&out, &q, &cache.kv, 1, &[row][..].into(), 9, SCALE, None, &device).unwrap();
         }
         values(&out)
     };
@@ -181,7 +181,7 @@ fn chunks_of_a_prompt_do_not_change_a_bit() {
 fn attention_is_softmax_attention() {
     let heads = Heads { q: 2, kv: 1, dim: 16 };
     let mut seeded = Seeded::new(6);
-    let cache = Cache::new(&mut seeded, heads, &[100], 100, &Pool::new(1));
+    let cache = Cache::new(&mut seeded, heads, &[100], 100, &cpu(1));
     let q = seeded.floats(32);
     let got = cache.expected(&q, 0, 99, None);
     for head in 0..2 {
@@ -203,11 +203,12 @@ fn attention_is_softmax_attention() {
 #[test]
 fn bad_tables_and_slots_are_refused() {
     let heads = Heads { q: 2, kv: 1, dim: 16 };
-    let pool = Pool::new(1);
-    let cache = Cache::new(&mut Seeded::new(7), heads, &[40], 40, &pool);
+    let device = cpu(1);
+    let cache = Cache::new(&mut Seeded::new(7), heads, &[40], 40, &device);
     let (out, q) = (unwritten(2, 32), unwritten(2, 32));
-    let attend =
-        |rows: &[AttentionRow<'_>], window| ops::paged_attention(&out, &q, &cache.kv, 1, rows, 2, SCALE, window, &pool);
+    let attend = |rows: &[AttentionRow<'_>], window| {
+        ops::paged_attention(&out, &q, &cache.kv, 1, &rows.into(), 2, SCALE, window, &device)
+    };
     let row = AttentionRow { first_token: 0, tokens: 1, context: 0, blocks: &[0] };
     assert!(attend(&[row], None).is_ok());
     assert!(matches!(attend(&[row], Some(0)), Err(KernelError::Shape { .. })));
@@ -222,11 +223,11 @@ fn bad_tables_and_slots_are_refused() {
     assert!(matches!(attend(&[far], None), Err(KernelError::Shape { .. })));
     let k = unwritten(1, 16);
     assert!(matches!(
-        ops::kv_write(&cache.kv, &k, &k.copy().unwrap(), 0, &[160], &pool),
+        ops::kv_write(&cache.kv, &k, &k.copy().unwrap(), 0, &[160][..].into(), &device),
         Err(KernelError::Range { index: 160, .. })
     ));
     assert!(matches!(
-        ops::kv_write(&cache.kv, &k, &k.copy().unwrap(), 2, &[0], &pool),
+        ops::kv_write(&cache.kv, &k, &k.copy().unwrap(), 2, &[0][..].into(), &device),
         Err(KernelError::Range { index: 2, .. })
     ));
 }
@@ -254,10 +255,10 @@ fn segments_equal_spec(lens: &[u32], heads: usize, dim: usize, seed: u64) {
         }
         start += *len as usize;
     }
-    for pool in pools() {
+    for device in devices() {
         let out = unwritten(m, width);
-        ops::segment_attention(&out, &tensor(&qkv, m), lens, heads, dim, SCALE, &pool).unwrap();
-        assert_bits(&values(&out), &expected, &(lens, heads, dim, &pool));
+        ops::segment_attention(&out, &tensor(&qkv, m), &lens.into(), heads, dim, SCALE, &device).unwrap();
+        assert_bits(&values(&out), &expected, &(lens, heads, dim, &device));
     }
 }
 

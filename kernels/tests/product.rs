@@ -7,7 +7,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use common::*;
 use proptest::prelude::*;
-use weir_kernels::{KernelError, PackedMatrix, PackedSource, Pool, WeightType, ops, spec};
+use weir_kernels::launch::Element;
+use weir_kernels::{KernelError, Matrix, PackedMatrix, PackedSource, Pool, WeightType, ops, spec};
 
 fn ggml(dtype: WeightType) -> GgmlDType {
     match dtype {
@@ -68,12 +69,12 @@ fn product_equals_spec(dtype: WeightType, m: usize, n: usize, k: usize, biased: 
     let bias = biased.then(|| seeded.floats(n));
     let mut expected = vec![0.0; m * n];
     for (row, out) in expected.chunks_mut(n).enumerate() {
-        spec::product(out, &x[row * k..][..k], &w, bias.as_deref());
+        spec::product(out, &x[row * k..][..k], w.packed().unwrap(), bias.as_deref());
     }
-    for pool in pools() {
+    for device in devices() {
         let out = unwritten(m, n);
-        ops::matmul(&out, &tensor(&x, m), &w, bias.as_deref().map(vector).as_ref(), &pool).unwrap();
-        assert_bits(&values(&out), &expected, &(dtype, m, n, k, &pool));
+        ops::matmul(&out, &tensor(&x, m), &w, bias.as_deref().map(vector).as_ref(), &device).unwrap();
+        assert_bits(&values(&out), &expected, &(dtype, m, n, k, &device));
     }
 }
 
@@ -113,16 +114,16 @@ proptest! {
 #[test]
 fn a_row_in_a_batch_equals_the_row_alone() {
     let mut seeded = Seeded::new(9);
-    let pool = Pool::new(2);
+    let device = cpu(2);
     for dtype in [WeightType::Q4_1, WeightType::Q8_0, WeightType::BF16] {
         let (n, k) = (200, 576);
         let w = matrix(&mut seeded, dtype, n, k);
         let x = seeded.floats(64 * k);
         let all = unwritten(64, n);
-        ops::matmul(&all, &tensor(&x, 64), &w, None, &pool).unwrap();
+        ops::matmul(&all, &tensor(&x, 64), &w, None, &device).unwrap();
         for (x, all) in x.chunks(k).zip(values(&all).chunks(n)) {
             let alone = unwritten(1, n);
-            ops::matmul(&alone, &tensor(x, 1), &w, None, &pool).unwrap();
+            ops::matmul(&alone, &tensor(x, 1), &w, None, &device).unwrap();
             assert_bits(&values(&alone), all, &dtype);
         }
     }
@@ -131,22 +132,22 @@ fn a_row_in_a_batch_equals_the_row_alone() {
 #[test]
 fn parts_of_different_types_make_one_matrix() {
     let mut seeded = Seeded::new(11);
-    let (k, pool) = (256, Pool::new(2));
+    let (k, device) = (256, cpu(2));
     let parts = [(WeightType::Q4_1, 40), (WeightType::Q6K, 16), (WeightType::F16, 7), (WeightType::Q4_1, 1)];
     let files: Vec<_> = parts.iter().map(|(dtype, n)| file_bytes(&mut seeded, *dtype, *n, k)).collect();
     let sources: Vec<_> =
         parts.iter().zip(&files).map(|((dtype, n), bytes)| PackedSource { dtype: *dtype, n: *n, k, bytes }).collect();
-    let whole = PackedMatrix::concat(&sources, &pool).unwrap();
+    let whole = Matrix::load(&sources, Element::F32, &device).unwrap();
     assert_eq!((whole.n(), whole.k()), (64, k));
     for m in [1, 5, 40] {
         let x = tensor(&seeded.floats(m * k), m);
         let out = unwritten(m, 64);
-        ops::matmul(&out, &x, &whole, None, &pool).unwrap();
+        ops::matmul(&out, &x, &whole, None, &device).unwrap();
         let mut first = 0;
         for source in &sources {
-            let part = PackedMatrix::pack(source.dtype, source.n, k, source.bytes, &pool).unwrap();
+            let part = Matrix::load(&[*source], Element::F32, &device).unwrap();
             let expected = unwritten(m, source.n);
-            ops::matmul(&expected, &x, &part, None, &pool).unwrap();
+            ops::matmul(&expected, &x, &part, None, &device).unwrap();
             let got = values(&out.narrow(1, first, source.n).unwrap().contiguous().unwrap());
             assert_bits(&got, &values(&expected), &(m, source.dtype));
             first += source.n;
@@ -157,16 +158,16 @@ fn parts_of_different_types_make_one_matrix() {
 #[test]
 fn products_into_narrowed_workspaces_leave_the_rest_alone() {
     let mut seeded = Seeded::new(12);
-    let (m, n, k, pool) = (5, 20, 64, Pool::new(2));
+    let (m, n, k, device) = (5, 20, 64, cpu(2));
     let w = matrix(&mut seeded, WeightType::Q4_0, n, k);
     let x = seeded.floats(9 * k);
     let (wide, x) = (unwritten(8, 50), tensor(&x, 9));
     let out = wide.narrow(0, 2, m).unwrap().narrow(1, 17, n).unwrap();
-    ops::matmul(&out, &x.narrow(0, 3, m).unwrap(), &w, None, &pool).unwrap();
+    ops::matmul(&out, &x.narrow(0, 3, m).unwrap(), &w, None, &device).unwrap();
     for (row, got) in values(&wide).chunks(50).enumerate() {
         let mut expected = vec![f32::NAN; 50];
         if (2..7).contains(&row) {
-            spec::product(&mut expected[17..37], &values(&x)[(row + 1) * k..(row + 2) * k], &w, None);
+            spec::product(&mut expected[17..37], &values(&x)[(row + 1) * k..(row + 2) * k], w.packed().unwrap(), None);
         }
         assert_bits(got, &expected, &row);
     }
@@ -177,30 +178,30 @@ fn embedding_rows_are_the_tables_rows() {
     let mut seeded = Seeded::new(13);
     let table = matrix(&mut seeded, WeightType::Q8_0, 100, 96);
     let out = unwritten(3, 96);
-    ops::embed(&out, &[99, 0, 41], &table, &Pool::new(2)).unwrap();
+    ops::embed(&out, &[99, 0, 41][..].into(), &table, &cpu(2)).unwrap();
     for (id, got) in [99, 0, 41].into_iter().zip(values(&out).chunks(96)) {
         let mut expected = vec![0.0; 96];
-        table.dequantize_row(id, &mut expected);
+        table.packed().unwrap().dequantize_row(id, &mut expected);
         assert_bits(got, &expected, &id);
     }
-    let refused = ops::embed(&out, &[0, 100, 1], &table, &Pool::new(1));
+    let refused = ops::embed(&out, &[0, 100, 1][..].into(), &table, &cpu(1));
     assert!(matches!(refused, Err(KernelError::Range { index: 100, bound: 100, .. })), "{refused:?}");
 }
 
 #[test]
 fn wrong_shapes_and_lengths_are_refused() {
-    let pool = Pool::new(1);
+    let device = cpu(1);
     let w = matrix(&mut Seeded::new(14), WeightType::Q4_0, 16, 64);
     let shape = |result| assert!(matches!(result, Err(KernelError::Shape { .. })), "{result:?}");
-    shape(ops::matmul(&unwritten(2, 15), &unwritten(2, 64), &w, None, &pool));
-    shape(ops::matmul(&unwritten(2, 16), &unwritten(3, 64), &w, None, &pool));
-    shape(ops::matmul(&unwritten(2, 16), &unwritten(2, 65), &w, None, &pool));
-    shape(ops::matmul(&unwritten(2, 16), &unwritten(2, 64), &w, Some(&vector(&[0.0; 15])), &pool));
-    shape(ops::matmul(&unwritten(64, 2).t().unwrap(), &unwritten(2, 64), &w, None, &pool));
-    let pack = |dtype, n, k, len| PackedMatrix::pack(dtype, n, k, &vec![0; len], &pool).map(|_| ());
+    shape(ops::matmul(&unwritten(2, 15), &unwritten(2, 64), &w, None, &device));
+    shape(ops::matmul(&unwritten(2, 16), &unwritten(3, 64), &w, None, &device));
+    shape(ops::matmul(&unwritten(2, 16), &unwritten(2, 65), &w, None, &device));
+    shape(ops::matmul(&unwritten(2, 16), &unwritten(2, 64), &w, Some(&vector(&[0.0; 15])), &device));
+    shape(ops::matmul(&unwritten(64, 2).t().unwrap(), &unwritten(2, 64), &w, None, &device));
+    let pack = |dtype, n, k, len| PackedMatrix::pack(dtype, n, k, &vec![0; len], device.pool()).map(|_| ());
     assert!(matches!(pack(WeightType::Q4_0, 1, 33, 18), Err(KernelError::WeightBlock { block: 32, .. })));
     assert!(matches!(pack(WeightType::Q4K, 1, 128, 72), Err(KernelError::WeightBlock { block: 256, .. })));
     assert!(matches!(pack(WeightType::Q4_0, 2, 32, 35), Err(KernelError::WeightLen { expected: 36, .. })));
     assert!(matches!(pack(WeightType::F32, usize::MAX, 2, 8), Err(KernelError::WeightLen { .. })));
-    assert!(PackedMatrix::concat(&[], &pool).is_err());
+    assert!(PackedMatrix::concat(&[], device.pool()).is_err());
 }

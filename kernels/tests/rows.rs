@@ -32,25 +32,25 @@ fn norms_equal_the_plain_loops() {
                 }
                 out
             };
-            for pool in pools() {
+            for device in devices() {
                 let (w, b) = (vector(&weight), vector(&bias));
                 let out = unwritten(m, width);
-                ops::rms_norm(&out, &tensor(&x, m), &w, 1e-5, &pool).unwrap();
-                assert_bits(&values(&out), &rms(&x), &("rms_norm", width, m, &pool));
+                ops::rms_norm(&out, &tensor(&x, m), &w, 1e-5, &device).unwrap();
+                assert_bits(&values(&out), &rms(&x), &("rms_norm", width, m, &device));
 
                 let residual = tensor(&x, m);
-                ops::add_rms_norm(&out, &residual, &tensor(&y, m), &w, 1e-5, &pool).unwrap();
-                assert_bits(&values(&residual), &sum, &("residual", width, m, &pool));
-                assert_bits(&values(&out), &rms(&sum), &("add_rms_norm", width, m, &pool));
+                ops::add_rms_norm(&out, &residual, &tensor(&y, m), &w, 1e-5, &device).unwrap();
+                assert_bits(&values(&residual), &sum, &("residual", width, m, &device));
+                assert_bits(&values(&out), &rms(&sum), &("add_rms_norm", width, m, &device));
 
-                ops::layer_norm(&out, &tensor(&x, m), &w, &b, 1e-12, &pool).unwrap();
-                assert_bits(&values(&out), &layer(&x), &("layer_norm", width, m, &pool));
-                ops::add_layer_norm(&out, &tensor(&x, m), &tensor(&y, m), &w, &b, 1e-12, &pool).unwrap();
-                assert_bits(&values(&out), &layer(&sum), &("add_layer_norm", width, m, &pool));
+                ops::layer_norm(&out, &tensor(&x, m), &w, &b, 1e-12, &device).unwrap();
+                assert_bits(&values(&out), &layer(&x), &("layer_norm", width, m, &device));
+                ops::add_layer_norm(&out, &tensor(&x, m), &tensor(&y, m), &w, &b, 1e-12, &device).unwrap();
+                assert_bits(&values(&out), &layer(&sum), &("add_layer_norm", width, m, &device));
 
                 let heads = tensor(&x, m);
-                ops::head_rms_norm(&heads, &w, 1e-5, &pool).unwrap();
-                assert_bits(&values(&heads), &rms(&x), &("head_rms_norm", width, m, &pool));
+                ops::head_rms_norm(&heads, &w, 1e-5, &device).unwrap();
+                assert_bits(&values(&heads), &rms(&x), &("head_rms_norm", width, m, &device));
             }
         }
     }
@@ -79,15 +79,15 @@ fn activations_equal_the_plain_loops() {
         for (out, x) in expected.chunks_mut(width).zip(gate_up.chunks(2 * width)) {
             spec::silu_mul(out, x);
         }
-        for pool in pools() {
+        for device in devices() {
             let out = unwritten(m, width);
-            ops::silu_mul(&out, &tensor(&gate_up, m), &pool).unwrap();
-            assert_bits(&values(&out), &expected, &("silu_mul", width, &pool));
+            ops::silu_mul(&out, &tensor(&gate_up, m), &device).unwrap();
+            assert_bits(&values(&out), &expected, &("silu_mul", width, &device));
             for (kind, gelu) in [(GeluKind::Erf, math::gelu_erf as fn(f32) -> f32), (GeluKind::Tanh, math::gelu_tanh)] {
                 let x = tensor(&gate_up, m);
-                ops::gelu(&x, kind, &pool).unwrap();
+                ops::gelu(&x, kind, &device).unwrap();
                 let expected: Vec<f32> = gate_up.iter().map(|x| gelu(*x)).collect();
-                assert_bits(&values(&x), &expected, &(kind, width, &pool));
+                assert_bits(&values(&x), &expected, &(kind, width, &device));
             }
         }
     }
@@ -101,9 +101,17 @@ fn rotation_turns_pairs_by_their_angles() {
     let mut seeded = Seeded::new(3);
     let x = seeded.floats(m * (heads * dim + 7));
     for (style, partner) in [(RopeStyle::Interleaved, 1usize), (RopeStyle::Half, 6)] {
-        for pool in pools() {
+        for device in devices() {
             let wide = tensor(&x, m);
-            ops::rope(&wide.narrow(1, 5, heads * dim).unwrap(), dim, &positions, &table, style, &pool).unwrap();
+            ops::rope(
+                &wide.narrow(1, 5, heads * dim).unwrap(),
+                dim,
+                &positions.as_slice().into(),
+                &table,
+                style,
+                &device,
+            )
+            .unwrap();
             let got = values(&wide);
             for (row, position) in positions.iter().enumerate() {
                 let (got, x) = (&got[row * 55..][..55], &x[row * 55..][..55]);
@@ -126,7 +134,7 @@ fn rotation_turns_pairs_by_their_angles() {
             }
         }
     }
-    let refused = ops::rope(&unwritten(1, 16), 16, &[64], &table, RopeStyle::Half, &pools()[0]);
+    let refused = ops::rope(&unwritten(1, 16), 16, &[64][..].into(), &table, RopeStyle::Half, &devices()[0]);
     assert!(matches!(refused, Err(KernelError::Range { index: 64, bound: 64, .. })), "{refused:?}");
 }
 
@@ -136,44 +144,44 @@ fn rows_are_gathered_and_pooled() {
     let (m, d) = (12, 37);
     let x = seeded.floats(m * d);
     let lens = [3u32, 1, 8];
-    for pool in pools() {
+    for device in devices() {
         let t = tensor(&x, m);
         let out = unwritten(3, d);
-        ops::gather_rows(&out, &t, &[11, 0, 11], &pool).unwrap();
-        assert_bits(&values(&out), &[&x[11 * d..], &x[..d], &x[11 * d..]].concat(), &pool);
-        ops::cls_pool(&out, &t, &lens, &pool).unwrap();
-        assert_bits(&values(&out), &[&x[..d], &x[3 * d..4 * d], &x[4 * d..5 * d]].concat(), &pool);
-        ops::mean_pool(&out, &t, &lens, &pool).unwrap();
+        ops::gather_rows(&out, &t, &[11, 0, 11][..].into(), &device).unwrap();
+        assert_bits(&values(&out), &[&x[11 * d..], &x[..d], &x[11 * d..]].concat(), &device);
+        ops::cls_pool(&out, &t, &lens[..].into(), &device).unwrap();
+        assert_bits(&values(&out), &[&x[..d], &x[3 * d..4 * d], &x[4 * d..5 * d]].concat(), &device);
+        ops::mean_pool(&out, &t, &lens[..].into(), &device).unwrap();
         let mut expected = vec![0.0; 3 * d];
         let mut first = 0;
         for (out, len) in expected.chunks_mut(d).zip(lens) {
             spec::mean_pool(out, &x[first * d..(first + len as usize) * d]);
             first += len as usize;
         }
-        assert_bits(&values(&out), &expected, &pool);
-        ops::l2_normalize(&out, &pool).unwrap();
+        assert_bits(&values(&out), &expected, &device);
+        ops::l2_normalize(&out, &device).unwrap();
         expected.chunks_mut(d).for_each(spec::l2_normalize);
-        assert_bits(&values(&out), &expected, &pool);
+        assert_bits(&values(&out), &expected, &device);
         for row in expected.chunks(d) {
             let length: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum();
             assert!((length - 1.0).abs() < 1e-6);
         }
-        assert!(ops::mean_pool(&out, &t, &[3, 0, 9], &pool).is_err(), "an empty segment has no mean");
-        assert!(ops::mean_pool(&out, &t, &[3, 1, 7], &pool).is_err());
-        assert!(ops::gather_rows(&out, &t, &[0, 12, 0], &pool).is_err());
+        assert!(ops::mean_pool(&out, &t, &[3, 0, 9][..].into(), &device).is_err(), "an empty segment has no mean");
+        assert!(ops::mean_pool(&out, &t, &[3, 1, 7][..].into(), &device).is_err());
+        assert!(ops::gather_rows(&out, &t, &[0, 12, 0][..].into(), &device).is_err());
     }
     let zero = tensor(&[0.0; 4], 1);
-    ops::l2_normalize(&zero, &pools()[0]).unwrap();
+    ops::l2_normalize(&zero, &devices()[0]).unwrap();
     assert_eq!(values(&zero), [0.0; 4]);
 }
 
 #[test]
 fn refused_ops_write_nothing() {
-    let pool = &pools()[0];
+    let device = &devices()[0];
     let residual = tensor(&[1.0, 2.0], 1);
-    let refused = ops::add_rms_norm(&unwritten(1, 2), &residual, &tensor(&[1.0, 1.0], 1), &vector(&[1.0]), 0.0, pool);
+    let refused = ops::add_rms_norm(&unwritten(1, 2), &residual, &tensor(&[1.0, 1.0], 1), &vector(&[1.0]), 0.0, device);
     assert!(refused.is_err());
     assert_eq!(values(&residual), [1.0, 2.0]);
     let half = unwritten(1, 2).to_dtype(candle_core::DType::F16).unwrap();
-    assert!(matches!(ops::add(&half, &residual, pool), Err(KernelError::Shape { .. })));
+    assert!(matches!(ops::add(&half, &residual, device), Err(KernelError::Shape { .. })));
 }

@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let source = ModelSource::open(Path::new(model))?;
     let tokenizer = source.tokenizer()?;
     let opened = start.elapsed();
-    let model = source.load(&Pool::new(threads), CHUNK)?;
+    let model = source.load(&Pool::new(threads).into(), CHUNK)?;
     eprintln!("opened in {opened:.2?}, loaded in {:.2?}: {:?}", start.elapsed() - opened, source.info());
     match model {
         Model::Generate(llama) => generate(llama, source.info(), &tokenizer, prompt, count),

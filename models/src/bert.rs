@@ -5,22 +5,22 @@
 //! after the other in a step; attention stays inside each.
 
 use candle_core::Tensor;
-use weir_kernels::ops::{self, GeluKind};
-use weir_kernels::{PackedMatrix, Pool, WeightType};
+use weir_kernels::ops::{self, GeluKind, Indices, Segments};
+use weir_kernels::{Matrix, PackedSource, WeightType, spec};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, Pooling};
-use crate::network::{self, Need};
+use crate::network::{self, Need, Place};
 
 /// An encoder with its weights packed and its workspaces in place.
 #[derive(Debug)]
 pub struct Bert {
     config: EncoderConfig,
-    pool: Pool,
-    words: PackedMatrix,
+    place: Place,
+    words: Matrix,
     /// Position embedding plus the embedding of type 0: every input is one text.
-    positions: PackedMatrix,
+    positions: Matrix,
     norm: Norm,
     layers: Vec<Layer>,
     space: Space,
@@ -37,7 +37,7 @@ struct Norm {
 /// A matrix with its bias.
 #[derive(Debug)]
 struct Linear {
-    weight: PackedMatrix,
+    weight: Matrix,
     bias: Tensor,
 }
 
@@ -130,11 +130,16 @@ impl<'a> Plan<'a> {
         needs
     }
 
-    fn load_norm(&self, checkpoint: &Checkpoint, [weight, bias]: [(String, usize); 2]) -> Result<Norm, ModelError> {
-        Ok(Norm { weight: network::vectors(checkpoint, &[weight])?, bias: network::vectors(checkpoint, &[bias])? })
+    fn load_norm(
+        &self,
+        checkpoint: &Checkpoint,
+        [weight, bias]: [(String, usize); 2],
+        place: &Place,
+    ) -> Result<Norm, ModelError> {
+        Ok(Norm { weight: place.vectors(checkpoint, &[weight])?, bias: place.vectors(checkpoint, &[bias])? })
     }
 
-    fn load_layer(&self, layer: usize, checkpoint: &Checkpoint, pool: &Pool) -> Result<Layer, ModelError> {
+    fn load_layer(&self, layer: usize, checkpoint: &Checkpoint, place: &Place) -> Result<Layer, ModelError> {
         let matrices = self.matrices(layer);
         let linear = |parts: &[(String, usize, usize)]| {
             let columns = parts.first().map_or(0, |(_, _, columns)| *columns);
@@ -142,18 +147,18 @@ impl<'a> Plan<'a> {
                 parts.iter().map(|(name, rows, _)| (format!("{name}.{suffix}"), *rows)).collect()
             };
             Ok::<_, ModelError>(Linear {
-                weight: network::pack(checkpoint, &named("weight"), columns, pool)?,
-                bias: network::vectors(checkpoint, &named("bias"))?,
+                weight: place.matrix(checkpoint, &named("weight"), columns)?,
+                bias: place.vectors(checkpoint, &named("bias"))?,
             })
         };
         let [attention_norm, mlp_norm] = self.norms(layer);
         Ok(Layer {
             qkv: linear(&matrices[..3])?,
             output: linear(&matrices[3..4])?,
-            attention_norm: self.load_norm(checkpoint, attention_norm)?,
+            attention_norm: self.load_norm(checkpoint, attention_norm, place)?,
             up: linear(&matrices[4..5])?,
             down: linear(&matrices[5..])?,
-            mlp_norm: self.load_norm(checkpoint, mlp_norm)?,
+            mlp_norm: self.load_norm(checkpoint, mlp_norm, place)?,
         })
     }
 }
@@ -169,11 +174,11 @@ impl Bert {
         })
     }
 
-    /// Packs the weights.
+    /// Puts the weights where they are used.
     pub(crate) fn load(
         config: EncoderConfig,
         checkpoint: &Checkpoint,
-        pool: &Pool,
+        place: Place,
         max_tokens: usize,
     ) -> Result<Self, ModelError> {
         let EncoderConfig { vocab, hidden, intermediate, layers, positions, token_types, .. } = config;
@@ -186,21 +191,22 @@ impl Bert {
             }
         }
         let position_bytes: Vec<u8> = position_rows.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let position_source = PackedSource { dtype: WeightType::F32, n: positions, k: hidden, bytes: &position_bytes };
         let space = Space {
-            state: network::workspace(max_tokens, hidden)?,
-            middle: network::workspace(max_tokens, hidden)?,
-            delta: network::workspace(max_tokens, hidden)?,
-            qkv: network::workspace(max_tokens, 3 * hidden)?,
-            attended: network::workspace(max_tokens, hidden)?,
-            wide: network::workspace(max_tokens, intermediate)?,
-            pooled: network::workspace(max_tokens, hidden)?,
+            state: place.workspace(max_tokens, hidden)?,
+            middle: place.workspace(max_tokens, hidden)?,
+            delta: place.workspace(max_tokens, hidden)?,
+            qkv: place.workspace(max_tokens, 3 * hidden)?,
+            attended: place.workspace(max_tokens, hidden)?,
+            wide: place.workspace(max_tokens, intermediate)?,
+            pooled: place.workspace(max_tokens, hidden)?,
         };
         Ok(Self {
-            words: network::pack(checkpoint, &[(plan.embedding("word"), vocab)], hidden, pool)?,
-            positions: PackedMatrix::pack(WeightType::F32, positions, hidden, &position_bytes, pool)?,
-            norm: plan.load_norm(checkpoint, plan.norm(&format!("{}{EMBEDDINGS}", plan.prefix)))?,
-            layers: (0..layers).map(|layer| plan.load_layer(layer, checkpoint, pool)).collect::<Result<_, _>>()?,
-            pool: pool.clone(),
+            words: place.table(checkpoint, &plan.embedding("word"), vocab, hidden)?,
+            positions: Matrix::table(&[position_source], place.element, &place.device)?,
+            norm: plan.load_norm(checkpoint, plan.norm(&format!("{}{EMBEDDINGS}", plan.prefix)), &place)?,
+            layers: (0..layers).map(|layer| plan.load_layer(layer, checkpoint, &place)).collect::<Result<_, _>>()?,
+            place,
             space,
             max_tokens,
             config,
@@ -239,23 +245,30 @@ impl Bert {
         let ids: Vec<u32> = inputs.iter().flat_map(|input| input.iter().copied()).collect();
         let positions: Vec<u32> = inputs.iter().flat_map(|input| 0..input.len() as u32).collect();
         let lens: Vec<u32> = inputs.iter().map(|input| input.len() as u32).collect();
-        self.run_layers(&ids, &positions, &lens)?;
+        let segments = Segments::from(&lens[..]);
+        self.run_layers(&ids.into(), &positions.into(), &segments)?;
 
         let state = network::rows(&self.space.state, total)?;
         let pooled = network::rows(&self.space.pooled, inputs.len())?;
         match self.config.pooling {
-            Pooling::Mean => ops::mean_pool(&pooled, &state, &lens, &self.pool)?,
-            Pooling::Cls => ops::cls_pool(&pooled, &state, &lens, &self.pool)?,
+            Pooling::Mean => ops::mean_pool(&pooled, &state, &segments, &self.place.device)?,
+            Pooling::Cls => ops::cls_pool(&pooled, &state, &segments, &self.place.device)?,
         }
-        if self.config.normalize {
-            ops::l2_normalize(&pooled, &self.pool)?;
+        let in_floats = pooled.dtype() == candle_core::DType::F32;
+        if self.config.normalize && in_floats {
+            ops::l2_normalize(&pooled, &self.place.device)?;
         }
-        network::append_rows(out, &pooled, inputs.len())
+        self.place.append_rows(out, &pooled)?;
+        // Of a narrower type the length would be 1 to three digits only.
+        if self.config.normalize && !in_floats {
+            out.chunks_exact_mut(self.config.hidden).for_each(spec::l2_normalize);
+        }
+        Ok(())
     }
 
-    fn run_layers(&self, ids: &[u32], positions: &[u32], lens: &[u32]) -> Result<(), ModelError> {
+    fn run_layers(&self, ids: &Indices, positions: &Indices, segments: &Segments) -> Result<(), ModelError> {
         let EncoderConfig { hidden, heads, norm_eps, .. } = self.config;
-        let (pool, tokens) = (&self.pool, ids.len());
+        let (device, tokens) = (&self.place.device, ids.len());
         let head_dim = hidden / heads;
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         let gelu = if self.config.tanh_gelu { GeluKind::Tanh } else { GeluKind::Erf };
@@ -266,20 +279,20 @@ impl Bert {
         let attended = network::rows(&self.space.attended, tokens)?;
         let wide = network::rows(&self.space.wide, tokens)?;
 
-        ops::embed(&delta, ids, &self.words, pool)?;
-        ops::embed(&middle, positions, &self.positions, pool)?;
-        ops::add_layer_norm(&state, &delta, &middle, &self.norm.weight, &self.norm.bias, norm_eps, pool)?;
+        ops::embed(&delta, ids, &self.words, device)?;
+        ops::embed(&middle, positions, &self.positions, device)?;
+        ops::add_layer_norm(&state, &delta, &middle, &self.norm.weight, &self.norm.bias, norm_eps, device)?;
         for layer in &self.layers {
-            ops::matmul(&qkv, &state, &layer.qkv.weight, Some(&layer.qkv.bias), pool)?;
-            ops::segment_attention(&attended, &qkv, lens, heads, head_dim, scale, pool)?;
-            ops::matmul(&delta, &attended, &layer.output.weight, Some(&layer.output.bias), pool)?;
+            ops::matmul(&qkv, &state, &layer.qkv.weight, Some(&layer.qkv.bias), device)?;
+            ops::segment_attention(&attended, &qkv, segments, heads, head_dim, scale, device)?;
+            ops::matmul(&delta, &attended, &layer.output.weight, Some(&layer.output.bias), device)?;
             let norm = &layer.attention_norm;
-            ops::add_layer_norm(&middle, &delta, &state, &norm.weight, &norm.bias, norm_eps, pool)?;
-            ops::matmul(&wide, &middle, &layer.up.weight, Some(&layer.up.bias), pool)?;
-            ops::gelu(&wide, gelu, pool)?;
-            ops::matmul(&delta, &wide, &layer.down.weight, Some(&layer.down.bias), pool)?;
+            ops::add_layer_norm(&middle, &delta, &state, &norm.weight, &norm.bias, norm_eps, device)?;
+            ops::matmul(&wide, &middle, &layer.up.weight, Some(&layer.up.bias), device)?;
+            ops::gelu(&wide, gelu, device)?;
+            ops::matmul(&delta, &wide, &layer.down.weight, Some(&layer.down.bias), device)?;
             let norm = &layer.mlp_norm;
-            ops::add_layer_norm(&state, &delta, &middle, &norm.weight, &norm.bias, norm_eps, pool)?;
+            ops::add_layer_norm(&state, &delta, &middle, &norm.weight, &norm.bias, norm_eps, device)?;
         }
         Ok(())
     }

@@ -9,17 +9,23 @@
 //! padded and no row waits for another's length.
 
 use candle_core::Tensor;
-use weir_kernels::ops::{self, AttentionRow, RopeStyle, RopeTable};
-use weir_kernels::{PackedMatrix, Pool};
+use weir_kernels::Matrix;
+use weir_kernels::ops::{self, AttentionBatch, AttentionRow, Indices, RopeStyle, RopeTable};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Naming, Pairing};
 use crate::kv::{BLOCK_LEN, KvStore};
-use crate::network::{self, Need};
+use crate::network::{self, Need, Place};
 
 /// Rows whose logits are computed at once; bounds the workspace for steps of many rows and wide vocabularies.
 const LOGIT_ROWS: usize = 32;
+/// On a GPU, which reads the output matrix once for all of them: 155 MB of logits for 152,000 ids.
+const LOGIT_ROWS_CUDA: usize = 256;
+
+fn logit_rows(place: &Place) -> usize {
+    if place.device.is_cuda() { LOGIT_ROWS_CUDA } else { LOGIT_ROWS }
+}
 
 /// One sequence's part of a step.
 #[derive(Clone, Copy, Debug)]
@@ -39,13 +45,13 @@ pub struct Row<'a> {
 #[derive(Debug)]
 pub struct Llama {
     config: DecoderConfig,
-    pool: Pool,
+    place: Place,
     rope: RopeTable,
-    embedding: PackedMatrix,
+    embedding: Matrix,
     layers: Vec<Layer>,
     norm: Tensor,
     /// `None`: the output matrix is the embedding.
-    head: Option<PackedMatrix>,
+    head: Option<Matrix>,
     space: Space,
     max_tokens: usize,
     ids: Vec<u32>,
@@ -58,15 +64,15 @@ pub struct Llama {
 struct Layer {
     attention_norm: Tensor,
     /// q, k and v by rows: `[(heads + 2 kv_heads) * head_dim, hidden]`.
-    qkv: PackedMatrix,
+    qkv: Matrix,
     qkv_bias: Option<Tensor>,
     /// `[head_dim]` each.
     qk_norm: Option<(Tensor, Tensor)>,
-    output: PackedMatrix,
+    output: Matrix,
     mlp_norm: Tensor,
     /// Gate, then up: `[2 intermediate, hidden]`.
-    gate_up: PackedMatrix,
-    down: PackedMatrix,
+    gate_up: Matrix,
+    down: Matrix,
 }
 
 /// Activations, f32, of the largest step (`tokens` rows) or of the largest chunk of logits.
@@ -211,18 +217,18 @@ impl<'a> Plan<'a> {
         needs
     }
 
-    fn pack_layer(&self, layer: usize, checkpoint: &Checkpoint, pool: &Pool) -> Result<Layer, ModelError> {
+    fn load_layer(&self, layer: usize, checkpoint: &Checkpoint, place: &Place) -> Result<Layer, ModelError> {
         let DecoderConfig { hidden, intermediate, heads, head_dim, .. } = *self.config;
-        let vector = |part, len| network::vectors(checkpoint, &[(self.name(layer, part), len)]);
+        let vector = |part, len| place.vectors(checkpoint, &[(self.name(layer, part), len)]);
         let matrix = |parts: &[(Part, usize)], columns| {
             let parts: Vec<_> = parts.iter().map(|(part, rows)| (self.name(layer, *part), *rows)).collect();
-            network::pack(checkpoint, &parts, columns, pool)
+            place.matrix(checkpoint, &parts, columns)
         };
         let biases = self.qkv().map(|(part, rows)| (self.bias_name(layer, part), rows));
         Ok(Layer {
             attention_norm: vector(Part::AttentionNorm, hidden)?,
             qkv: matrix(&self.qkv(), hidden)?,
-            qkv_bias: if self.bias { Some(network::vectors(checkpoint, &biases)?) } else { None },
+            qkv_bias: if self.bias { Some(place.vectors(checkpoint, &biases)?) } else { None },
             qk_norm: if self.qk_norm {
                 Some((vector(Part::QueryNorm, head_dim)?, vector(Part::KeyNorm, head_dim)?))
             } else {
@@ -245,36 +251,39 @@ impl Llama {
         })
     }
 
-    /// Packs the weights.
+    /// Puts the weights where they are used.
     pub(crate) fn load(
         config: DecoderConfig,
         checkpoint: &Checkpoint,
-        pool: &Pool,
+        place: Place,
         max_tokens: usize,
     ) -> Result<Self, ModelError> {
         let DecoderConfig { vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, .. } = config;
         let plan = Plan::new(&config, checkpoint);
-        let table = |name: &str| network::pack(checkpoint, &[(name.to_owned(), vocab)], hidden, pool);
-        let embedding = table(plan.embedding_name())?;
-        let head = if plan.head { Some(table(plan.head_name())?) } else { None };
-        let norm = network::vectors(checkpoint, &[(plan.norm_name().to_owned(), hidden)])?;
+        let embedding = place.table(checkpoint, plan.embedding_name(), vocab, hidden)?;
+        let head = if plan.head {
+            Some(place.matrix(checkpoint, &[(plan.head_name().to_owned(), vocab)], hidden)?)
+        } else {
+            None
+        };
+        let norm = place.vectors(checkpoint, &[(plan.norm_name().to_owned(), hidden)])?;
         let layers =
-            (0..layers).map(|layer| plan.pack_layer(layer, checkpoint, pool)).collect::<Result<Vec<_>, _>>()?;
-        let logit_rows = LOGIT_ROWS.min(max_tokens);
+            (0..layers).map(|layer| plan.load_layer(layer, checkpoint, &place)).collect::<Result<Vec<_>, _>>()?;
+        let logit_rows = logit_rows(&place).min(max_tokens);
         let space = Space {
-            residual: network::workspace(max_tokens, hidden)?,
-            normed: network::workspace(max_tokens, hidden)?,
-            delta: network::workspace(max_tokens, hidden)?,
-            qkv: network::workspace(max_tokens, (heads + 2 * kv_heads) * head_dim)?,
-            attended: network::workspace(max_tokens, heads * head_dim)?,
-            gate_up: network::workspace(max_tokens, 2 * intermediate)?,
-            activated: network::workspace(max_tokens, intermediate)?,
-            last: network::workspace(logit_rows, hidden)?,
-            last_normed: network::workspace(logit_rows, hidden)?,
-            logits: network::workspace(logit_rows, vocab)?,
+            residual: place.workspace(max_tokens, hidden)?,
+            normed: place.workspace(max_tokens, hidden)?,
+            delta: place.workspace(max_tokens, hidden)?,
+            qkv: place.workspace(max_tokens, (heads + 2 * kv_heads) * head_dim)?,
+            attended: place.workspace(max_tokens, heads * head_dim)?,
+            gate_up: place.workspace(max_tokens, 2 * intermediate)?,
+            activated: place.workspace(max_tokens, intermediate)?,
+            last: place.workspace(logit_rows, hidden)?,
+            last_normed: place.workspace(logit_rows, hidden)?,
+            logits: place.floats(logit_rows, vocab)?,
         };
         Ok(Self {
-            pool: pool.clone(),
+            place,
             rope: RopeTable::new(&config.inv_freq, config.context),
             embedding,
             layers,
@@ -306,13 +315,28 @@ impl Llama {
     /// names an id or a block that does not exist. Nothing was written then.
     pub fn forward(&mut self, rows: &[Row<'_>], kv: &KvStore, logits: &mut Vec<f32>) -> Result<(), ModelError> {
         logits.clear();
+        let place = self.place.clone();
+        self.forward_with(rows, kv, |_, scores| place.append_rows(logits, scores))
+    }
+
+    /// As [`Llama::forward`], but gives the logits away where they lie: calls `take` with the number of wanting rows before and a
+    /// tensor `[rows of this part, vocab]` f32 on the model's device, which is written anew for the next part.
+    ///
+    /// # Errors
+    /// As [`Llama::forward`], and what `take` says.
+    pub fn forward_with(
+        &mut self,
+        rows: &[Row<'_>],
+        kv: &KvStore,
+        take: impl FnMut(usize, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
         self.lay_out(rows, kv)?;
         if self.ids.is_empty() {
             return Ok(());
         }
         let spans = attention_rows(rows);
         self.run_layers(&spans, kv.tensor())?;
-        self.run_head(logits)
+        self.run_head(take)
     }
 
     /// Lays the rows out as tokens and checks them.
@@ -358,7 +382,10 @@ impl Llama {
 
     fn run_layers(&self, spans: &[AttentionRow<'_>], kv: &Tensor) -> Result<(), ModelError> {
         let DecoderConfig { heads, kv_heads, head_dim, rms_eps, window, .. } = self.config;
-        let (pool, tokens) = (&self.pool, self.ids.len());
+        let (device, tokens) = (&self.place.device, self.ids.len());
+        // Told to a GPU once for all layers.
+        let [ids, positions, slots] = [&self.ids, &self.positions, &self.slots].map(|list| Indices::from(&list[..]));
+        let batch = AttentionBatch::from(spans);
         let (q_width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         let style = match self.config.pairing {
@@ -377,43 +404,44 @@ impl Llama {
         let v = qkv.narrow(1, q_width + kv_width, kv_width)?;
         let qk = qkv.narrow(1, 0, q_width + kv_width)?;
 
-        ops::embed(&residual, &self.ids, &self.embedding, pool)?;
+        ops::embed(&residual, &ids, &self.embedding, device)?;
         for (index, layer) in self.layers.iter().enumerate() {
             if index == 0 {
-                ops::rms_norm(&normed, &residual, &layer.attention_norm, rms_eps, pool)?;
+                ops::rms_norm(&normed, &residual, &layer.attention_norm, rms_eps, device)?;
             } else {
-                ops::add_rms_norm(&normed, &residual, &delta, &layer.attention_norm, rms_eps, pool)?;
+                ops::add_rms_norm(&normed, &residual, &delta, &layer.attention_norm, rms_eps, device)?;
             }
-            ops::matmul(&qkv, &normed, &layer.qkv, layer.qkv_bias.as_ref(), pool)?;
+            ops::matmul(&qkv, &normed, &layer.qkv, layer.qkv_bias.as_ref(), device)?;
             if let Some((q_norm, k_norm)) = &layer.qk_norm {
-                ops::head_rms_norm(&q, q_norm, rms_eps, pool)?;
-                ops::head_rms_norm(&k, k_norm, rms_eps, pool)?;
+                ops::head_rms_norm(&q, q_norm, rms_eps, device)?;
+                ops::head_rms_norm(&k, k_norm, rms_eps, device)?;
             }
-            ops::rope(&qk, head_dim, &self.positions, &self.rope, style, pool)?;
-            ops::kv_write(kv, &k, &v, index, &self.slots, pool)?;
-            ops::paged_attention(&attended, &q, kv, index, spans, heads, scale, window, pool)?;
-            ops::matmul(&delta, &attended, &layer.output, None, pool)?;
-            ops::add_rms_norm(&normed, &residual, &delta, &layer.mlp_norm, rms_eps, pool)?;
-            ops::matmul(&gate_up, &normed, &layer.gate_up, None, pool)?;
-            ops::silu_mul(&activated, &gate_up, pool)?;
-            ops::matmul(&delta, &activated, &layer.down, None, pool)?;
+            ops::rope(&qk, head_dim, &positions, &self.rope, style, device)?;
+            ops::kv_write(kv, &k, &v, index, &slots, device)?;
+            ops::paged_attention(&attended, &q, kv, index, &batch, heads, scale, window, device)?;
+            ops::matmul(&delta, &attended, &layer.output, None, device)?;
+            ops::add_rms_norm(&normed, &residual, &delta, &layer.mlp_norm, rms_eps, device)?;
+            ops::matmul(&gate_up, &normed, &layer.gate_up, None, device)?;
+            ops::silu_mul(&activated, &gate_up, device)?;
+            ops::matmul(&delta, &activated, &layer.down, None, device)?;
         }
-        ops::add(&residual, &delta, pool)?;
+        ops::add(&residual, &delta, device)?;
         Ok(())
     }
 
-    fn run_head(&self, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+    fn run_head(&self, mut take: impl FnMut(usize, &Tensor) -> Result<(), ModelError>) -> Result<(), ModelError> {
+        let device = &self.place.device;
+        let part_len = logit_rows(&self.place);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let residual = network::rows(&self.space.residual, self.ids.len())?;
-        logits.reserve(self.last_tokens.len() * self.config.vocab);
-        for chunk in self.last_tokens.chunks(LOGIT_ROWS) {
+        for (part, chunk) in self.last_tokens.chunks(part_len).enumerate() {
             let last = network::rows(&self.space.last, chunk.len())?;
             let normed = network::rows(&self.space.last_normed, chunk.len())?;
             let scores = network::rows(&self.space.logits, chunk.len())?;
-            ops::gather_rows(&last, &residual, chunk, &self.pool)?;
-            ops::rms_norm(&normed, &last, &self.norm, self.config.rms_eps, &self.pool)?;
-            ops::matmul(&scores, &normed, head, None, &self.pool)?;
-            network::append_rows(logits, &scores, chunk.len())?;
+            ops::gather_rows(&last, &residual, &Indices::from(chunk), device)?;
+            ops::rms_norm(&normed, &last, &self.norm, self.config.rms_eps, device)?;
+            ops::matmul(&scores, &normed, head, None, device)?;
+            take(part * part_len, &scores)?;
         }
         Ok(())
     }

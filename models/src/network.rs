@@ -1,7 +1,8 @@
 //! What the architectures share: tensors they need, weights they pack, workspaces they fill.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use weir_kernels::{PackedMatrix, PackedSource, Pool};
+use candle_core::{DType, Tensor};
+use weir_kernels::launch::Element;
+use weir_kernels::{Device, Matrix, PackedSource, ops};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
@@ -29,51 +30,75 @@ pub(crate) fn check(
     }
 }
 
-/// Packs the tensors `parts` (name, rows) of `columns` columns, put together by rows.
-pub(crate) fn pack(
-    checkpoint: &Checkpoint,
+/// The device that a model lies on, and the type of its activations there.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    pub(crate) element: Element,
+}
+
+impl Place {
+    /// The tensors `parts` (name, rows) of `columns` columns, put together by rows.
+    pub(crate) fn matrix(
+        &self,
+        checkpoint: &Checkpoint,
+        parts: &[(String, usize)],
+        columns: usize,
+    ) -> Result<Matrix, ModelError> {
+        Ok(Matrix::load(&sources(checkpoint, parts, columns)?, self.element, &self.device)?)
+    }
+
+    /// One tensor `[rows, columns]` whose rows are looked up.
+    pub(crate) fn table(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Matrix, ModelError> {
+        let parts = [(name.to_owned(), rows)];
+        Ok(Matrix::table(&sources(checkpoint, &parts, columns)?, self.element, &self.device)?)
+    }
+
+    /// The vectors `parts` (name, length) one after the other, as one f32 tensor.
+    pub(crate) fn vectors(&self, checkpoint: &Checkpoint, parts: &[(String, usize)]) -> Result<Tensor, ModelError> {
+        let mut all = Vec::new();
+        for (name, len) in parts {
+            all.extend(checkpoint.vector(name, *len)?);
+        }
+        let len = all.len();
+        Ok(Tensor::from_vec(all, len, self.device.tensors())?)
+    }
+
+    /// A zeroed workspace `[rows, columns]` of activations.
+    pub(crate) fn workspace(&self, rows: usize, columns: usize) -> Result<Tensor, ModelError> {
+        Ok(Tensor::zeros((rows, columns), self.element.dtype(), self.device.tensors())?)
+    }
+
+    /// A zeroed workspace `[rows, columns]` of f32.
+    pub(crate) fn floats(&self, rows: usize, columns: usize) -> Result<Tensor, ModelError> {
+        Ok(Tensor::zeros((rows, columns), DType::F32, self.device.tensors())?)
+    }
+
+    /// Appends the rows of a workspace to `out`, in f32.
+    pub(crate) fn append_rows(&self, out: &mut Vec<f32>, workspace: &Tensor) -> Result<(), ModelError> {
+        Ok(ops::read_rows(workspace, out, &self.device)?)
+    }
+}
+
+fn sources<'a>(
+    checkpoint: &'a Checkpoint,
     parts: &[(String, usize)],
     columns: usize,
-    pool: &Pool,
-) -> Result<PackedMatrix, ModelError> {
-    let sources = parts
-        .iter()
-        .map(|(name, rows)| {
-            let tensor = checkpoint.shaped(name, &[*rows, columns])?;
-            Ok(PackedSource { dtype: tensor.dtype, n: *rows, k: columns, bytes: tensor.bytes })
-        })
-        .collect::<Result<Vec<_>, ModelError>>()?;
-    Ok(PackedMatrix::concat(&sources, pool)?)
-}
-
-/// The vectors `parts` (name, length) one after the other, as one f32 tensor.
-pub(crate) fn vectors(checkpoint: &Checkpoint, parts: &[(String, usize)]) -> Result<Tensor, ModelError> {
-    let mut all = Vec::new();
-    for (name, len) in parts {
-        all.extend(checkpoint.vector(name, *len)?);
-    }
-    let len = all.len();
-    Ok(Tensor::from_vec(all, len, &Device::Cpu)?)
-}
-
-/// A zeroed f32 workspace `[rows, columns]`.
-pub(crate) fn workspace(rows: usize, columns: usize) -> Result<Tensor, ModelError> {
-    Ok(Tensor::zeros((rows, columns), DType::F32, &Device::Cpu)?)
+) -> Result<Vec<PackedSource<'a>>, ModelError> {
+    let source = |(name, rows): &(String, usize)| {
+        let tensor = checkpoint.shaped(name, &[*rows, columns])?;
+        Ok(PackedSource { dtype: tensor.dtype, n: *rows, k: columns, bytes: tensor.bytes })
+    };
+    parts.iter().map(source).collect()
 }
 
 /// The first `rows` rows of a workspace.
 pub(crate) fn rows(workspace: &Tensor, rows: usize) -> Result<Tensor, ModelError> {
     Ok(workspace.narrow(0, 0, rows)?)
-}
-
-/// Appends the first `rows` rows of a workspace to `out`.
-pub(crate) fn append_rows(out: &mut Vec<f32>, workspace: &Tensor, rows: usize) -> Result<(), ModelError> {
-    let len = rows * workspace.dim(1)?;
-    let (storage, layout) = workspace.storage_and_layout();
-    let start = layout.start_offset();
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => out.extend_from_slice(&values[start..start + len]),
-        _ => unreachable!("workspaces are f32 on the CPU"),
-    }
-    Ok(())
 }

@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use weir_kernels::Pool;
+use weir_kernels::launch::Element;
+use weir_kernels::{Device, WeightType};
 
 use crate::bert::Bert;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::gguf::Header;
 use crate::config::{ConfigJson, DecoderConfig, EncoderConfig, GenerationJson};
 use crate::llama::Llama;
+use crate::network::Place;
 use crate::template::{self, TokenizerConfig};
 use crate::tokenizer;
-use crate::{ChatTemplate, ModelError, ModelInfo, ModelKind, Tokenizer, json};
+use crate::{ChatTemplate, KvStore, ModelError, ModelInfo, ModelKind, Tokenizer, json};
 
 /// A model on disk whose headers and configuration were read and checked. Weights stay in their files until
 /// [`load`](Self::load).
@@ -137,20 +139,63 @@ impl ModelSource {
         self.info.weight_bytes.saturating_add(work.saturating_mul(F32))
     }
 
-    /// Packs its weights, with the work shared over `pool`, which the model keeps for its steps. `max_tokens` is the largest
-    /// number of tokens of one step; memory for the activations of such a step is taken here.
-    pub fn load(&self, pool: &Pool, max_tokens: usize) -> Result<Model, ModelError> {
+    /// Bytes that [`load`](Self::load) takes of a GPU, from above: weights in the activations' type or in their blocks, with the
+    /// embedding never in blocks, and what a step of `max_tokens` works in.
+    pub fn device_bytes(&self, max_tokens: u64, device: &Device) -> u64 {
+        let of_element = self.element(device).bytes() as u64;
+        let weights: u64 = self
+            .checkpoint
+            .entries()
+            .map(|(_, entry)| match entry.storage.weight {
+                Some(WeightType::F32 | WeightType::F16 | WeightType::BF16) => {
+                    (entry.shape.iter().product::<usize>() as u64).saturating_mul(of_element)
+                }
+                _ => entry.range.len() as u64,
+            })
+            .fold(0, u64::saturating_add);
+        let (vocab, hidden) = (u64::from(self.info.vocab_size), u64::from(self.info.hidden));
+        // `load_bytes` counts the file's weights once and the workspaces in f32, which is at least what they take here.
+        let work = self.load_bytes(max_tokens).saturating_sub(self.info.weight_bytes);
+        let logits = 256 * vocab * 4;
+        weights.saturating_add(vocab * hidden * of_element).saturating_add(work).saturating_add(logits)
+    }
+
+    /// Puts its weights on `device`, which the model keeps for its steps. `max_tokens` is the largest number of tokens of one step;
+    /// memory for the activations of such a step is taken here.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read, or the device has no room.
+    pub fn load(&self, device: &Device, max_tokens: usize) -> Result<Model, ModelError> {
         if max_tokens == 0 {
             return Err(ModelError::step("a step of no tokens"));
         }
+        let place = Place { device: device.clone(), element: self.element(device) };
         match &self.network {
             Network::Decoder(config) => {
-                Llama::load(config.clone(), &self.checkpoint, pool, max_tokens).map(Model::Generate)
+                Llama::load(config.clone(), &self.checkpoint, place, max_tokens).map(Model::Generate)
             }
             Network::Encoder(config) => {
-                Bert::load(config.clone(), &self.checkpoint, pool, max_tokens).map(Model::Embed)
+                Bert::load(config.clone(), &self.checkpoint, place, max_tokens).map(Model::Embed)
             }
         }
+    }
+
+    /// The type of its activations on `device`.
+    pub fn element(&self, device: &Device) -> Element {
+        device.element(main_type(&self.checkpoint).and_then(|(_, dtype)| dtype).unwrap_or(WeightType::F32))
+    }
+
+    /// A KV store for it on `device`.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    pub fn kv_store(&self, blocks: u32, device: &Device) -> Result<KvStore, ModelError> {
+        KvStore::on(&self.info, blocks, device.kv_type(self.element(device)), device)
+    }
+
+    /// Bytes that one block of that store takes.
+    pub fn kv_block_bytes(&self, device: &Device) -> u64 {
+        KvStore::bytes_per_block(&self.info, device.kv_type(self.element(device)))
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
@@ -332,7 +377,7 @@ fn decoder_info(architecture: &str, config: &DecoderConfig, checkpoint: &Checkpo
         add_bos: false,
         parameters: parameters(checkpoint),
         weight_bytes: weight_bytes(checkpoint),
-        quantization: main_type(checkpoint),
+        quantization: main_type(checkpoint).map_or(String::new(), |(name, _)| name.to_owned()),
         embedding_dim: None,
         max_input_len: config.context as u32,
     }
@@ -354,7 +399,7 @@ fn encoder_info(config: &EncoderConfig, checkpoint: &Checkpoint) -> ModelInfo {
         add_bos: false,
         parameters: parameters(checkpoint),
         weight_bytes: weight_bytes(checkpoint),
-        quantization: main_type(checkpoint),
+        quantization: main_type(checkpoint).map_or(String::new(), |(name, _)| name.to_owned()),
         embedding_dim: Some(config.hidden as u32),
         max_input_len: config.max_input_len as u32,
     }
@@ -370,12 +415,13 @@ fn weight_bytes(checkpoint: &Checkpoint) -> u64 {
     checkpoint.entries().map(|(_, entry)| entry.range.len() as u64).sum()
 }
 
-/// The storage type with the most elements; embeddings are often kept finer than the layers.
-fn main_type(checkpoint: &Checkpoint) -> String {
-    let mut elements: HashMap<&str, usize> = HashMap::new();
+/// The storage type with the most elements, and what it is to kernels; embeddings are often kept finer than the layers.
+fn main_type(checkpoint: &Checkpoint) -> Option<(&'static str, Option<WeightType>)> {
+    let mut elements: HashMap<&str, (usize, Option<WeightType>)> = HashMap::new();
     for (_, entry) in checkpoint.entries() {
-        *elements.entry(entry.storage.name).or_default() += entry.shape.iter().product::<usize>();
+        let entry_elements = elements.entry(entry.storage.name).or_insert((0, entry.storage.weight));
+        entry_elements.0 += entry.shape.iter().product::<usize>();
     }
-    let most = elements.into_iter().max_by_key(|(name, count)| (*count, *name));
-    most.map_or(String::new(), |(name, _)| name.to_owned())
+    let most = elements.into_iter().max_by_key(|(name, (count, _))| (*count, *name));
+    most.map(|(name, (_, weight))| (name, weight))
 }

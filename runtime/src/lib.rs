@@ -20,6 +20,7 @@ mod error;
 pub mod executor;
 #[doc(hidden)]
 pub mod fuzzing;
+mod gpu;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod inspect;
@@ -38,7 +39,8 @@ pub use config::{
 pub use doctor::{Finding, FindingStatus, doctor};
 pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};
 pub use error::{AddModelError, EngineError, FailureKind, NotReady, RequestFailure, SubmitError};
-pub use executor::executor_main;
+pub use executor::{DeviceChoice, executor_main};
+pub use gpu::gpu_main;
 pub use inspect::{ModelFault, ModelRefusal};
 pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
 pub use submission::{ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, Submission, Usage};

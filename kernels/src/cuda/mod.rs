@@ -11,10 +11,12 @@ mod modules;
 mod product;
 mod stream;
 
-pub use memory::Event;
 pub(crate) use memory::Buffer;
+pub use memory::Event;
 pub(crate) use product::CudaMatrix;
-pub(crate) use stream::Stream;
+pub(crate) use stream::{Stream, gpus};
+
+pub(crate) use modules::COMPUTE_CAP;
 
 use crate::KernelError;
 

@@ -8,15 +8,12 @@ use std::{
     },
 };
 
-use candle_core::{
-    CudaDevice, Storage, Tensor,
-    cuda_backend::CudaStorageSlice,
-};
-use cudarc::driver::{CudaStream, DevicePtr, result, sys};
+use candle_core::{CudaDevice, Storage, Tensor, cuda_backend::CudaStorageSlice};
+use cudarc::driver::{CudaContext, CudaStream, DevicePtr, result, sys};
 
 use super::{Buffer, CudaMatrix, Event, failed, memory::Staging, modules::Modules, product};
 use crate::KernelError;
-use crate::device::DeviceMemory;
+use crate::device::{DeviceMemory, Gpu};
 use crate::launch::{Arg, Element, Launch, RowsAt, Runner};
 use crate::matrix::PackedSources;
 
@@ -166,6 +163,28 @@ impl Stream {
     pub(crate) fn table(&self, table: &CudaMatrix, element: Element) -> Result<RowsAt, KernelError> {
         table.rows(self, element)
     }
+}
+
+/// The GPUs that this process sees.
+pub(crate) fn gpus() -> Result<Vec<Gpu>, KernelError> {
+    const OP: &str = "look for GPUs";
+    let count = CudaContext::device_count().map_err(failed(OP))?;
+    (0..count)
+        .map(|ordinal| {
+            let device = result::device::get(ordinal)?;
+            let attribute = |attribute| {
+                // SAFETY: `device` is one that the driver has just named.
+                unsafe { result::device::get_attribute(device, attribute) }
+            };
+            let major = attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+            let minor = attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            // SAFETY: as above.
+            let memory_bytes = unsafe { result::device::total_mem(device) }? as u64;
+            let name = result::device::get_name(device)?;
+            Ok(Gpu { ordinal: ordinal as u32, name, compute_capability: (major as u32, minor as u32), memory_bytes })
+        })
+        .collect::<Result<_, cudarc::driver::DriverError>>()
+        .map_err(failed(OP))
 }
 
 /// Keeps freed memory in the stream's pool: otherwise each wait would give it back to the driver, and each step take it anew.

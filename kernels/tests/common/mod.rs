@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use candle_core::{Device, Tensor};
-use weir_kernels::{Isa, PackedMatrix, Pool, WeightType};
+use weir_kernels::{Device as On, Isa, Matrix, PackedMatrix, Pool, WeightType};
 
 /// A small seeded generator, so that failures repeat.
 pub struct Seeded(u64);
@@ -60,9 +60,14 @@ pub fn file_bytes(seeded: &mut Seeded, dtype: WeightType, n: usize, k: usize) ->
     bytes
 }
 
-pub fn matrix(seeded: &mut Seeded, dtype: WeightType, n: usize, k: usize) -> PackedMatrix {
+pub fn matrix(seeded: &mut Seeded, dtype: WeightType, n: usize, k: usize) -> Matrix {
     let bytes = file_bytes(seeded, dtype, n, k);
-    PackedMatrix::pack(dtype, n, k, &bytes, &Pool::new(1)).unwrap()
+    PackedMatrix::pack(dtype, n, k, &bytes, &Pool::new(1)).unwrap().into()
+}
+
+/// The CPU with so many threads.
+pub fn cpu(threads: usize) -> On {
+    Pool::new(threads).into()
 }
 
 pub fn tensor(values: &[f32], rows: usize) -> Tensor {
@@ -86,12 +91,12 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// A pool for every instruction set of this machine, with one thread and with three.
-pub fn pools() -> Vec<Pool> {
+/// The CPU with every instruction set of this machine, with one thread and with three.
+pub fn devices() -> Vec<On> {
     Isa::ALL
         .into_iter()
         .filter(|isa| isa.available() == *isa)
-        .flat_map(|isa| [Pool::with_isa(1, isa), Pool::with_isa(3, isa)])
+        .flat_map(|isa| [Pool::with_isa(1, isa), Pool::with_isa(3, isa)].map(On::cpu))
         .collect()
 }
 

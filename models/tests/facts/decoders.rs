@@ -416,7 +416,7 @@ fn a_store_larger_than_memory_is_refused() {
     let (folder, _) = models_to_batch().swap_remove(1);
     let mut info = ModelSource::open(folder.path()).unwrap().info().clone();
     // [layers 3, 2, heads 2, 32 positions, 32 features] of two bytes.
-    assert_eq!(KvStore::bytes_per_block(&info), 3 * 2 * 2 * 32 * 32 * 2);
+    assert_eq!(KvStore::bytes_per_block(&info, candle_core::DType::F16), 3 * 2 * 2 * 32 * 32 * 2);
     for layers in [1 << 30, u32::MAX] {
         info.layers = layers;
         let error = KvStore::new(&info, u32::MAX).unwrap_err();

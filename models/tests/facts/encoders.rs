@@ -79,7 +79,7 @@ fn write_modules(folder: &std::path::Path, pooling: &str, normalize: bool) {
 fn load(folder: &std::path::Path, threads: usize) -> Bert {
     let source = ModelSource::open(folder).unwrap();
     assert_eq!((source.info().kind, source.info().embedding_dim), (ModelKind::Embed, Some(HIDDEN as u32)));
-    match source.load(&Pool::new(threads), 300).unwrap() {
+    match source.load(&Pool::new(threads).into(), 300).unwrap() {
         Model::Embed(bert) => bert,
         Model::Generate(_) => panic!("an encoder was written"),
     }

@@ -63,7 +63,7 @@ fn smollm2_ids_equal_llama_cpps() {
 fn llama(folder: &Path, max_tokens: usize) -> (Llama, KvStore) {
     let source = ModelSource::open(folder).unwrap();
     let kv = KvStore::new(source.info(), 32).unwrap();
-    match source.load(&Pool::new(threads()), max_tokens).unwrap() {
+    match source.load(&Pool::new(threads()).into(), max_tokens).unwrap() {
         Model::Generate(llama) => (llama, kv),
         Model::Embed(_) => panic!("a decoder"),
     }
@@ -174,7 +174,7 @@ fn minilm_vectors_equal_the_reference() {
     let Some(folder) = model("all-minilm-l6-v2") else { return };
     let source = ModelSource::open(&folder).unwrap();
     let tokenizer = source.tokenizer().unwrap();
-    let Model::Embed(mut bert) = source.load(&Pool::new(threads()), 2048).unwrap() else { panic!("an encoder") };
+    let Model::Embed(mut bert) = source.load(&Pool::new(threads()).into(), 2048).unwrap() else { panic!("an encoder") };
     let unknown = tokenizer.token_to_id("[UNK]");
     let fixture: Vectors = fixture("minilm-vectors.json");
     let (mut together, mut worst) = (Vec::new(), 1.0f64);

@@ -233,7 +233,7 @@ pub const BLOCKS: u32 = 64;
 pub fn load(path: &Path, threads: usize) -> Loaded {
     let source = ModelSource::open(path).unwrap();
     let info = source.info().clone();
-    match source.load(&Pool::new(threads), 256).unwrap() {
+    match source.load(&Pool::new(threads).into(), 256).unwrap() {
         Model::Generate(llama) => Loaded { llama, kv: KvStore::new(&info, BLOCKS).unwrap(), info },
         Model::Embed(_) => panic!("a decoder was written"),
     }

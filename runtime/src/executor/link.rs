@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     wire::{self, FromExecutor, Load, ToExecutor},
-    worker,
+    worker::{self, DeviceChoice},
 };
 use crate::config::ExecutorMode;
 
@@ -85,7 +85,7 @@ impl Link {
             ExecutorMode::Thread => {
                 let mut reader = far.try_clone()?;
                 thread::Builder::new().name("executor".into()).stack_size(STACK_BYTES).spawn(move || {
-                    if let Err(error) = worker::serve(&mut reader, far, || {}) {
+                    if let Err(error) = worker::serve(&mut reader, far, DeviceChoice::Cpu, || {}) {
                         tracing::error!(%error, "executor thread ended");
                     }
                 })?;

@@ -10,21 +10,44 @@ use std::{
     time::Instant,
 };
 
-use weir_kernels::Pool;
+use weir_kernels::{Device, Pool};
 
 use super::{
-    cpu::CpuModel,
     fake::FakeModel,
+    model::{self, DeviceModel},
     pulse::Pulse,
     wire::{self, Batch, FromExecutor, Load, LoadModel, LoadedModel, Report, ToExecutor},
 };
 
+/// Which device an executor's steps run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CPU, with as many threads as the load says.
+    Cpu,
+    /// The GPU with this ordinal among those that the process sees.
+    Cuda(u32),
+}
+
+impl DeviceChoice {
+    /// Opens it, with `threads` threads of the host; 0 takes one per available core.
+    pub(crate) fn open(self, threads: u32) -> Result<Device, weir_kernels::KernelError> {
+        let pool = Pool::new(match threads {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            n => n as usize,
+        });
+        match self {
+            DeviceChoice::Cpu => Ok(Device::cpu(pool)),
+            DeviceChoice::Cuda(ordinal) => Device::cuda(ordinal, pool),
+        }
+    }
+}
+
 /// Body of the executor process: speaks frames on file descriptor 0 until it is closed. Never returns.
-pub fn executor_main() -> ! {
+pub fn executor_main(device: DeviceChoice) -> ! {
     let outcome = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from).and_then(|stream| {
         let mut reader = stream.try_clone()?;
         // Whoever started this process has gone. It may be in a step that does not end, and would never hear of that.
-        serve(&mut reader, stream, || std::process::exit(1))
+        serve(&mut reader, stream, device, || std::process::exit(1))
     });
     match outcome {
         Ok(()) => std::process::exit(0),
@@ -45,6 +68,7 @@ pub fn executor_main() -> ! {
 pub(crate) fn serve(
     reader: &mut impl Read,
     writer: impl Write + Send + 'static,
+    device: DeviceChoice,
     unheard: impl Fn() + Sync,
 ) -> io::Result<()> {
     // Shared with the thread that loads a model beside the steps of the others, and with the heartbeat.
@@ -54,20 +78,20 @@ pub(crate) fn serve(
     let ToExecutor::Load(load) = first else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first frame must be a load"));
     };
-    let threads = match load.threads {
-        0 => thread::available_parallelism().map_or(1, usize::from),
-        n => n as usize,
+    // A model that cannot have its device is one that cannot be loaded, for all that the other side can do about it.
+    let device = match device.open(load.threads) {
+        Ok(device) => device,
+        Err(error) => return say(&FromExecutor::LoadFailed { model: 0, message: error.to_string() }),
     };
-    let pool = Pool::new(threads);
     let pulse = Pulse::default();
     thread::scope(|scope| {
         scope.spawn(|| {
-            pulse.run(|| pool.runs(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok());
+            pulse.run(|| device.progress(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok());
             if pulse.is_unheard() {
                 unheard();
             }
         });
-        let outcome = load_and_run(&load, reader, &writer, &pool, &pulse);
+        let outcome = load_and_run(&load, reader, &writer, &device, &pulse);
         pulse.stop();
         outcome
     })
@@ -77,15 +101,17 @@ fn load_and_run<W: Write + Send + 'static>(
     load: &Load,
     reader: &mut impl Read,
     writer: &Arc<Mutex<W>>,
-    pool: &Pool,
+    device: &Device,
     pulse: &Pulse,
 ) -> io::Result<()> {
+    let lost = |error: weir_kernels::KernelError| io::Error::other(error.to_string());
+    let kv_bytes = model::kv_bytes(load, device).map_err(lost)?;
     let say = |message: &FromExecutor| wire::write_frame(&mut *held(writer), message);
     let models: Arc<Mutex<Vec<Option<Model>>>> = Arc::default();
     for (index, model) in load.models.iter().enumerate() {
         let index = index as u16;
         let began = Instant::now();
-        let model = load_model(model, load, pool);
+        let model = load_model(model, load, kv_bytes, device);
         let message = match &model {
             Ok(model) => FromExecutor::Loaded(model.loaded(index, began)),
             Err(message) => FromExecutor::LoadFailed { model: index, message: message.clone() },
@@ -105,19 +131,19 @@ fn load_and_run<W: Write + Send + 'static>(
                 let Some(model) = models.get_mut(batch.model as usize).and_then(Option::as_mut) else {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, format!("no model {}", batch.model)));
                 };
-                let Some(report) = model.run(batch, pool, pulse) else {
+                let Some(report) = model.run(batch, pulse).map_err(lost)? else {
                     return Err(io::Error::other("the fake model was told to crash"));
                 };
                 drop(models);
                 say(&FromExecutor::Report(report))?;
             }
             ToExecutor::AddModel { model: index, load: place } => {
-                let (load, pool, models, writer) = (load.clone(), pool.clone(), models.clone(), writer.clone());
+                let (load, device, models, writer) = (load.clone(), device.clone(), models.clone(), writer.clone());
                 thread::Builder::new().name("executor-loader".into()).stack_size(LOADER_STACK_BYTES).spawn(
                     move || {
                         let began = Instant::now();
                         // A panic here must not take the other models' executor with it.
-                        let model = catch_unwind(AssertUnwindSafe(|| load_model(&place, &load, &pool)))
+                        let model = catch_unwind(AssertUnwindSafe(|| load_model(&place, &load, kv_bytes, &device)))
                             .unwrap_or_else(|_| Err("loading it failed in a way that is a bug".into()));
                         let message = match model {
                             Ok(model) => {
@@ -151,14 +177,15 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A loaded model of either sort.
 enum Model {
-    Cpu(Box<CpuModel>),
+    Device(Box<DeviceModel>),
     Fake(FakeModel),
 }
 
-fn load_model(model: &LoadModel, load: &Load, pool: &Pool) -> Result<Model, String> {
+fn load_model(model: &LoadModel, load: &Load, kv_bytes: u64, device: &Device) -> Result<Model, String> {
     match model {
         LoadModel::Path(path) => {
-            CpuModel::load(path.as_ref(), load, pool).map(Box::new).map(Model::Cpu).map_err(|e| e.to_string())
+            let model = DeviceModel::load(path.as_ref(), load, kv_bytes, device);
+            model.map(Box::new).map(Model::Device).map_err(|e| e.to_string())
         }
         LoadModel::Fake { cost, seed } => Ok(Model::Fake(FakeModel::new(*cost, *seed, load.step_tokens_max))),
     }
@@ -172,29 +199,34 @@ impl Model {
 
     fn blocks(&self) -> u32 {
         match self {
-            Model::Cpu(model) => model.blocks(),
+            Model::Device(model) => model.blocks(),
             Model::Fake(model) => model.blocks(),
         }
     }
 
     fn tokens_max(&self) -> u32 {
         match self {
-            Model::Cpu(model) => model.tokens_max(),
+            Model::Device(model) => model.tokens_max(),
             Model::Fake(model) => model.tokens_max(),
         }
     }
 
     /// The report of a step; nothing if a fake model was told to crash.
-    fn run(&mut self, batch: Batch, pool: &Pool, pulse: &Pulse) -> Option<Report> {
-        let began = Instant::now();
+    ///
+    /// # Errors
+    /// If the device is lost.
+    fn run(&mut self, batch: Batch, pulse: &Pulse) -> Result<Option<Report>, weir_kernels::KernelError> {
         let step = batch.step;
-        let (rows, elapsed) = match self {
-            Model::Cpu(model) => {
-                let rows = model.run(batch, pool);
-                (rows, began.elapsed())
+        Ok(match self {
+            Model::Device(model) => {
+                let (rows, device_nanos) = model.run(batch)?;
+                Some(Report { step, device_nanos, rows })
             }
-            Model::Fake(model) => model.run(batch, began, pulse)?,
-        };
-        Some(Report { step, device_nanos: elapsed.as_nanos() as u64, rows })
+            Model::Fake(model) => model.run(batch, Instant::now(), pulse).map(|(rows, elapsed)| Report {
+                step,
+                device_nanos: elapsed.as_nanos() as u64,
+                rows,
+            }),
+        })
     }
 }

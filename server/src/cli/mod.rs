@@ -90,7 +90,7 @@ struct ServeArgs {
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Executor => weir_runtime::executor_main(),
+        Command::Executor => weir_runtime::executor_main(weir_runtime::DeviceChoice::Cpu),
         Command::Serve(args) => {
             log_to_stderr();
             load(args).and_then(serve::run)

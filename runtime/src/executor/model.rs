@@ -1,21 +1,22 @@
-//! Real models on the CPU.
+//! Real models, on the CPU or a GPU.
 
 use std::{
     path::Path,
     sync::{Mutex, PoisonError},
 };
 
-use weir_kernels::Pool;
-use weir_models::{BLOCK_LEN, KvStore, Model, ModelError, ModelSource, Row};
+use weir_kernels::{Device, KernelError};
+use weir_models::{BLOCK_LEN, KvStore, Model, ModelError, ModelKind, ModelSource, Row};
 
 use super::{
     sequence::{Sequence, Sequences},
-    wire::{Batch, BatchRow, Load, RowResult},
+    wire::{Batch, BatchRow, Load, LoadModel, RowResult},
 };
 
 /// A loaded model, its KV cache, and the sequences that use it.
-pub(crate) struct CpuModel {
+pub(crate) struct DeviceModel {
     model: Model,
+    device: Device,
     kv: Option<KvStore>,
     blocks: u32,
     tokens_max: u32,
@@ -25,26 +26,26 @@ pub(crate) struct CpuModel {
     logits: Vec<f32>,
 }
 
-impl CpuModel {
-    pub(crate) fn load(path: &Path, load: &Load, pool: &Pool) -> Result<Self, ModelError> {
+impl DeviceModel {
+    /// Loads the model at `path`; `kv_bytes` is what its KV cache may take.
+    pub(crate) fn load(path: &Path, load: &Load, kv_bytes: u64, device: &Device) -> Result<Self, ModelError> {
         let source = ModelSource::open(path)?;
         let info = source.info().clone();
-        // An encoder's input cannot be split, so its longest input must fit one step.
-        let tokens_max = match info.kind {
-            weir_models::ModelKind::Generate => load.step_tokens_max,
-            weir_models::ModelKind::Embed => load.step_tokens_max.max(info.max_input_len),
-        };
-        let model = source.load(pool, tokens_max as usize)?;
+        let tokens_max = tokens_max(&source, load);
+        let model = source.load(device, tokens_max as usize)?;
         let (kv, blocks) = match info.kind {
-            weir_models::ModelKind::Generate => {
-                let wanted = load.kv_bytes / KvStore::bytes_per_block(&info).max(1);
+            ModelKind::Generate => {
+                let wanted = kv_bytes / source.kv_block_bytes(device).max(1);
                 let blocks = wanted.clamp(1, u64::from(u32::MAX) / BLOCK_LEN as u64) as u32;
-                (Some(KvStore::new(&info, blocks)?), blocks)
+                (Some(source.kv_store(blocks, device)?), blocks)
             }
-            weir_models::ModelKind::Embed => (None, 0),
+            ModelKind::Embed => (None, 0),
         };
-        Ok(CpuModel {
+        // Whatever was copied to a GPU has arrived before the model counts as loaded.
+        device.synchronize()?;
+        Ok(DeviceModel {
             model,
+            device: device.clone(),
             kv,
             blocks,
             tokens_max,
@@ -63,18 +64,24 @@ impl CpuModel {
         self.tokens_max
     }
 
-    /// Runs one step. A failure of the whole forward pass fails every row of it.
-    pub(crate) fn run(&mut self, batch: Batch, pool: &Pool) -> Vec<RowResult> {
+    /// Runs one step, and says what the device took for it, in nanoseconds. A failure of the whole forward pass fails every row.
+    ///
+    /// # Errors
+    /// If the device is lost: nothing can be said of the step then.
+    pub(crate) fn run(&mut self, batch: Batch) -> Result<(Vec<RowResult>, u64), KernelError> {
+        let began = self.device.event()?;
         self.sequences.open(batch.open);
         let rows = match &mut self.model {
-            Model::Generate(_) => self.generate(&batch.rows, pool),
+            Model::Generate(_) => self.generate(&batch.rows),
             Model::Embed(_) => self.embed(&batch.rows),
         };
         self.sequences.close(&batch.close);
-        rows
+        let ended = self.device.event()?;
+        ended.wait()?;
+        Ok((rows, began.nanos_until(&ended)?))
     }
 
-    fn generate(&mut self, rows: &[BatchRow], pool: &Pool) -> Vec<RowResult> {
+    fn generate(&mut self, rows: &[BatchRow]) -> Vec<RowResult> {
         let (Model::Generate(model), Some(kv)) = (&mut self.model, &self.kv) else {
             return fail_all(rows, "not a generation model");
         };
@@ -116,7 +123,7 @@ impl CpuModel {
             })
             .collect();
         let (logits, vocab) = (&self.logits, self.vocab_size);
-        pool.run(draws.len(), |i| {
+        self.device.pool().run(draws.len(), |i| {
             if let Ok(mut draw) = draws[i].lock()
                 && let Some(sequence) = draw.sequence.as_mut()
             {
@@ -158,6 +165,37 @@ impl CpuModel {
             })
             .collect()
     }
+}
+
+/// Tokens of a step of the model. An encoder's input cannot be split, so its longest input must fit one step.
+fn tokens_max(source: &ModelSource, load: &Load) -> u32 {
+    match source.info().kind {
+        ModelKind::Generate => load.step_tokens_max,
+        ModelKind::Embed => load.step_tokens_max.max(source.info().max_input_len),
+    }
+}
+
+/// Bytes of a GPU that are nobody's: cuBLAS's workspace, modules, staging, candle's short-lived tensors.
+const RESERVE_BYTES: u64 = 2 << 30;
+
+/// Bytes of KV cache for each generation model of a load: what the load says, or else, on a GPU, an even share of what its weights
+/// and workspaces leave. The device is asked for its free memory once, before anything is loaded; all else is our own count, since
+/// what a driver calls free afterwards depends on pools and, where the GPU is a node of the host's memory, on the system.
+///
+/// # Errors
+/// If the device is lost.
+pub(crate) fn kv_bytes(load: &Load, device: &Device) -> Result<u64, KernelError> {
+    let (0, Some(memory)) = (load.kv_bytes, device.memory()?) else { return Ok(load.kv_bytes) };
+    let mut taken = RESERVE_BYTES;
+    let mut sharers = 0;
+    for model in &load.models {
+        let LoadModel::Path(path) = model else { continue };
+        // One that cannot be opened takes nothing; loading it will say why.
+        let Ok(source) = ModelSource::open(Path::new(path)) else { continue };
+        taken = taken.saturating_add(source.device_bytes(u64::from(tokens_max(&source, load)), device));
+        sharers += u64::from(source.info().kind == ModelKind::Generate);
+    }
+    Ok(memory.free.saturating_sub(taken) / sharers.max(1))
 }
 
 /// One id to be drawn, on whichever thread is free.

@@ -1,0 +1,54 @@
+//! The command line of `weir-gpu`, the executor on CUDA.
+//!
+//! `weir` starts it as `weir-gpu executor --device N`, having asked `weir-gpu devices` what there is. Nobody else needs it, but for
+//! `weir-gpu probe`, which measures and checks a GPU without a server.
+
+use std::process::ExitCode;
+
+use weir_kernels::Gpu;
+
+use crate::executor::{DeviceChoice, executor_main};
+
+const USAGE: &str = "usage: weir-gpu version | devices | executor --device N | probe ... [--device N]";
+
+/// Does what the arguments (without the program's name) say.
+pub fn gpu_main(args: &[String]) -> ExitCode {
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["version"] => {
+            println!("weir-gpu {} for compute capability {}", env!("CARGO_PKG_VERSION"), Gpu::compiled_for());
+            ExitCode::SUCCESS
+        }
+        ["devices"] => devices(),
+        ["executor", "--device", ordinal] => match ordinal.parse() {
+            Ok(ordinal) => executor_main(DeviceChoice::Cuda(ordinal)),
+            Err(_) => refuse(&format!("`{ordinal}` is not the number of a device")),
+        },
+        _ => refuse(USAGE),
+    }
+}
+
+/// One line of JSON for each GPU.
+fn devices() -> ExitCode {
+    match Gpu::all() {
+        Ok(gpus) => {
+            for gpu in gpus {
+                let (major, minor) = gpu.compute_capability;
+                let line = serde_json::json!({
+                    "ordinal": gpu.ordinal,
+                    "name": gpu.name,
+                    "compute_capability": format!("{major}.{minor}"),
+                    "memory_bytes": gpu.memory_bytes,
+                });
+                println!("{line}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error.to_string()),
+    }
+}
+
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("weir-gpu: {why}");
+    ExitCode::FAILURE
+}
