@@ -4,13 +4,10 @@
 //! its parameters in order. Nothing here needs a GPU, so the same launch runs on the device and in the tests' emulation of its thread
 //! grid; [`Runner`] is what both are to the checks in [`crate::parity`].
 
-pub mod attention;
 pub mod elementwise;
-pub mod kv;
 pub mod norm;
 pub mod pooling;
 pub mod rope;
-pub mod segment;
 
 use crate::KernelError;
 
