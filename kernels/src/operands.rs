@@ -169,7 +169,7 @@ impl Segments {
     /// How a GPU attends to them, made with the first layer's call and the same for all layers.
     pub(crate) fn plan(&self, shape: SegmentShape, stream: &Stream) -> Result<(&SegmentPlan, u64), KernelError> {
         if self.plan.get().is_none() {
-            let plan = SegmentPlan::new(&self.lens, shape);
+            let plan = SegmentPlan::new(&self.lens, shape)?;
             let words = stream.upload(plan.words())?;
             let _ = self.plan.set((shape, plan, words));
         }
@@ -232,7 +232,7 @@ impl<'a> AttentionBatch<'a> {
         scale: f32,
     ) -> Result<Vec<Launch>, KernelError> {
         if self.plan.get().is_none() {
-            let plan = AttentionPlan::new(self.rows, shape);
+            let plan = AttentionPlan::new(self.rows, shape)?;
             let words = stream.upload(plan.words())?;
             let workspace = stream.buffer(plan.workspace_bytes())?;
             let _ = self.plan.set(PlannedAttention { shape, plan, words, workspace });
@@ -240,7 +240,7 @@ impl<'a> AttentionBatch<'a> {
         let planned = self.plan.get().expect("it has just been set");
         same_shape("paged_attention", planned.shape, shape)?;
         let (words, workspace) = (planned.words.address(), planned.workspace.address());
-        Ok(planned.plan.launches(out, q, kv, layer, scale, words, workspace))
+        planned.plan.launches(out, q, kv, layer, scale, words, workspace)
     }
 }
 

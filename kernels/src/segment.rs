@@ -261,7 +261,7 @@ pub fn segment_attention(
         let (out, qkv) = (on.expect("out", out, rows, width)?, on.expect("qkv", qkv, rows, 3 * width)?);
         let (plan, words) = segments
             .plan(SegmentShape { heads: heads as u32, head_dim: head_dim as u32, element: on.element }, stream)?;
-        return plan.launches(out, qkv, scale, words).iter().try_for_each(|launch| on.launch(launch));
+        return plan.launches(out, qkv, scale, words)?.iter().try_for_each(|launch| on.launch(launch));
     }
     let pool = device.pool();
     let op = SegmentAttention {

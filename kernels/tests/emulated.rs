@@ -15,6 +15,9 @@ fn every_kernel_does_what_its_cpu_body_does() {
         match check(&mut Emulator::new(at as u64 + 1)) {
             Ok(findings) => {
                 assert!(!findings.is_empty(), "{name} checks nothing");
+                for f in &findings {
+                    println!("{}: {:.2e} of {:.0e} over {} numbers", f.case, f.worst, f.bound, f.compared);
+                }
                 failed.extend(findings.into_iter().filter(|f| !f.holds()).map(|f| format!("{name}: {f:?}")));
             }
             Err(error) => failed.push(format!("{name}: {error}")),

@@ -4,12 +4,16 @@
 //! its parameters in order. Nothing here needs a GPU, so the same launch runs on the device and in the tests' emulation of its thread
 //! grid; [`Runner`] is what both are to the checks in [`crate::parity`].
 
+pub mod attention;
 pub mod elementwise;
+pub mod kv;
 pub mod norm;
 pub mod pooling;
 pub mod rope;
+pub mod segment;
 
 use crate::KernelError;
+use crate::view::shape;
 
 /// One start of one kernel.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,6 +132,14 @@ pub struct RowsAt {
     pub stride: u32,
 }
 
+impl RowsAt {
+    /// Whether every row begins at a multiple of 16 bytes, so that kernels may read it in pieces of that size.
+    pub fn wide(&self, element: Element) -> bool {
+        let bytes = element.bytes() as u64;
+        self.ptr.is_multiple_of(16) && (u64::from(self.stride) * bytes).is_multiple_of(16)
+    }
+}
+
 /// The paged KV tensor where a kernel reaches it: `[blocks, layers, 2, kv_heads, 32, head_dim]` without gaps, of the activations'
 /// element type. On CUDA keys lie as values do, `[32][head_dim]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,4 +172,34 @@ pub trait Runner {
     /// # Errors
     /// If there is no such kernel or it cannot be started so.
     fn launch(&mut self, launch: &Launch) -> Result<(), KernelError>;
+}
+
+/// Threads of a block that takes a tile of queries, as tile.cuh has it.
+const TILE_THREADS: u32 = 128;
+
+/// Which of a tile kernel's instances takes heads of this many elements, and how many it has room for.
+fn tile_kernel(head_dim: u32, names: [&'static str; 3]) -> (&'static str, u32) {
+    match head_dim {
+        0..=64 => (names[0], 64),
+        65..=128 => (names[1], 128),
+        _ => (names[2], 256),
+    }
+}
+
+/// The shared memory of a tile kernel, as tile.cuh lays it out.
+fn tile_shared_bytes(head_dim: u32, columns: u32, element: Element) -> u32 {
+    match element {
+        // Queries, keys and values, weights.
+        Element::F32 => 4 * (16 * head_dim + 2 * 32 * (head_dim + 4) + 16 * 32),
+        // Queries, keys and values with 16 bytes between rows; then scores in f32.
+        Element::F16 | Element::BF16 => 2 * (64 + 2 * 32) * (columns + 8) + 4 * 64 * 36,
+    }
+}
+
+/// The heads that the attention kernels take.
+fn head_dim_fits(op: &'static str, head_dim: u32) -> Result<(), KernelError> {
+    if head_dim == 0 || head_dim > 256 || !head_dim.is_multiple_of(16) {
+        return Err(shape(op, "head_dim", head_dim.to_string(), "a multiple of 16, at most 256"));
+    }
+    Ok(())
 }

@@ -1,6 +1,11 @@
 //! The checks of CUDA kernels against their CPU bodies, for anything that runs launches: the tests give them an emulation of the
 //! thread grid on the host, `weir-gpu probe kernels` gives them the device.
 
+mod attention;
+mod kv;
+mod numbers;
+mod segment;
+
 use crate::KernelError;
 use crate::launch::Runner;
 
@@ -30,5 +35,5 @@ pub type Check = (&'static str, fn(&mut dyn Runner) -> Result<Vec<Finding>, Kern
 
 /// Every check there is.
 pub fn checks() -> Vec<Check> {
-    Vec::new()
+    [kv::checks(), attention::checks(), segment::checks()].concat()
 }
