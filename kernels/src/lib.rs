@@ -25,6 +25,7 @@ mod cuda;
 #[path = "no_cuda.rs"]
 mod cuda;
 mod device;
+mod drawing;
 mod elementwise;
 mod error;
 mod isa;

@@ -5,6 +5,7 @@
 //! function checks its arguments first and writes nothing if they do not fit.
 
 pub use crate::attention::{AttentionRow, paged_attention};
+pub use crate::drawing::sample;
 pub use crate::elementwise::{GeluKind, add, gather_rows, gelu, silu_mul};
 pub use crate::kv::{BLOCK_LEN, kv_write};
 pub use crate::norm::{add_layer_norm, add_rms_norm, head_rms_norm, layer_norm, rms_norm};

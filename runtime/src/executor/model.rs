@@ -1,11 +1,12 @@
 //! Real models, on the CPU or a GPU.
 
 use std::{
+    ops::Range,
     path::Path,
     sync::{Mutex, PoisonError},
 };
 
-use weir_kernels::{Device, KernelError};
+use weir_kernels::{Device, KernelError, launch::sample::SampleRow, ops};
 use weir_models::{BLOCK_LEN, KvStore, Model, ModelError, ModelKind, ModelSource, Row};
 
 use super::{
@@ -20,7 +21,6 @@ pub(crate) struct DeviceModel {
     kv: Option<KvStore>,
     blocks: u32,
     tokens_max: u32,
-    vocab_size: usize,
     dim: usize,
     sequences: Sequences,
     logits: Vec<f32>,
@@ -49,7 +49,6 @@ impl DeviceModel {
             kv,
             blocks,
             tokens_max,
-            vocab_size: info.vocab_size as usize,
             dim: info.embedding_dim.unwrap_or(0) as usize,
             sequences: Sequences::default(),
             logits: Vec::new(),
@@ -109,26 +108,51 @@ impl DeviceModel {
             }
         }
         self.logits.clear();
-        if !forward.is_empty()
-            && let Err(error) = model.forward(&forward, kv, &mut self.logits)
-        {
+        let (device, sequences, logits) = (&self.device, &self.sequences, &mut self.logits);
+        let mut drawn: Vec<Drawn> = Vec::with_capacity(drawing.len());
+        let forwarded = model.forward_with(&forward, kv, |first, scores| {
+            let part = drawing.iter().skip(first).take(scores.dims()[0]);
+            // On the CPU the pool draws, each row on a thread of its own.
+            let how = part.map(|(_, name)| match sequences.get(*name).and_then(Sequence::plain_draw) {
+                Some(draw) if device.is_cuda() => SampleRow::Draw(draw),
+                _ => SampleRow::Skip,
+            });
+            let how: Vec<SampleRow> = how.collect();
+            let ids = if device.is_cuda() { ops::sample(scores, &how, device)? } else { vec![None; how.len()] };
+            for (row, (how, id)) in how.iter().zip(ids).enumerate() {
+                drawn.push(match how {
+                    SampleRow::Draw(_) => Drawn::Id(id),
+                    SampleRow::Skip => {
+                        let start = logits.len();
+                        ops::read_rows(&scores.narrow(0, row, 1)?, logits, device)?;
+                        Drawn::Not(start..logits.len())
+                    }
+                });
+            }
+            Ok(())
+        });
+        if let Err(error) = forwarded {
             return fail_all(rows, &error.to_string());
         }
         drop(forward);
         let draws: Vec<Mutex<Draw>> = drawing
             .into_iter()
-            .map(|(at, name)| {
+            .zip(drawn)
+            .map(|((at, name), drawn)| {
                 let sequence = self.sequences.take(name);
-                Mutex::new(Draw { at, name, sequence, result: RowResult::Computed })
+                Mutex::new(Draw { at, name, sequence, drawn, result: RowResult::Computed })
             })
             .collect();
-        let (logits, vocab) = (&self.logits, self.vocab_size);
+        let logits = &self.logits;
         self.device.pool().run(draws.len(), |i| {
-            if let Ok(mut draw) = draws[i].lock()
-                && let Some(sequence) = draw.sequence.as_mut()
-            {
-                let result = sequence.draw(&logits[i * vocab..(i + 1) * vocab]);
-                draw.result = result;
+            if let Ok(mut draw) = draws[i].lock() {
+                let Draw { sequence, drawn, result, .. } = &mut *draw;
+                if let Some(sequence) = sequence {
+                    *result = match drawn {
+                        Drawn::Id(id) => sequence.accept(*id),
+                        Drawn::Not(range) => sequence.draw(&logits[range.clone()]),
+                    };
+                }
             }
         });
         for draw in draws {
@@ -204,7 +228,16 @@ struct Draw {
     at: usize,
     name: u64,
     sequence: Option<Sequence>,
+    drawn: Drawn,
     result: RowResult,
+}
+
+/// What became of a row's logits on the device.
+enum Drawn {
+    /// It has drawn an id from them; none if they are not finite.
+    Id(Option<u32>),
+    /// They are among the host's, there.
+    Not(Range<usize>),
 }
 
 fn fail_all(rows: &[BatchRow], message: &str) -> Vec<RowResult> {

@@ -2,8 +2,13 @@
 
 use std::collections::HashMap;
 
+use weir_kernels::sample::Draw;
+
 use super::wire::{OpenSequence, RowResult};
 use crate::sampler::Sampler;
+
+/// What a row fails with that has nothing to draw from.
+const NOT_FINITE: &str = "the model's logits are not finite";
 
 /// One open sequence.
 #[derive(Debug)]
@@ -44,6 +49,11 @@ impl Sequences {
             .ok_or_else(|| format!("row {from}+{len} of a sequence of {} tokens", known.tokens.len()))
     }
 
+    /// An open sequence.
+    pub(crate) fn get(&self, sequence: u64) -> Option<&Sequence> {
+        self.0.get(&sequence)
+    }
+
     /// Takes a sequence out, for a draw on another thread; give it back with [`Sequences::put`].
     pub(crate) fn take(&mut self, sequence: u64) -> Option<Sequence> {
         self.0.remove(&sequence)
@@ -55,6 +65,22 @@ impl Sequences {
 }
 
 impl Sequence {
+    /// How the next id is drawn, if that takes nothing but the model's own logits.
+    pub(crate) fn plain_draw(&self) -> Option<Draw> {
+        self.sampler.plain_draw()
+    }
+
+    /// Appends the id that was drawn as [`Sequence::plain_draw`] says; none was if the logits are not finite.
+    pub(crate) fn accept(&mut self, id: Option<u32>) -> RowResult {
+        match id {
+            Some(id) => {
+                self.tokens.push(id);
+                RowResult::Sampled(self.sampler.accept(id))
+            }
+            None => RowResult::Failed(NOT_FINITE.into()),
+        }
+    }
+
     /// Draws the next id and appends it.
     pub(crate) fn draw(&mut self, logits: &[f32]) -> RowResult {
         match self.sampler.draw(logits) {
@@ -62,7 +88,7 @@ impl Sequence {
                 self.tokens.push(sampled.id);
                 RowResult::Sampled(sampled)
             }
-            Err(_) => RowResult::Failed("the model's logits are not finite".into()),
+            Err(_) => RowResult::Failed(NOT_FINITE.into()),
         }
     }
 }
