@@ -173,6 +173,7 @@ def unpack(wheel, name, tree):
 def link_names(tree):
     """Wheels carry libX.so.13 only; the linker asks for libX.so, and some build scripts for lib64."""
     libraries = os.path.join(tree, "lib")
+    os.makedirs(libraries, exist_ok=True)
     for entry in sorted(os.listdir(libraries)):
         found = re.match(r"(lib[\w-]+\.so)\.\d+", entry)
         if found and not os.path.lexists(os.path.join(libraries, found[1])):
