@@ -12,10 +12,11 @@ pub struct EngineConfig {
     pub models: Vec<ModelSpec>,
     /// Who may submit; the index in this list plus one is the tenant's id (0 is the operator).
     pub tenants: Vec<TenantSpec>,
-    /// The CPU device.
-    pub cpu: CpuConfig,
-    /// Where the executor runs.
-    pub executor: ExecutorMode,
+    /// The devices, at least one, with names of their own; the index in this list is the device's id. See
+    /// [`crate::devices::resolve`].
+    pub devices: Vec<DeviceConfig>,
+    /// Where model files are inspected before anything else opens them.
+    pub inspector: ExecutorMode,
     /// Requests that may wait on the whole node, beyond which submissions are refused as busy.
     pub queue_len_max: u32,
     /// How long the node may be idle before a canary request proves that steps still complete.
@@ -24,10 +25,16 @@ pub struct EngineConfig {
     pub seed: u64,
 }
 
-/// Shape of the CPU device.
+/// One device: what it is, where its executor runs, and the shape of its steps.
 #[derive(Debug, Clone)]
-pub struct CpuConfig {
-    /// Compute threads; 0 takes one per available core.
+pub struct DeviceConfig {
+    /// What logs, metrics and operators call it: `cpu:0`, `cuda:1`.
+    pub name: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Where its executor runs.
+    pub executor: ExecutorMode,
+    /// Compute threads of a CPU; 0 takes one per available core.
     pub threads: usize,
     /// Bytes of KV cache per generation model.
     pub kv_bytes: u64,
@@ -39,9 +46,41 @@ pub struct CpuConfig {
     pub step_latency_max: Duration,
 }
 
-impl Default for CpuConfig {
-    fn default() -> Self {
-        CpuConfig {
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Cores of this machine.
+    Cpu,
+    /// The GPU of that ordinal, as CUDA counts them.
+    Cuda(u32),
+}
+
+impl DeviceKind {
+    /// `cpu` or `cuda`.
+    pub fn word(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Cuda(_) => "cuda",
+        }
+    }
+
+    /// The name of a device of this kind; `index` counts those that have no ordinal of their own.
+    pub fn device_name(self, index: u32) -> String {
+        let number = match self {
+            DeviceKind::Cpu => index,
+            DeviceKind::Cuda(ordinal) => ordinal,
+        };
+        format!("{}:{number}", self.word())
+    }
+}
+
+impl DeviceConfig {
+    /// A CPU with the default shape; `index` counts them.
+    pub fn cpu(index: u32, executor: ExecutorMode) -> Self {
+        DeviceConfig {
+            name: DeviceKind::Cpu.device_name(index),
+            kind: DeviceKind::Cpu,
+            executor,
             threads: 0,
             kv_bytes: 1 << 30,
             step_tokens_max: 512,

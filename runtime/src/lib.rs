@@ -14,6 +14,7 @@
 mod card;
 mod codec;
 mod config;
+pub mod devices;
 mod doctor;
 mod engine;
 mod error;
@@ -34,7 +35,8 @@ mod submission;
 
 pub use card::ModelCard;
 pub use config::{
-    CpuConfig, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec, TenantSpec, parse_duration,
+    DeviceConfig, DeviceKind, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec, TenantSpec,
+    parse_duration,
 };
 pub use doctor::{Finding, FindingStatus, doctor};
 pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};

@@ -330,7 +330,7 @@ impl Metrics {
     }
 
     /// Copies what the scheduler counts.
-    pub(crate) fn observe(&self, scheduler: &Scheduler, now: Nanos, models: &[NodeModel], devices: usize) {
+    pub(crate) fn observe(&self, scheduler: &Scheduler, now: Nanos, models: &[NodeModel], devices: &[&str]) {
         let stats = scheduler.stats();
         self.demand.set(stats.demand.0 as f64 / 1e9);
         let queries: u64 = stats.models.iter().map(|m| m.prefix_queries).sum();
@@ -352,15 +352,15 @@ impl Metrics {
             self.blocks_cached.get_or_create(&label).set(sum(|m| m.blocks_cached));
             self.kv_usage.get_or_create(&label).set(if total == 0 { 0.0 } else { used as f64 / total as f64 });
         }
-        for device in 0..devices as u16 {
-            let accounts = scheduler.accounts(now, DeviceId(device));
+        for (index, device) in devices.iter().enumerate() {
+            let accounts = scheduler.accounts(now, DeviceId(index as u16));
             let shares = [
                 (Account::Tenants, accounts.tenants),
                 (Account::Operator, accounts.operator),
                 (Account::Idle, accounts.idle),
             ];
             for (account, nanos) in shares {
-                let label = AccountLabel { device: format!("cpu{device}"), account };
+                let label = AccountLabel { device: (*device).to_owned(), account };
                 let counter = self.device_seconds.get_or_create(&label);
                 // An account never shrinks.
                 counter.inc_by((nanos.0 as f64 / 1e9 - counter.get()).max(0.0));

@@ -6,16 +6,16 @@ use std::{task::Poll, time::Duration};
 
 use common::{complete, metric, read};
 use weir_runtime::{
-    CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason, ModelSpec,
-    Prompt, SamplingParams, StreamEvent, Submission, SubmitError, TenantSpec,
+    DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason,
+    ModelSpec, Prompt, SamplingParams, StreamEvent, Submission, SubmitError, TenantSpec,
 };
 
 async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engine {
     let mut config = EngineConfig {
         models: models.iter().map(|m| m.parse::<ModelSpec>().expect("model")).collect(),
         tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        cpu: CpuConfig::default(),
-        executor: ExecutorMode::Thread,
+        devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
+        inspector: ExecutorMode::Thread,
         queue_len_max: 1024,
         canary_interval: Duration::from_secs(5),
         seed: 1,
@@ -293,6 +293,6 @@ async fn device_time_adds_up() {
         submission.model = if i % 3 == 0 { "fake".into() } else { "other".into() };
         charged += complete(&engine, submission).await.end.expect("done").device_nanos;
     }
-    let tenants = metric(&engine, "weir_device_seconds_total{device=\"cpu0\",account=\"tenants\"}").await;
+    let tenants = metric(&engine, "weir_device_seconds_total{device=\"cpu:0\",account=\"tenants\"}").await;
     assert!((tenants - charged as f64 / 1e9).abs() < 1e-6, "{tenants} against {charged} ns");
 }

@@ -8,16 +8,16 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use candle_core::{Device, Tensor};
 use common::{Answer, complete, metric, read, read_telling};
 use weir_runtime::{
-    CpuConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, ModelLocation, ModelSpec,
-    Prompt, SamplingParams, Submission, SubmitError, TenantSpec,
+    DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, ModelLocation,
+    ModelSpec, Prompt, SamplingParams, Submission, SubmitError, TenantSpec,
 };
 
 async fn start(model: ModelSpec) -> Engine {
     let config = EngineConfig {
         models: vec![model],
         tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        cpu: CpuConfig { threads: 2, kv_bytes: 4 << 20, ..CpuConfig::default() },
-        executor: ExecutorMode::Thread,
+        devices: vec![DeviceConfig { threads: 2, kv_bytes: 4 << 20, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
+        inspector: ExecutorMode::Thread,
         queue_len_max: 1024,
         canary_interval: Duration::from_secs(3600),
         seed: 1,

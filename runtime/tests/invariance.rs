@@ -12,8 +12,8 @@ mod proofs {
 
     use serde_json::Value;
     use weir_runtime::{
-        CpuConfig, Engine, EngineConfig, ExecutorMode, FinishReason, ModelLocation, ModelSpec, Prompt, SamplingParams,
-        Submission, TenantSpec, TokenLogprob,
+        DeviceConfig, Engine, EngineConfig, ExecutorMode, FinishReason, ModelLocation, ModelSpec, Prompt,
+        SamplingParams, Submission, TenantSpec, TokenLogprob,
     };
 
     use crate::common::{complete, metric, read_telling};
@@ -44,16 +44,17 @@ mod proofs {
         std::env::var("WEIR_PROOFS").is_ok_and(|size| size == "full")
     }
 
-    async fn start(model: PathBuf, change: impl FnOnce(&mut CpuConfig)) -> Engine {
-        let mut cpu = CpuConfig { threads: 2, kv_bytes: 1024 * BLOCK_BYTES, ..CpuConfig::default() };
+    async fn start(model: PathBuf, change: impl FnOnce(&mut DeviceConfig)) -> Engine {
+        let mut cpu =
+            DeviceConfig { threads: 2, kv_bytes: 1024 * BLOCK_BYTES, ..DeviceConfig::cpu(0, ExecutorMode::Thread) };
         change(&mut cpu);
         // One for each request, so that alone it finds nothing in the prefix cache, and one for all of them.
         let tenants = (0..=64).map(|tenant| TenantSpec::named(&format!("t{tenant}"))).collect();
         let config = EngineConfig {
             models: vec![ModelSpec { name: "smollm2".into(), source: ModelLocation::Path(model) }],
             tenants,
-            cpu,
-            executor: ExecutorMode::Thread,
+            devices: vec![cpu],
+            inspector: ExecutorMode::Thread,
             queue_len_max: 1024,
             canary_interval: Duration::from_secs(600),
             seed: 1,

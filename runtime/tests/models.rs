@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use serde_json::{Value, json};
 use weir_runtime::{
-    AddModelError, CpuConfig, Engine, EngineConfig, ExecutorMode, ModelFault, Prompt, SamplingParams, StreamEvent,
+    AddModelError, DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelFault, Prompt, SamplingParams, StreamEvent,
     Submission, SubmitError, TenantSpec, TokenStream,
 };
 
@@ -14,8 +14,8 @@ async fn start() -> Engine {
     Engine::start(EngineConfig {
         models: vec![FAKE.parse().expect("model")],
         tenants: vec![TenantSpec::named("a")],
-        cpu: CpuConfig { threads: 1, kv_bytes: 1 << 20, ..CpuConfig::default() },
-        executor: ExecutorMode::Thread,
+        devices: vec![DeviceConfig { threads: 1, kv_bytes: 1 << 20, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
+        inspector: ExecutorMode::Thread,
         queue_len_max: 64,
         canary_interval: Duration::from_secs(5),
         seed: 1,

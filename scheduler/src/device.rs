@@ -52,6 +52,8 @@ pub(crate) struct Device {
     pub(crate) up: bool,
     /// Removed: the entry may be reused.
     pub(crate) gone: bool,
+    /// What a step should stay under.
+    pub(crate) step_latency_max: Nanos,
     pub(crate) models: Vec<Model>,
     /// By tenant slot.
     pub(crate) shares: Vec<Share>,
@@ -82,11 +84,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(id: DeviceId, now: Nanos, tenants: usize) -> Device {
+    pub(crate) fn new(id: DeviceId, now: Nanos, tenants: usize, step_latency_max: Nanos) -> Device {
         let mut device = Device {
             id,
             up: true,
             gone: false,
+            step_latency_max,
             models: Vec::new(),
             shares: Vec::new(),
             active: Vec::new(),

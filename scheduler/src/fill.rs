@@ -102,7 +102,7 @@ impl Scheduler {
             start_preempts_at: self.config.start_preempts_at,
             rows_left: model.limits.rows_max.max(1),
             tokens_left: model.limits.tokens_max.max(1),
-            time_left: self.config.step_latency_max.saturating_sub(model.cost.step()),
+            time_left: device.step_latency_max.saturating_sub(model.cost.step()),
             reserve,
             prompt_given: false,
             no_room: false,

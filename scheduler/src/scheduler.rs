@@ -74,10 +74,17 @@ impl Scheduler {
             }
             return;
         }
-        let device = Device::new(id, now, self.tenants.len());
+        let device = Device::new(id, now, self.tenants.len(), self.config.step_latency_max);
         match self.devices.iter_mut().find(|device| device.gone) {
             Some(vacant) => *vacant = device,
             None => self.devices.push(device),
+        }
+    }
+
+    /// What a step of this device should stay under, in place of [`Config::step_latency_max`].
+    pub fn set_step_latency(&mut self, id: DeviceId, step_latency_max: Nanos) {
+        if let Some(d) = self.device(id) {
+            self.devices[d].step_latency_max = step_latency_max;
         }
     }
 

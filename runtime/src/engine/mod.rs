@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::sync::{Mutex, Semaphore, oneshot};
-use weir_scheduler::{Config, ModelId, Nanos, Scheduler, Tenant, TenantId};
+use weir_scheduler::{Config, ModelId, Scheduler, Tenant, TenantId};
 
 use self::{
     encode::{check_sampling, echo_text, invalid, new_tokens_max},
@@ -25,9 +25,9 @@ use self::{
 use crate::{
     card::ModelCard,
     codec::hash::{BlockChain, ChainSalt},
-    config::{EngineConfig, TenantSpec},
+    config::{DeviceConfig, EngineConfig, TenantSpec},
+    devices::DEVICES_LEN_MAX,
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
-    executor::wire::Load,
     metrics::{Metrics, Outcome},
     node::{
         Node, NodeParts,
@@ -90,7 +90,11 @@ impl Engine {
         if names.len() > MODELS_LEN_MAX {
             return Err(EngineError::Config(format!("{} models; at most {MODELS_LEN_MAX} are served", names.len())));
         }
-        let opener = Opener { mode: config.executor.clone(), step_tokens_max: config.cpu.step_tokens_max };
+        check_devices(&config.devices)?;
+        let opener = Opener {
+            mode: config.inspector.clone(),
+            step_tokens_max: config.devices.iter().map(|device| device.step_tokens_max).max().unwrap_or(0),
+        };
         let (first, specs) = (opener.clone(), config.models.clone());
         let open = move || specs.iter().map(|spec| first.model(spec)).collect::<Result<Vec<_>, _>>();
         let opened = tokio::task::spawn_blocking(open)
@@ -105,15 +109,8 @@ impl Engine {
         let parts = NodeParts {
             scheduler: scheduler(&config),
             models: opened.iter().map(|m| m.node_model()).collect(),
-            loads: vec![Load {
-                models: opened.iter().map(|m| m.load.clone()).collect(),
-                required: opened.len() as u32,
-                threads: config.cpu.threads as u32,
-                kv_bytes: config.cpu.kv_bytes,
-                step_tokens_max: config.cpu.step_tokens_max,
-            }],
-            executor: config.executor.clone(),
-            rows_max: config.cpu.rows_max,
+            loads: opened.iter().map(|m| m.load.clone()).collect(),
+            devices: config.devices.clone(),
             secret,
             canary_interval: config.canary_interval,
             inbox: messages,
@@ -326,12 +323,19 @@ impl Engine {
     }
 }
 
+fn check_devices(devices: &[DeviceConfig]) -> Result<(), EngineError> {
+    if devices.is_empty() || devices.len() > DEVICES_LEN_MAX {
+        return Err(EngineError::Config(format!("{} devices; 1 to {DEVICES_LEN_MAX} can be served", devices.len())));
+    }
+    let twice = |(at, device): (usize, &DeviceConfig)| devices[..at].iter().any(|other| other.name == device.name);
+    match devices.iter().enumerate().any(twice) {
+        true => Err(EngineError::Config("two devices have the same name".into())),
+        false => Ok(()),
+    }
+}
+
 fn scheduler(config: &EngineConfig) -> Scheduler {
-    let mut scheduler = Scheduler::new(Config {
-        queue_len_max: config.queue_len_max,
-        step_latency_max: Nanos(config.cpu.step_latency_max.as_nanos() as u64),
-        ..Config::default()
-    });
+    let mut scheduler = Scheduler::new(Config { queue_len_max: config.queue_len_max, ..Config::default() });
     for (index, tenant) in config.tenants.iter().enumerate() {
         let plan = Tenant {
             weight: tenant.weight,

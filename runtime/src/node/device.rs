@@ -7,9 +7,12 @@ use std::{
 
 use weir_scheduler::{PlanRow, RequestId, StepId};
 
-use crate::executor::{
-    link::Link,
-    wire::{Load, LoadedModel},
+use crate::{
+    config::DeviceConfig,
+    executor::{
+        link::Link,
+        wire::{Load, LoadModel, LoadedModel},
+    },
 };
 
 /// Pause before the first restart of an executor; doubles up to [`RESTART_PAUSE_MAX`].
@@ -31,6 +34,7 @@ pub(crate) const FAILED_STARTS_MAX: u32 = 3;
 
 /// One device.
 pub(crate) struct Device {
+    pub(crate) config: DeviceConfig,
     pub(crate) load: Load,
     /// Counts starts of the executor; what an earlier one still says is ignored.
     pub(crate) epoch: u64,
@@ -122,16 +126,24 @@ pub(crate) struct InFlight {
 }
 
 impl Device {
-    pub(crate) fn new(load: Load) -> Self {
-        let models = load.models.len();
+    pub(crate) fn new(config: DeviceConfig, models: Vec<LoadModel>) -> Self {
+        let close = vec![Vec::new(); models.len()];
+        let load = Load {
+            required: models.len() as u32,
+            models,
+            threads: config.threads as u32,
+            kv_bytes: config.kv_bytes,
+            step_tokens_max: config.step_tokens_max,
+        };
         Device {
+            config,
             load,
             epoch: 0,
             link: None,
             state: DeviceState::Loading,
             loaded: Vec::new(),
             in_flight: VecDeque::new(),
-            close: vec![Vec::new(); models],
+            close,
             restart_pause: RESTART_PAUSE_MIN,
             failed_starts: 0,
             watch: Watch::new(Instant::now()),

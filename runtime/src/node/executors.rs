@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use weir_scheduler::{Admission, DeviceId, ModelId, ModelLimits, RequestId, TenantId, Work};
+use weir_scheduler::{Admission, DeviceId, ModelId, ModelLimits, Nanos, RequestId, TenantId, Work};
 
 use super::{
     Node,
@@ -29,7 +29,7 @@ impl Node {
             // The engine thread is gone only when the process is going.
             let _ = outlet.send(NodeMessage::Link { device, epoch, event });
         };
-        match Link::start(&self.executor, entry.load.clone(), tell) {
+        match Link::start(&entry.config.executor, entry.load.clone(), tell) {
             Ok(link) => {
                 self.status.executor_started(link.pid());
                 entry.link = Some(link);
@@ -97,12 +97,14 @@ impl Node {
         let now = self.now();
         let id = DeviceId(device as u16);
         self.scheduler.add_device(now, id);
+        let step_latency_max = Nanos(self.devices[device].config.step_latency_max.as_nanos() as u64);
+        self.scheduler.set_step_latency(id, step_latency_max);
         let entry = &mut self.devices[device];
         for loaded in &entry.loaded {
             let Some(model) = self.models.get(loaded.model as usize) else { continue };
             let limits = ModelLimits {
                 blocks: loaded.blocks,
-                rows_max: self.rows_max,
+                rows_max: entry.config.rows_max,
                 tokens_max: loaded.tokens_max,
                 context_len_max: model.context_len,
             };

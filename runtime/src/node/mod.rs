@@ -41,9 +41,9 @@ use self::{
 };
 use crate::{
     codec::Codec,
-    config::ExecutorMode,
+    config::DeviceConfig,
     error::{EngineError, FailureKind, SubmitError},
-    executor::{link::LinkEvent, wire::Load},
+    executor::{link::LinkEvent, wire::LoadModel},
     metrics::Metrics,
     status::Status,
 };
@@ -64,9 +64,9 @@ pub(crate) struct NodeModel {
 pub(crate) struct NodeParts {
     pub(crate) scheduler: Scheduler,
     pub(crate) models: Vec<NodeModel>,
-    pub(crate) loads: Vec<Load>,
-    pub(crate) executor: ExecutorMode,
-    pub(crate) rows_max: u32,
+    /// Where their weights are, in the same order.
+    pub(crate) loads: Vec<LoadModel>,
+    pub(crate) devices: Vec<DeviceConfig>,
     /// Key of what the node keeps as digests.
     pub(crate) secret: [u8; 32],
     pub(crate) canary_interval: Duration,
@@ -83,8 +83,6 @@ pub(crate) struct Node {
     scheduler: Scheduler,
     models: Vec<NodeModel>,
     devices: Vec<Device>,
-    executor: ExecutorMode,
-    rows_max: u32,
     canary_interval: Duration,
     inbox: flume::Receiver<NodeMessage>,
     outlet: flume::Sender<NodeMessage>,
@@ -142,9 +140,7 @@ impl Node {
         Node {
             scheduler: parts.scheduler,
             models: parts.models,
-            devices: parts.loads.into_iter().map(Device::new).collect(),
-            executor: parts.executor,
-            rows_max: parts.rows_max,
+            devices: parts.devices.into_iter().map(|config| Device::new(config, parts.loads.clone())).collect(),
             canary_interval: parts.canary_interval,
             inbox: parts.inbox,
             outlet: parts.outlet,
@@ -223,7 +219,8 @@ impl Node {
 
     fn observe(&self) {
         self.metrics.requests_live(self.groups.len());
-        self.metrics.observe(&self.scheduler, self.now(), &self.models, self.devices.len());
+        let names: Vec<&str> = self.devices.iter().map(|device| device.config.name.as_str()).collect();
+        self.metrics.observe(&self.scheduler, self.now(), &self.models, &names);
     }
 
     fn now(&self) -> Nanos {
@@ -278,8 +275,8 @@ mod tests {
     use super::{message::SubmitWork, sequence::SequenceSpec, *};
     use crate::{
         codec::hash::{BlockChain, ChainSalt},
-        config::ModelLocation,
-        executor::wire::{FromExecutor, LoadModel, Report, RowResult, Sampled},
+        config::{ExecutorMode, ModelLocation},
+        executor::wire::{FromExecutor, Report, RowResult, Sampled},
         stream::{CancelOnDrop, Outbox, StreamEvent, TokenStream},
         submission::{SamplingParams, Usage},
     };
@@ -303,9 +300,8 @@ mod tests {
                 embeds_only: false,
                 path: PathBuf::new(),
             }],
-            loads: vec![Load { models, required: 1, threads: 1, kv_bytes: 0, step_tokens_max: 512 }],
-            executor: ExecutorMode::Thread,
-            rows_max: 8,
+            loads: models,
+            devices: vec![DeviceConfig { threads: 1, rows_max: 8, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
             canary_interval: Duration::from_secs(3600),
             inbox,
             outlet: outlet.clone(),

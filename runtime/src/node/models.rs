@@ -51,7 +51,7 @@ impl Node {
         for (device, loaded) in loaded {
             let limits = ModelLimits {
                 blocks: loaded.blocks,
-                rows_max: self.rows_max,
+                rows_max: self.devices[device].config.rows_max,
                 tokens_max: loaded.tokens_max,
                 context_len_max: add.model.context_len,
             };

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use weir_runtime::{CpuConfig, EngineConfig, ExecutorMode, TenantId, TenantSpec};
+use weir_runtime::{DeviceConfig, EngineConfig, ExecutorMode, TenantId, TenantSpec};
 
 use super::*;
 use crate::keys::KeyHash;
@@ -67,8 +67,8 @@ pub(super) async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Route
     let engine = Engine::start(EngineConfig {
         models: models.iter().map(|m| m.parse().expect("model")).collect(),
         tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        cpu: CpuConfig::default(),
-        executor: ExecutorMode::Thread,
+        devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
+        inspector: ExecutorMode::Thread,
         queue_len_max: 64,
         canary_interval: Duration::from_secs(5),
         seed: 1,

@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use weir_runtime::{CpuConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, TenantId};
+use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, TenantId, devices};
 
 use super::{Start, put, quickstart};
 use crate::{
@@ -246,17 +246,19 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
             args: vec!["executor".into()],
         },
     };
+    let cpu = DeviceConfig {
+        threads: config.threads.value as usize,
+        kv_bytes: config.kv_memory.value.0,
+        step_tokens_max: config.step_tokens_max.value,
+        rows_max: config.rows_max.value,
+        step_latency_max: config.step_latency_max.value.0,
+        ..DeviceConfig::cpu(0, executor.clone())
+    };
     Ok(EngineConfig {
         models,
         tenants: config.tenants.iter().map(TenantTable::spec).collect(),
-        cpu: CpuConfig {
-            threads: config.threads.value as usize,
-            kv_bytes: config.kv_memory.value.0,
-            step_tokens_max: config.step_tokens_max.value,
-            rows_max: config.rows_max.value,
-            step_latency_max: config.step_latency_max.value.0,
-        },
-        executor,
+        devices: devices::resolve(&config.devices.value, &cpu)?,
+        inspector: executor,
         queue_len_max: config.queue_len_max.value,
         canary_interval: config.canary_interval.value.0,
         seed: config.seed.value,

@@ -236,6 +236,8 @@ mod tests {
             ("[server]\nport = 70000\n", ["x/weir.toml:2", "70000"]),
             ("[server\n", ["x/weir.toml:1", ""]),
             ("[engine]\nrows_max = 0\n", ["x/weir.toml", "engine.rows_max"]),
+            ("[engine]\ndevices = [\"gpu\"]\n", ["x/weir.toml:2", "`gpu`"]),
+            ("[engine]\ndevices = []\n", ["x/weir.toml:2", "1 to 16"]),
             ("[[tenants]]\nname = \"a\"\nquota = 1\n", ["x/weir.toml:3", "quota"]),
             ("[[tenants]]\nname = \"a b\"\n", ["x/weir.toml", "a b"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants]]\nname = \"a\"\n", ["x/weir.toml", "two tenants"]),

@@ -20,7 +20,7 @@ pub use settings::{EngineSettings, ExecutorPlace, MetricsAddress, OptionalFolder
 pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
 pub use units::{ByteSize, Span};
 
-use weir_runtime::CpuConfig;
+use weir_runtime::{DeviceConfig, ExecutorMode, devices::DeviceList};
 
 /// Where a value came from, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub struct Config {
     pub drain_time: Sourced<Span>,
     /// How much of it connections are still accepted.
     pub drain_accept_time: Sourced<Span>,
+    /// The devices.
+    pub devices: Sourced<DeviceList>,
     /// Compute threads; 0 is one per core.
     pub threads: Sourced<u32>,
     /// KV cache of each generation model.
@@ -124,7 +126,7 @@ impl Config {
             _ => Sourced { value: Vec::new(), origin: Origin::Default },
         };
         let (f, e, t) = (flags.settings, env.settings, file.settings);
-        let cpu = CpuConfig::default();
+        let cpu = DeviceConfig::cpu(0, ExecutorMode::Thread);
         Config {
             file: path,
             host: pick(f.server.host, e.server.host, t.server.host, "127.0.0.1".to_owned()),
@@ -158,6 +160,7 @@ impl Config {
                 t.server.drain_accept_time,
                 Span::seconds(5),
             ),
+            devices: pick(f.engine.devices, e.engine.devices, t.engine.devices, DeviceList::default()),
             threads: pick(f.engine.threads, e.engine.threads, t.engine.threads, 0),
             kv_memory: pick(f.engine.kv_memory, e.engine.kv_memory, t.engine.kv_memory, ByteSize(cpu.kv_bytes)),
             step_tokens_max: pick(

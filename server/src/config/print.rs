@@ -83,6 +83,7 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.request_timeout", &c.request_timeout),
         text("server.drain_time", &c.drain_time),
         text("server.drain_accept_time", &c.drain_accept_time),
+        ("engine.devices", list(c.devices.value.specs()), c.devices.origin),
         plain("engine.threads", &c.threads),
         text("engine.kv_memory", &c.kv_memory),
         plain("engine.step_tokens_max", &c.step_tokens_max),
@@ -107,6 +108,11 @@ fn origin_word(origin: Origin) -> &'static str {
 fn masked(hash: &str) -> String {
     let shown: String = hash.chars().take(8).collect();
     format!("{shown}… (masked)")
+}
+
+fn list<T: ToString>(entries: &[T]) -> String {
+    let quoted: Vec<String> = entries.iter().map(|entry| quoted(&entry.to_string())).collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 fn quoted(text: &str) -> String {

@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, de::Error};
+use weir_runtime::devices::DeviceList;
 
 use super::{ByteSize, Span};
 
@@ -68,10 +69,14 @@ pub struct ServerSettings {
 #[serde(deny_unknown_fields)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineSettings {
-    /// Compute threads; 0 is one per core [default: 0]
+    /// Devices, each with an executor and a copy of every model: `cpu`, `cuda` (every GPU), `cuda:N`, or `auto` by itself
+    /// (every GPU, else the CPU); at most 16, separated by commas [default: cpu]
+    #[arg(long, value_name = "LIST")]
+    pub devices: Option<DeviceList>,
+    /// Compute threads, divided among the CPU devices; 0 is one per core [default: 0]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
-    /// KV cache of each generation model [default: 1GiB]
+    /// KV cache of each generation model, on each device [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub kv_memory: Option<ByteSize>,
     /// Tokens in one step, all requests together [default: 512]

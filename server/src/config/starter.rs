@@ -70,8 +70,9 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # drain_accept_time = "5s"       # of it, after SIGTERM: who connects is told to go elsewhere
 
 [engine]
-# threads = 0                    # 0: one per core
-# kv_memory = "1GiB"             # of each generation model
+# devices = ["cpu"]              # also "cuda", "cuda:0" or "auto"; each has an executor and a copy of every model
+# threads = 0                    # divided among the CPU devices; 0: one per core
+# kv_memory = "1GiB"             # of each generation model, on each device
 # step_tokens_max = 512
 # rows_max = 64
 # step_latency_max = "200ms"

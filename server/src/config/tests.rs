@@ -64,6 +64,7 @@ fn every_setting_has_its_variable() {
         ("WEIR_REQUEST_TIMEOUT", "5s"),
         ("WEIR_DRAIN_TIME", "4s"),
         ("WEIR_DRAIN_ACCEPT_TIME", "0s"),
+        ("WEIR_DEVICES", "cpu,cpu"),
         ("WEIR_THREADS", "3"),
         ("WEIR_KV_MEMORY", "2GiB"),
         ("WEIR_STEP_TOKENS_MAX", "8"),
@@ -79,6 +80,7 @@ fn every_setting_has_its_variable() {
     assert_eq!(config.host.value, "0.0.0.0");
     assert_eq!(config.metrics_address(), None);
     assert_eq!((config.kv_memory.value, config.seed.value), (ByteSize(2 << 30), 11));
+    assert_eq!(config.devices.value.specs().len(), 2);
     let printed = print(&config);
     assert_eq!(printed.matches("# environment").count(), all.len(), "{printed}");
     assert_eq!(printed.matches("# default").count(), 0, "{printed}");

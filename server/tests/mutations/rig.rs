@@ -9,7 +9,7 @@ use axum::{
 };
 use serde_json::Value;
 use tower::ServiceExt;
-use weir_runtime::{CpuConfig, Engine, EngineConfig, ExecutorMode, TenantId, TenantSpec};
+use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, TenantId, TenantSpec};
 use weir_server::{
     api::{App, Limits, router},
     auth::{Caller, KeyRing},
@@ -31,8 +31,8 @@ pub(crate) async fn start() -> Router {
     let config = EngineConfig {
         models: vec![model("m"), model("org/other")],
         tenants: vec![tenant],
-        cpu: CpuConfig::default(),
-        executor: ExecutorMode::Thread,
+        devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
+        inspector: ExecutorMode::Thread,
         queue_len_max: 10_000,
         canary_interval: Duration::from_secs(3600),
         seed: 1,
