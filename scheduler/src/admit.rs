@@ -3,7 +3,6 @@
 use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
-use crate::device::Device;
 use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
 use crate::scheduler::Scheduler;
 
@@ -74,6 +73,17 @@ pub struct Reject {
     pub retry_after: Nanos,
 }
 
+/// A request that goes on after its device was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumption {
+    /// What is left of it, the tokens known by now being its prompt.
+    pub admission: Admission,
+    /// How many of them were computed before.
+    pub redo: u32,
+    /// When it came first.
+    pub since: Nanos,
+}
+
 /// A refused client is told to come back within these.
 const RETRY_AFTER_MIN: Nanos = Nanos::from_millis(1);
 const RETRY_AFTER_MAX: Nanos = Nanos::from_secs(600);
@@ -116,23 +126,34 @@ impl Scheduler {
         self.requests.release(slot);
     }
 
-    /// Takes back a request that [`Scheduler::device_lost`] ended, onto the device that is there again: `admission` is what is
-    /// left of it, the tokens known by now being its prompt. No queue's bound and no drain stands against it, for it was
-    /// accepted before. Computing its first `redo` tokens once more is the operator's, and costs the tenant nothing.
+    /// Accepts a request onto this device and no other, whatever that device has to do.
+    pub fn admit_to(&mut self, now: Nanos, id: DeviceId, admission: Admission) -> Result<RequestId, Reject> {
+        let device = self.device(id).ok_or(Reject { reason: RejectReason::NoDevice, retry_after: Nanos::ZERO })?;
+        let (id, _) = self.admit_on(now, admission, Some(device as u32))?;
+        self.requests.get_mut(id.index() as u32).pinned = true;
+        Ok(id)
+    }
+
+    /// Takes back a request that [`Scheduler::device_lost`] ended: onto the best device there is, or onto that one and no other. No
+    /// queue's bound and no drain stands against it, for it was accepted before; it keeps its place in its tenant's order.
+    /// Computing its first tokens once more is the operator's, and costs the tenant nothing.
     pub fn admit_again(
         &mut self,
         now: Nanos,
-        device: DeviceId,
-        admission: Admission,
-        redo: u32,
+        device: Option<DeviceId>,
+        resumption: Resumption,
     ) -> Result<RequestId, Reject> {
         let refuse = |reason| Reject { reason, retry_after: Nanos::ZERO };
+        let Resumption { admission, redo, since } = resumption;
         let tenant = self.tenants.slot(admission.tenant).ok_or(refuse(RejectReason::UnknownTenant))?;
-        let device = self.device(device).ok_or(refuse(RejectReason::NoDevice))? as u32;
-        let (device, model) = self.place(tenant, &admission, Some(device)).map_err(refuse)?;
-        let id = self.enter(now, admission, tenant, device, model);
+        let only = match device {
+            Some(id) => Some(self.device(id).ok_or(refuse(RejectReason::NoDevice))? as u32),
+            None => None,
+        };
+        let (device, model) = self.place(tenant, &admission, only).map_err(refuse)?;
+        let id = self.enter(now, since, admission, tenant, device, model);
         let request = self.requests.get_mut(id.index() as u32);
-        (request.redo_until, request.redo_free) = (redo, true);
+        (request.redo_until, request.redo_free, request.pinned) = (redo, true, only.is_some());
         Ok(id)
     }
 
@@ -143,7 +164,7 @@ impl Scheduler {
         }
         let tenant = self.tenants.slot(admission.tenant);
         let tenant = tenant.ok_or(refuse(RejectReason::UnknownTenant))?;
-        if !self.devices.iter().any(|device| device.up) {
+        if !self.devices.iter().any(|device| device.up && !device.closed) && place.is_none() {
             return Err(refuse(RejectReason::NoDevice));
         }
         let (device, model) = self.place(tenant, &admission, place).map_err(refuse)?;
@@ -156,11 +177,19 @@ impl Scheduler {
             let retry_after = self.retry_after(device, Some(tenant));
             return Err(Reject { reason: RejectReason::TenantQueueFull, retry_after });
         }
-        Ok((self.enter(now, admission, tenant, device, model), device))
+        Ok((self.enter(now, now, admission, tenant, device, model), device))
     }
 
-    /// Puts a request into its tenant's queue.
-    fn enter(&mut self, now: Nanos, admission: Admission, tenant: u32, device: u32, model: u32) -> RequestId {
+    /// Puts a request into its tenant's queue, as one that came at `since`.
+    fn enter(
+        &mut self,
+        now: Nanos,
+        since: Nanos,
+        admission: Admission,
+        tenant: u32,
+        device: u32,
+        model: u32,
+    ) -> RequestId {
         let slot = self.requests.claim();
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -169,7 +198,7 @@ impl Scheduler {
         request.tenant = tenant;
         request.device = device;
         request.model = model;
-        request.rank = (now.0.saturating_add(lateness), seq);
+        request.rank = (since.0.saturating_add(lateness), seq);
         request.admitted_at = now;
         request.work = admission.work;
         match &mut request.work {
@@ -189,72 +218,13 @@ impl Scheduler {
         id
     }
 
-    /// The device that is expected to finish the work first, among those that could do it at all.
-    fn place(&self, tenant: u32, admission: &Admission, only: Option<u32>) -> Result<(u32, u32), RejectReason> {
-        let mut best: Option<(u64, u32, u32)> = None;
-        let mut why = RejectReason::UnknownModel;
-        for (d, device) in self.devices.iter().enumerate() {
-            if !device.up || only.is_some_and(|only| only as usize != d) {
-                continue;
-            }
-            let Some(m) = device.models.iter().position(|model| model.id == admission.model) else {
-                continue;
-            };
-            if let Err(reason) = self.fits(tenant, device, m, &admission.work) {
-                why = reason;
-                continue;
-            }
-            let finish = device.backlog().saturating_add(device.models[m].estimate(tenant, &admission.work));
-            if best.is_none_or(|(least, _, _)| finish.0 < least) {
-                best = Some((finish.0, d as u32, m as u32));
-            }
-        }
-        best.map(|(_, device, model)| (device, model)).ok_or(why)
-    }
-
-    /// Whether the work could run if it had the device to itself.
-    fn fits(&self, tenant: u32, device: &Device, model: usize, work: &Work) -> Result<(), RejectReason> {
-        let limits = &device.models[model].limits;
-        match work {
-            Work::Generate { prompt_len, new_tokens_max, .. } => {
-                if *prompt_len == 0 || limits.blocks == 0 {
-                    return Err(RejectReason::NeverFits);
-                }
-                if *prompt_len > limits.context_len_max {
-                    return Err(RejectReason::InputTooLong);
-                }
-                let len = u64::from(*prompt_len) + u64::from(*new_tokens_max);
-                if len > u64::from(limits.context_len_max) {
-                    return Err(RejectReason::ContextTooLong);
-                }
-                let positions = prompt_len + new_tokens_max.saturating_sub(1);
-                let ceiling = self.tenants.get(tenant).plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
-                if positions.div_ceil(BLOCK_LEN) > limits.blocks.min(ceiling) {
-                    return Err(RejectReason::NeverFits);
-                }
-            }
-            Work::Embed { lens } => {
-                if lens.is_empty() || lens.contains(&0) {
-                    return Err(RejectReason::NeverFits);
-                }
-                if lens.iter().any(|len| *len > limits.context_len_max) {
-                    return Err(RejectReason::InputTooLong);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// When one place in a full queue is expected to be free. The work waiting on the device, at its fitted cost, divided by the
     /// requests it is spread over, is the time until the next of them starts; a tenant's own queue drains at its share of
     /// the device. The measured interval between starts is the floor, for estimates know nothing of stalls.
     fn retry_after(&self, device: u32, tenant: Option<u32>) -> Nanos {
         let device = &self.devices[device as usize];
         let each = match tenant {
-            None => {
-                let waiting: u64 = device.shares.iter().map(|share| u64::from(share.waiting)).sum();
-                u128::from(device.demand().0) / u128::from(waiting.max(1))
-            }
+            None => u128::from(device.next_start().0),
             Some(tenant) => {
                 let weight = |slot: &u32| u128::from(self.tenants.get(*slot).weight());
                 let active: u128 = device.active.iter().map(weight).sum();

@@ -7,6 +7,7 @@ use crate::cost::Load;
 use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
 use crate::model::Model;
 use crate::share::{Share, Virtual};
+use crate::tenant::Tenants;
 
 /// Where a device's wall time went. At every moment `wall == tenants + operator + idle + in_flight`, to the nanosecond: the time of
 /// the step that runs now is `in_flight`, and is booked to the others when it ends. None of the others ever shrinks.
@@ -52,6 +53,8 @@ pub(crate) struct Device {
     pub(crate) up: bool,
     /// Removed: the entry may be reused.
     pub(crate) gone: bool,
+    /// Takes no newcomers; see [`crate::Scheduler::drain_device`].
+    pub(crate) closed: bool,
     /// What a step should stay under.
     pub(crate) step_latency_max: Nanos,
     pub(crate) models: Vec<Model>,
@@ -65,6 +68,8 @@ pub(crate) struct Device {
     pub(crate) in_flight: VecDeque<Step>,
     /// Nothing but rows of this request is planned; see [`crate::Scheduler::run_alone`].
     pub(crate) alone: Option<RequestId>,
+    /// The last step planned.
+    pub(crate) last_step: StepId,
     /// Steps kept for their buffers.
     pub(crate) spare: Vec<Step>,
 
@@ -77,8 +82,6 @@ pub(crate) struct Device {
     pub(crate) operator: Nanos,
     pub(crate) idle: Nanos,
 
-    /// Estimates held for running requests.
-    pub(crate) held_time: Nanos,
     last_start: Nanos,
     start_interval: u64,
 }
@@ -89,6 +92,7 @@ impl Device {
             id,
             up: true,
             gone: false,
+            closed: false,
             step_latency_max,
             models: Vec::new(),
             shares: Vec::new(),
@@ -96,6 +100,7 @@ impl Device {
             clock: 0,
             in_flight: VecDeque::new(),
             alone: None,
+            last_step: StepId(0),
             spare: Vec::new(),
             since: now,
             booked: now,
@@ -103,7 +108,6 @@ impl Device {
             tenants: Nanos::ZERO,
             operator: Nanos::ZERO,
             idle: Nanos::ZERO,
-            held_time: Nanos::ZERO,
             last_start: now,
             start_interval: 0,
         };
@@ -182,12 +186,12 @@ impl Device {
     }
 
     /// Brings the virtual clock up to date and lifts every tenant that was not short; then forgets those that left.
-    pub(crate) fn lift(&mut self) {
+    pub(crate) fn lift(&mut self, tenants: &mut Tenants) {
         let shares = &mut self.shares;
         let (mut least, mut greatest) = (None, 0);
         for &tenant in &self.active {
             let share = &shares[tenant as usize];
-            let time = share.virtual_time();
+            let time = tenants.get(tenant).service.virtual_time();
             greatest = time.max(greatest);
             if share.short && share.live > 0 {
                 least = Some(least.map_or(time, |least: Virtual| least.min(time)));
@@ -195,10 +199,11 @@ impl Device {
         }
         self.clock = self.clock.max(least.unwrap_or(greatest));
         self.active.retain(|&tenant| {
-            let share = &mut shares[tenant as usize];
-            share.lift(self.clock);
+            let (share, service) = (&mut shares[tenant as usize], &mut tenants.get_mut(tenant).service);
+            service.lift(self.clock);
             share.active = share.live > 0;
-            share.short &= share.active;
+            let short = share.short && share.active;
+            share.note_short(service, short);
             share.active
         });
     }
@@ -206,11 +211,6 @@ impl Device {
     /// Device time that all waiting requests are expected to take.
     pub(crate) fn demand(&self) -> Nanos {
         self.active.iter().map(|tenant| self.shares[*tenant as usize].demand).sum()
-    }
-
-    /// Device time until a request that comes now is expected to be reached, if it came last.
-    pub(crate) fn backlog(&self) -> Nanos {
-        self.demand().saturating_add(self.held_time)
     }
 
     /// The measured time between two starts while requests wait.

@@ -50,6 +50,9 @@ impl Scheduler {
         let Some(d) = self.device(id) else {
             return false;
         };
+        if self.devices[d].up && self.devices[d].in_flight.len() < self.config.steps_in_flight_max.max(1) as usize {
+            self.pull(d);
+        }
         let device = &mut self.devices[d];
         device.alone = device.alone.filter(|id| self.requests.find(*id).is_some());
         if device.alone.is_some() && !device.in_flight.is_empty() {
@@ -58,13 +61,13 @@ impl Scheduler {
         if !device.up || device.in_flight.len() >= self.config.steps_in_flight_max.max(1) as usize {
             return false;
         }
-        device.lift();
+        device.lift(&mut self.tenants);
         if device.active.is_empty() {
             return false;
         }
         let planned = self.plan_step(now, d, plan, Limits::Bind)
             || self.devices[d].in_flight.is_empty() && self.plan_step(now, d, plan, Limits::GiveWay);
-        self.devices[d].note_short();
+        self.devices[d].note_short(&mut self.tenants);
         planned
     }
 
@@ -72,7 +75,7 @@ impl Scheduler {
         for model in &mut self.devices[d].models {
             model.tried = false;
         }
-        while let Some(m) = self.devices[d].choose_model() {
+        while let Some(m) = self.devices[d].choose_model(&self.tenants) {
             self.devices[d].models[m].tried = true;
             if self.fill(now, d, m, plan, limits) {
                 return true;
@@ -126,6 +129,7 @@ impl Scheduler {
             device.book_idle(now);
         }
         device.models[m].last_step = id;
+        device.last_step = id;
         device.in_flight.push_back(step);
         true
     }
@@ -134,14 +138,14 @@ impl Scheduler {
 impl Device {
     /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least
     /// recently, so that a long text of one model does not hold up the same tenant's work for another.
-    fn choose_model(&self) -> Option<usize> {
+    fn choose_model(&self, tenants: &Tenants) -> Option<usize> {
         let mut best: Option<(Virtual, u32, StepId, usize)> = None;
         for (m, model) in self.models.iter().enumerate().filter(|(_, model)| !model.tried) {
             for &tenant in &self.active {
                 if model.lanes[tenant as usize].is_empty() {
                     continue;
                 }
-                let time = self.shares[tenant as usize].virtual_time();
+                let time = tenants.get(tenant).service.virtual_time();
                 let candidate = (time, tenant, model.last_step, m);
                 if best.is_none_or(|best| candidate < best) {
                     best = Some(candidate);
@@ -153,15 +157,16 @@ impl Device {
 
     /// Notes which tenants wanted more than the step gives them. Of a step that is one request's alone nothing is noted: the
     /// others wanted no less because they were not asked.
-    fn note_short(&mut self) {
+    fn note_short(&mut self, tenants: &mut Tenants) {
         if self.alone.is_some() {
             return;
         }
         for &tenant in &self.active {
-            self.shares[tenant as usize].short = self.models.iter().any(|model| {
+            let short = self.models.iter().any(|model| {
                 let lane = &model.lanes[tenant as usize];
                 if model.tried { lane.short } else { !lane.is_empty() }
             });
+            self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, short);
         }
     }
 }
@@ -228,7 +233,7 @@ impl Fill<'_> {
             let lane = &mut self.device.models[self.m].lanes[tenant as usize];
             (lane.cursor, lane.capped, lane.short) = (0, false, false);
             if !lane.is_empty() {
-                order.push(Reverse((self.device.shares[tenant as usize].virtual_time(), tenant)));
+                order.push(Reverse((self.tenants.get(tenant).service.virtual_time(), tenant)));
             }
         }
         while self.rows_left > 0 && self.tokens_left > 0 {

@@ -26,6 +26,11 @@ impl Scheduler {
             assert_eq!(account.waiting, counted(&waiting, Some(slot)), "waiting of {:?}", account.id);
             let running = counted(&[State::Running], Some(slot));
             assert_eq!(account.running, running, "running of {:?}", account.id);
+            let live = self.requests.iter().filter(|(_, r)| r.tenant as usize == slot);
+            let held: u128 = live.filter(|(_, r)| r.state != State::Free).map(|(_, r)| r.held).sum();
+            assert_eq!(account.service.held(), held, "virtual time held for {:?}", account.id);
+            let short = self.devices.iter().filter(|device| !device.gone && device.shares[slot].short).count();
+            assert_eq!(account.service.short_on() as usize, short, "devices that {:?} is short of", account.id);
         }
         for (slot, request) in self.requests.iter() {
             if request.state == State::Free {
@@ -64,10 +69,8 @@ impl Scheduler {
         let sum = books.tenants + books.operator + books.idle + books.in_flight;
         assert_eq!(books.wall, sum, "books of {:?}", device.id);
 
-        let mut held_time = Nanos::ZERO;
         let mut live = vec![0u32; device.shares.len()];
         let mut waiting = vec![0u32; device.shares.len()];
-        let mut held = vec![0u128; device.shares.len()];
         let mut demand = vec![Nanos::ZERO; device.shares.len()];
         let here = |device: u32| device as usize == d;
         for (_, request) in self.requests.iter().filter(|(_, request)| here(request.device)) {
@@ -76,18 +79,14 @@ impl Scheduler {
                 continue;
             }
             live[tenant] += 1;
-            held[tenant] += request.held;
-            held_time += request.held_time;
             if matches!(request.state, State::Waiting | State::Parked) {
                 waiting[tenant] += 1;
                 demand[tenant] += request.estimate;
             }
         }
-        assert_eq!(device.held_time, held_time, "held time");
         for (tenant, share) in device.shares.iter().enumerate() {
             assert_eq!(share.live, live[tenant], "live requests of slot {tenant}");
             assert_eq!(share.waiting, waiting[tenant], "waiting requests of slot {tenant}");
-            assert_eq!(share.held, held[tenant], "virtual time held for slot {tenant}");
             assert_eq!(share.demand, demand[tenant], "demand of slot {tenant}");
             assert!(share.live == 0 || share.active, "slot {tenant} is in the list");
             assert_eq!(share.active, device.active.contains(&(tenant as u32)));
@@ -101,6 +100,7 @@ impl Scheduler {
         let model = &self.devices[d].models[m];
         let mut refs = vec![0u32; model.pool.len() as usize];
         let (mut running, mut releasing, mut queued, mut enlisted) = (0, 0, 0, 0);
+        let (mut prompts, mut draws, mut texts) = (Nanos::ZERO, 0, 0);
         for (slot, request) in self.requests.iter() {
             if (request.device as usize, request.model as usize) != (d, m) || request.state == State::Free {
                 continue;
@@ -109,6 +109,11 @@ impl Scheduler {
                 refs[block.0 as usize] += 1;
                 let owner = model.pool.blocks[block.0 as usize].owner;
                 assert_eq!(owner, request.tenant, "block {n} of {slot} is another tenant's");
+            }
+            if matches!(request.state, State::Waiting | State::Parked) {
+                prompts += request.need.prompt;
+                draws += u64::from(request.need.draws);
+                texts += u32::from(request.need.draws > 0);
             }
             let lane = &model.lanes[request.tenant as usize];
             match request.state {
@@ -131,6 +136,8 @@ impl Scheduler {
         }
         assert_eq!((model.running, enlisted as u32), (running, running), "running");
         assert_eq!(queued, 0, "queued");
+        let sums = (model.waiting_prompts, model.waiting_draws, model.waiting_texts);
+        assert_eq!(sums, (prompts, draws, texts), "what waits");
         assert_eq!(model.releasing, releasing, "releasing");
         model.pool.check(&refs);
     }

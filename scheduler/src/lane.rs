@@ -3,7 +3,6 @@
 
 use crate::BLOCK_LEN;
 use crate::device::Device;
-use crate::ids::Nanos;
 use crate::request::{NONE, Requests, State};
 use crate::share::{Virtual, virtual_time};
 use crate::tenant::Tenants;
@@ -14,7 +13,12 @@ impl Device {
         let request = requests.get_mut(slot);
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
         request.state = State::Waiting;
-        request.estimate = model.estimate_request(request);
+        request.queued_at = self.last_step;
+        request.need = model.need_of_waiting(request);
+        request.estimate = model.attributed(&request.need);
+        model.waiting_prompts += request.need.prompt;
+        model.waiting_draws += u64::from(request.need.draws);
+        model.waiting_texts += u32::from(request.need.draws > 0);
         let share = &mut self.shares[tenant as usize];
         share.demand += request.estimate;
         share.waiting += 1;
@@ -27,6 +31,9 @@ impl Device {
     pub(crate) fn dequeue(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get(slot);
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        model.waiting_prompts = model.waiting_prompts - request.need.prompt;
+        model.waiting_draws -= u64::from(request.need.draws);
+        model.waiting_texts -= u32::from(request.need.draws > 0);
         let share = &mut self.shares[tenant as usize];
         share.demand = share.demand - request.estimate;
         share.waiting -= 1;
@@ -85,7 +92,7 @@ impl Device {
         model.lanes[tenant as usize].remove_running(requests, slot);
         model.running -= 1;
         tenants.get_mut(tenant).running -= 1;
-        self.set_held(requests, slot, Nanos::ZERO, 0);
+        Device::set_held(requests, tenants, slot, 0);
     }
 
     /// Sends a preempted request, whose rows have all ended, back to its queue.
@@ -136,19 +143,16 @@ impl Device {
     }
 
     /// Brings what is held for a running request up to what it is known to need.
-    pub(crate) fn hold(&mut self, requests: &mut Requests, tenants: &Tenants, slot: u32) {
+    pub(crate) fn hold(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get(slot);
         let time = self.models[request.model as usize].estimate_known(request);
         let held = virtual_time(time, tenants.get(request.tenant).weight());
-        self.set_held(requests, slot, time, held);
+        Device::set_held(requests, tenants, slot, held);
     }
 
-    fn set_held(&mut self, requests: &mut Requests, slot: u32, time: Nanos, held: Virtual) {
+    fn set_held(requests: &mut Requests, tenants: &mut Tenants, slot: u32, held: Virtual) {
         let request = requests.get_mut(slot);
-        let share = &mut self.shares[request.tenant as usize];
-        share.held = share.held - request.held + held;
-        self.held_time = self.held_time - request.held_time + time;
+        tenants.get_mut(request.tenant).service.change_held(request.held, held);
         request.held = held;
-        request.held_time = time;
     }
 }

@@ -58,6 +58,7 @@ mod ids;
 mod invariants;
 mod lane;
 mod model;
+mod place;
 mod plan;
 mod prefix;
 mod queue;
@@ -71,7 +72,7 @@ mod stats;
 mod step;
 mod tenant;
 
-pub use admit::{Admission, Reject, RejectReason, Work};
+pub use admit::{Admission, Reject, RejectReason, Resumption, Work};
 pub use config::{Config, ModelLimits};
 pub use device::DeviceAccounts;
 pub use event::{End, Event};

@@ -70,10 +70,27 @@ pub(crate) struct Model {
     pub(crate) last_step: StepId,
     /// While a step is planned: this model was tried for it and had nothing to run.
     pub(crate) tried: bool,
+    /// Device time of the prompts and lists that wait, their draws, and how many of them draw.
+    pub(crate) waiting_prompts: Nanos,
+    pub(crate) waiting_draws: u64,
+    pub(crate) waiting_texts: u32,
     /// Mean ids drawn by a finished request, with 8 fractional bits.
     drawn_mean: u64,
     pub(crate) prefix_queries: u64,
     pub(crate) prefix_hits: u64,
+}
+
+/// What a request is expected to need of a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Need {
+    /// Device time until its prompt, or its list, is computed.
+    pub(crate) prompt: Nanos,
+    /// Tokens before the first that it draws.
+    pub(crate) known: u32,
+    /// Ids that it draws.
+    pub(crate) draws: u32,
+    /// Tokens of the prompt that need not be computed.
+    pub(crate) cached: u32,
 }
 
 /// Ids that a request is expected to draw before any has finished.
@@ -91,6 +108,9 @@ impl Model {
             releasing: 0,
             last_step: StepId(0),
             tried: false,
+            waiting_prompts: Nanos::ZERO,
+            waiting_draws: 0,
+            waiting_texts: 0,
             drawn_mean: DRAWN_PRIOR << 8,
             prefix_queries: 0,
             prefix_hits: 0,
@@ -109,6 +129,11 @@ impl Model {
         self.drawn_mean = self.drawn_mean - self.drawn_mean / 32 + (u64::from(drawn) << 8) / 32;
     }
 
+    /// What another device's copy knows of answers holds here, too.
+    pub(crate) fn learn_from(&mut self, same: &Model) {
+        self.drawn_mean = same.drawn_mean;
+    }
+
     /// Leading blocks that are ready in the tenant's cache, out of those that need not be computed anyway: the last known token
     /// always is, for its logits.
     pub(crate) fn cached_blocks(&self, tenant: u32, hashes: &[BlockHash], known: u32) -> u32 {
@@ -120,35 +145,53 @@ impl Model {
         hashes[..usable as usize].iter().take_while(|hash| ready(hash)).count() as u32
     }
 
-    /// Device time that work from outside is expected to take here.
-    pub(crate) fn estimate(&self, tenant: u32, work: &Work) -> Nanos {
+    /// What work from outside is expected to need here.
+    pub(crate) fn need(&self, tenant: u32, work: &Work) -> Need {
         match work {
             Work::Generate { prompt_len, new_tokens_max, hashes } => {
-                self.estimate_generate(tenant, hashes, *prompt_len, *new_tokens_max)
+                self.need_of_text(tenant, hashes, *prompt_len, *new_tokens_max)
             }
-            Work::Embed { lens } => self.estimate_embed(lens),
+            Work::Embed { lens } => Need { prompt: self.estimate_embed(lens), ..Need::default() },
         }
     }
 
     /// The same for a request that waits (again).
-    pub(crate) fn estimate_request(&self, request: &Request) -> Nanos {
+    pub(crate) fn need_of_waiting(&self, request: &Request) -> Need {
         match &request.work {
             Work::Generate { new_tokens_max, .. } => {
                 let left = new_tokens_max.saturating_sub(request.drawn);
-                self.estimate_generate(request.tenant, &request.hashes, request.known, left)
+                self.need_of_text(request.tenant, &request.hashes, request.known, left)
             }
-            Work::Embed { lens } => self.estimate_embed(&lens[request.computed as usize..]),
+            Work::Embed { lens } => {
+                Need { prompt: self.estimate_embed(&lens[request.computed as usize..]), ..Need::default() }
+            }
         }
     }
 
-    fn estimate_generate(&self, tenant: u32, hashes: &[BlockHash], known: u32, draws: u32) -> Nanos {
+    fn need_of_text(&self, tenant: u32, hashes: &[BlockHash], known: u32, draws: u32) -> Need {
         let cached = self.cached_blocks(tenant, hashes, known) * BLOCK_LEN;
         let draws = u64::from(draws).min((self.drawn_mean >> 8).max(1)) as u32;
         let prompt = Load::new(cached, known - cached);
         let steps = prompt.tokens.div_ceil(u64::from(self.limits.tokens_max.max(1)));
-        self.cost
-            .attributed(prompt, steps)
-            .saturating_add(self.cost.attributed(Load::new(known, draws), u64::from(draws)))
+        Need { prompt: self.cost.attributed(prompt, steps), known, draws, cached }
+    }
+
+    /// What a running request is expected to need yet.
+    pub(crate) fn need_of_running(&self, request: &Request) -> Need {
+        if let Work::Embed { lens } = &request.work {
+            return Need { prompt: self.estimate_embed(&lens[request.computed as usize..]), ..Need::default() };
+        }
+        let mean = self.drawn_mean >> 8;
+        // The longer a text has become, the longer it is expected to go on, for it is not one of the short ones.
+        let expected = mean.saturating_sub(u64::from(request.drawn)).max(mean / 8).max(1);
+        let draws = u64::from(request.draws_max() - request.drawn).min(expected) as u32;
+        Need { prompt: self.estimate_known(request), known: request.known, draws, cached: 0 }
+    }
+
+    /// Device time that it takes, as one among the usual number of rows.
+    pub(crate) fn attributed(&self, need: &Need) -> Nanos {
+        let draws = self.cost.attributed(Load::new(need.known, need.draws), u64::from(need.draws));
+        if need.draws == 0 { need.prompt } else { need.prompt.saturating_add(draws) }
     }
 
     fn estimate_embed(&self, lens: &[u32]) -> Nanos {

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use crate::admit::Work;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
+use crate::model::Need;
 
 /// "No request", where a slot is meant.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -75,11 +76,15 @@ pub(crate) struct Request {
     pub(crate) charge: Nanos,
     /// Virtual time held on its tenant's share for work that has not been measured yet.
     pub(crate) held: u128,
-    /// The same in device time.
-    pub(crate) held_time: Nanos,
     /// Device time it is expected to take, counted in its model's demand while it waits.
     pub(crate) estimate: Nanos,
 
+    /// What it is expected to need, counted in its model's sums while it waits.
+    pub(crate) need: Need,
+    /// The last step its device had planned when it joined the queue.
+    pub(crate) queued_at: StepId,
+    /// It was given its device by name, and goes to no other.
+    pub(crate) pinned: bool,
     /// Position in its lane's queue while it waits.
     pub(crate) queue_pos: u32,
     /// The next request parked on the same block, and that block.
@@ -116,8 +121,10 @@ impl Request {
             started_at: None,
             charge: Nanos::ZERO,
             held: 0,
-            held_time: Nanos::ZERO,
             estimate: Nanos::ZERO,
+            need: Need::default(),
+            queued_at: StepId(0),
+            pinned: false,
             queue_pos: NONE,
             parked_next: NONE,
             parked_on: NONE,

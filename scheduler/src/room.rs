@@ -181,17 +181,17 @@ impl Fill<'_> {
 
     /// How far a tenant is over its share, for comparison with others: a total order.
     fn excess(&self, tenant: u32) -> (Virtual, u64, u32) {
-        let share = &self.device.shares[tenant as usize];
+        let account = self.tenants.get(tenant);
         let unit = virtual_time(self.start_preempts_at, 1).max(1);
-        let lead = share.virtual_time().saturating_sub(self.device.clock) / unit;
+        let lead = account.service.virtual_time().saturating_sub(self.device.clock) / unit;
         let used = u64::from(self.device.models[self.m].pool.held(tenant).used);
-        (lead, (used << 32) / u64::from(self.tenants.get(tenant).weight()), tenant)
+        (lead, (used << 32) / u64::from(account.weight()), tenant)
     }
 
     /// Whether the tenant is owed so much more than another that its waiting request may take the blocks of the other's `slot`: more
     /// than the redo this causes, and a good deal besides.
     fn is_owed(&self, tenant: u32, other: u32, slot: u32) -> bool {
-        let time = |tenant: u32| self.device.shares[tenant as usize].virtual_time();
+        let time = |tenant: u32| self.tenants.get(tenant).service.virtual_time();
         let redo = Load::new(0, self.requests.get(slot).computed);
         let cost = &self.device.models[self.m].cost;
         let owed = self.start_preempts_at.saturating_add(cost.attributed(redo, 1));

@@ -70,7 +70,7 @@ impl Scheduler {
             let device = &mut self.devices[d];
             if !device.up {
                 device.book_idle(now);
-                device.up = true;
+                (device.up, device.closed) = (true, false);
             }
             return;
         }
@@ -93,11 +93,14 @@ impl Scheduler {
         let Some(d) = self.device(device) else {
             return false;
         };
-        let device = &mut self.devices[d];
-        if !device.up || device.model_index(id).is_some() {
+        if !self.devices[d].up || self.devices[d].model_index(id).is_some() {
             return false;
         }
-        device.models.push(Model::new(id, limits, &self.config, self.tenants.len()));
+        let mut model = Model::new(id, limits, &self.config, self.tenants.len());
+        if let Some(same) = self.devices.iter().flat_map(|device| &device.models).find(|model| model.id == id) {
+            model.learn_from(same);
+        }
+        self.devices[d].models.push(model);
         true
     }
 
@@ -144,7 +147,7 @@ impl Scheduler {
         }
         let device = &mut self.devices[d];
         device.models.clear();
-        device.lift();
+        device.lift(&mut self.tenants);
     }
 
     /// Ends a request. Blocks used by steps in flight stay until those have ended, and so does the [`Event::Settled`], for the
@@ -240,10 +243,14 @@ impl Scheduler {
         let (state, in_flight) = (request.state, request.in_flight);
         let device = &mut self.devices[d];
         device.shares[request.tenant as usize].live -= 1;
-        let model = &mut device.models[m];
         if end == End::Finished && request.draws_max() > 0 {
-            model.observe_drawn(request.drawn);
+            let (id, drawn) = (device.models[m].id, request.drawn);
+            // How long answers are is the model's way, and its clients', on whatever device.
+            for model in self.devices.iter_mut().flat_map(|device| &mut device.models).filter(|model| model.id == id) {
+                model.observe_drawn(drawn);
+            }
         }
+        let model = &mut self.devices[d].models[m];
         if matches!(state, State::Draining | State::Ending) {
             model.releasing -= 1;
         }

@@ -1,14 +1,16 @@
-//! A tenant's share of one device.
+//! A tenant's share of the devices.
 //!
-//! Fairness compares *virtual time*: device nanoseconds divided by weight (VTC, OSDI'24, with device time for tokens). It is kept
-//! per device, because each device is shared on its own. A share's virtual time has two parts: what was measured, and what is
-//! held for running work that was not measured yet (the whole rest of a prompt as soon as it starts). The first grows for good;
-//! the second is replaced by measurement step by step, so a burst of long prompts cannot start at the price of short ones.
+//! Fairness compares *virtual time*: device nanoseconds divided by weight (VTC, OSDI'24, with device time for tokens), summed over all
+//! devices, so that a tenant whose work happens to be on a busy device has first claim on the next place elsewhere. It has
+//! two parts: what was measured, and what is held for running work that was not measured yet (the whole rest of a prompt as soon as it
+//! starts). The first grows for good; the second is replaced by measurement step by step, so a burst of long prompts cannot
+//! start at the price of short ones.
 //!
-//! *Lift.* A tenant that was not short of anything has no claim from the past: before it competes again its virtual time is
+//! *Lift.* A tenant that was not short of anything, on any device, has no claim from the past: before it competes again its virtual time is
 //! raised to the device's ([`crate::device::Device::clock`]), which follows the least virtual time among the tenants that
-//! are short, and the greatest of all when nobody is. So idleness earns nothing, and what was used while nobody waited is
-//! nobody's debt.
+//! are short of that device, and the greatest of all when nobody is. So idleness earns nothing, and what was used while nobody
+//! waited is nobody's debt. The clock is the device's and not the node's: where two devices serve different tenants, one may be far
+//! ahead of the other, and who joins the first must not start with the second's past.
 
 use crate::ids::Nanos;
 
@@ -24,11 +26,7 @@ pub(crate) fn virtual_time(time: Nanos, weight: u32) -> Virtual {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Share {
-    /// Measured and paid, or lifted over.
-    pub(crate) measured: Virtual,
-    /// Held for what runs.
-    pub(crate) held: Virtual,
-    /// The tenant wanted more of the last step than it got.
+    /// The tenant wanted more of the device's last step than it got.
     pub(crate) short: bool,
     /// Requests on the device that are not settled.
     pub(crate) live: u32,
@@ -40,16 +38,56 @@ pub(crate) struct Share {
     pub(crate) active: bool,
 }
 
-impl Share {
+/// A tenant's virtual time, over all devices.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Service {
+    /// Measured and paid, or lifted over.
+    measured: Virtual,
+    /// Held for what runs.
+    held: Virtual,
+    /// Devices of whose last step it wanted more than it got.
+    short_on: u32,
+}
+
+impl Service {
     /// What fairness compares.
     pub(crate) fn virtual_time(&self) -> Virtual {
         self.measured + self.held
     }
 
-    /// Forgets the credit of a tenant that was not short.
+    /// Forgets the credit of a tenant that was not short anywhere.
     pub(crate) fn lift(&mut self, clock: Virtual) {
-        if !self.short {
+        if self.short_on == 0 {
             self.measured = self.measured.max(clock.saturating_sub(self.held));
+        }
+    }
+
+    /// So much was measured.
+    pub(crate) fn add_measured(&mut self, time: Virtual) {
+        self.measured += time;
+    }
+
+    /// What is held for one of its requests changes.
+    pub(crate) fn change_held(&mut self, before: Virtual, after: Virtual) {
+        self.held = self.held - before + after;
+    }
+
+    pub(crate) fn held(&self) -> Virtual {
+        self.held
+    }
+
+    pub(crate) fn short_on(&self) -> u32 {
+        self.short_on
+    }
+}
+
+impl Share {
+    /// Notes whether the tenant is short of this device.
+    pub(crate) fn note_short(&mut self, service: &mut Service, short: bool) {
+        match (core::mem::replace(&mut self.short, short), short) {
+            (false, true) => service.short_on += 1,
+            (true, false) => service.short_on -= 1,
+            _ => {}
         }
     }
 }

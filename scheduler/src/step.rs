@@ -88,7 +88,8 @@ impl Scheduler {
         let account = self.tenants.get_mut(tenant);
         account.charge += bill;
         let counted = if request.redo_free && outcome != RowOutcome::Failed { bill } else { part };
-        device.shares[tenant as usize].measured += virtual_time(counted, account.weight());
+        let counted = virtual_time(counted, account.weight());
+        account.service.add_measured(counted);
     }
 
     /// Moves a row's request on.

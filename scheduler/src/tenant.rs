@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::ids::{Nanos, TenantId};
+use crate::share::Service;
 
 /// What a tenant bought, as far as the scheduler acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(crate) struct Account {
     pub(crate) charge: Nanos,
     pub(crate) waiting: u32,
     pub(crate) running: u32,
+    /// What it has had of all devices.
+    pub(crate) service: Service,
 }
 
 impl Account {
@@ -73,7 +76,14 @@ impl Tenants {
             return;
         }
         self.slots.insert(id, self.accounts.len() as u32);
-        self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0 });
+        self.accounts.push(Account {
+            id,
+            plan,
+            charge: Nanos::ZERO,
+            waiting: 0,
+            running: 0,
+            service: Service::default(),
+        });
     }
 
     pub(crate) fn slot(&self, id: TenantId) -> Option<u32> {

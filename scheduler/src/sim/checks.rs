@@ -89,10 +89,25 @@ impl World<'_> {
         }
     }
 
-    /// How far one backlogged tenant's weighted charge is ahead of another's. Only meaningful on one device, and until requests
-    /// stop coming.
+    /// A device that stands idle has nothing to take from others.
+    pub(super) fn check_idleness(&mut self) {
+        let waiting = self.scheduler.tenants.waiting > 0;
+        for (d, machine) in self.machines.iter_mut().enumerate() {
+            let idle = machine.up && !machine.closed && machine.queue.is_empty();
+            assert!(!idle || !self.scheduler.could_pull(d), "device {d} stands idle beside work it could take");
+            match machine.idle_since.filter(|_| idle && waiting) {
+                Some(since) => {
+                    let stood = self.now.saturating_sub(since);
+                    self.outcome.idle_waiting_max = self.outcome.idle_waiting_max.max(stood);
+                }
+                None => machine.idle_since = (idle && waiting).then_some(self.now),
+            }
+        }
+    }
+
+    /// How far one backlogged tenant's weighted charge is ahead of another's, over all devices and until requests stop coming.
     pub(super) fn measure_gap(&mut self) {
-        if self.asked == self.scenario.requests_max || self.scenario.devices != 1 {
+        if self.asked == self.scenario.requests_max {
             return;
         }
         let backlogged =

@@ -48,6 +48,8 @@ pub struct Outcome {
     pub preemptions: u64,
     /// The most that one backlogged tenant's charge, divided by its weight, ever ran ahead of another's since both were backlogged.
     pub gap_max: Nanos,
+    /// The longest time in which a device that takes newcomers stood idle while requests waited.
+    pub idle_waiting_max: Nanos,
     /// By tenant, in order of first appearance.
     pub tenants: Vec<TenantOutcome>,
     /// By device, at the end.

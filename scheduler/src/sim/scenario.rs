@@ -97,6 +97,8 @@ pub struct Faults {
     pub slow_factor: u32,
     /// Devices that are lost, when, and for how long.
     pub lost: Vec<(Nanos, DeviceId, Nanos)>,
+    /// Devices that are drained, when, and for how long.
+    pub drained: Vec<(Nanos, DeviceId, Nanos)>,
 }
 
 /// A history to be played.

@@ -23,6 +23,8 @@ pub(super) enum Happening {
     Cancel(RequestId),
     Lost(usize, Nanos),
     Back(usize),
+    Drain(usize),
+    Resume(usize),
 }
 
 /// A request as the simulation knows it.
@@ -50,6 +52,9 @@ pub(super) struct Client {
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) up: bool,
+    pub(super) closed: bool,
+    /// Since when it has been idle while requests waited.
+    pub(super) idle_since: Option<Nanos>,
     /// Steps planned, with the time each begins at.
     pub(super) queue: VecDeque<StepPlan>,
     pub(super) spare: Vec<StepPlan>,
@@ -81,9 +86,13 @@ pub fn run(scenario: &Scenario) -> Outcome {
         world.now = at;
         world.happen(happening);
         world.check_books();
-        for d in 0..world.machines.len() {
-            world.feed(d);
+        // What one device passes over in this turn is there for another that has nothing to do.
+        for _ in 0..2 {
+            for d in 0..world.machines.len() {
+                world.feed(d);
+            }
         }
+        world.check_idleness();
     }
     world.finish()
 }
@@ -111,6 +120,8 @@ impl<'a> World<'a> {
         for d in 0..scenario.devices {
             machines.push(Machine {
                 up: false,
+                closed: false,
+                idle_since: None,
                 queue: VecDeque::new(),
                 spare: Vec::new(),
                 memories: Vec::new(),
@@ -125,6 +136,7 @@ impl<'a> World<'a> {
             tokens: 0,
             preemptions: 0,
             gap_max: Nanos::ZERO,
+            idle_waiting_max: Nanos::ZERO,
             tenants,
             devices: Vec::new(),
             digest: 0,
@@ -159,6 +171,10 @@ impl<'a> World<'a> {
         for (at, device, outage) in &scenario.faults.lost {
             world.plan(*at, Happening::Lost(device.0 as usize, *outage));
         }
+        for (at, device, pause) in &scenario.faults.drained {
+            world.plan(*at, Happening::Drain(device.0 as usize));
+            world.plan(*at + *pause, Happening::Resume(device.0 as usize));
+        }
         world
     }
 
@@ -174,7 +190,7 @@ impl<'a> World<'a> {
     fn bring_up(&mut self, d: usize) {
         let id = DeviceId(d as u16);
         self.scheduler.add_device(self.now, id);
-        self.machines[d].up = true;
+        (self.machines[d].up, self.machines[d].closed) = (true, false);
         self.machines[d].memories.clear();
         for model in &self.scenario.models {
             assert!(self.scheduler.add_model(id, model.id, model.limits));
@@ -195,6 +211,14 @@ impl<'a> World<'a> {
                 self.plan(self.now + outage, Happening::Back(d));
             }
             Happening::Back(d) => self.bring_up(d),
+            Happening::Drain(d) => {
+                self.scheduler.drain_device(DeviceId(d as u16));
+                self.machines[d].closed = true;
+            }
+            Happening::Resume(d) => {
+                self.scheduler.resume_device(DeviceId(d as u16));
+                self.machines[d].closed = false;
+            }
         }
         let mut events = core::mem::take(&mut self.events);
         self.scheduler.take_events(&mut events);

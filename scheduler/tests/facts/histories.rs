@@ -78,6 +78,7 @@ fn a_hundred_thousand_requests_keep_every_invariant() {
             (Nanos::from_secs(60), DeviceId(0), Nanos::from_secs(5)),
             (Nanos::from_secs(120), DeviceId(1), Nanos::from_secs(1)),
         ],
+        drained: vec![(Nanos::from_secs(30), DeviceId(1), Nanos::from_secs(10))],
     };
     let outcome = run(&scenario);
     println!("{outcome:?}", outcome = Outcome { tenants: Vec::new(), ..outcome.clone() });
@@ -133,7 +134,7 @@ fn random_small_worlds_neither_break_nor_stand_still() {
         let mut scenario = scenario(sources, 300);
         scenario.seed = seed;
         scenario.recount_every = 1;
-        scenario.devices = rng.between(1, 2) as u16;
+        scenario.devices = rng.between(1, 3) as u16;
         scenario.models[0].limits.blocks = blocks;
         scenario.models[0].limits.rows_max = rng.between(1, 16);
         scenario.models[0].limits.tokens_max = rng.between(8, 200);
@@ -147,6 +148,9 @@ fn random_small_worlds_neither_break_nor_stand_still() {
         scenario.faults.slow_factor = 10;
         if rng.between(0, 3) == 0 {
             scenario.faults.lost = vec![(Nanos::from_millis(500), DeviceId(0), Nanos::from_millis(100))];
+        }
+        if rng.between(0, 3) == 0 {
+            scenario.faults.drained = vec![(Nanos::from_millis(200), DeviceId(0), Nanos::from_millis(400))];
         }
         println!("seed {seed}");
         let outcome = run(&scenario);

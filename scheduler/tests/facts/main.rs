@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod admission;
+mod devices;
 mod histories;
 mod memory;
 mod money;

@@ -1,0 +1,372 @@
+//! Which device a request goes to, and when it goes to another after all.
+//!
+//! *At the door* a request is bound to the device that is expected to finish it first: the prompts that are to be computed there and its
+//! own, the tokens in that device's prefix cache left out, then its draws beside those of the others. So a conversation
+//! comes back to where its past is, unless that device has so much more to do that computing the past again elsewhere is sooner.
+//! All of it is integers from each device's own cost model, so devices of different speeds compare; what is nearly equal is decided
+//! by what is certain, see [`best`].
+//!
+//! *Later* an estimate can turn out wrong, and a device can come or go. A request that still waits belongs to nobody: before a device plans a
+//! step, it takes over (*pulls*) requests of each tenant that has none waiting here but some elsewhere. It takes those that
+//! their own device has passed over in a step at least once, which leaves a cached prefix its chance, and only if starting here
+//! at once is expected to end sooner than waiting there for the next place. Half of the other's queue goes at a time, by rank, as far
+//! as there are rows and blocks for it.
+//!
+//! *What this keeps.* No device stands idle for longer than a step of another while that one has work waiting that would gain by
+//! moving. A tenant with work waiting anywhere competes for every device that can do it, with what it had of all devices (see
+//! [`crate::share`]), so the gap between two backlogged tenants over all devices does not grow with time.
+//!
+//! *What does not move:* running requests (their KV blocks are there), requests that were given a device by name, and those parked on a
+//! block that is being computed.
+
+use crate::BLOCK_LEN;
+use crate::admit::{Admission, RejectReason, Work};
+use crate::blocks::Limits;
+use crate::cost::Load;
+use crate::device::Device;
+use crate::ids::{DeviceId, Nanos, RequestId};
+use crate::model::{Model, Need};
+use crate::request::{Requests, State};
+use crate::scheduler::Scheduler;
+
+use alloc::vec::Vec;
+
+impl Scheduler {
+    /// The device and model that the work goes to: the best that takes newcomers, or `only` that one.
+    pub(crate) fn place(
+        &self,
+        tenant: u32,
+        admission: &Admission,
+        only: Option<u32>,
+    ) -> Result<(u32, u32), RejectReason> {
+        let mut why = RejectReason::UnknownModel;
+        let mut places = Vec::with_capacity(self.devices.len());
+        for (d, device) in self.devices.iter().enumerate() {
+            if !device.up || only.map_or(device.closed, |only| only as usize != d) {
+                continue;
+            }
+            let Some(m) = device.model_index(admission.model) else { continue };
+            if let Err(reason) = self.fits(tenant, device, m, &admission.work) {
+                why = reason;
+                continue;
+            }
+            // With nothing to compare, the estimate is for nobody.
+            places.push(match only.is_some() || self.devices.len() == 1 {
+                true => Place { d, m, ..Place::default() },
+                false => device.place(d, m, &self.requests, &device.models[m].need(tenant, &admission.work)),
+            });
+        }
+        best(&places).map(|place| (place.d as u32, place.m as u32)).ok_or(why)
+    }
+
+    /// Whether the work could run if it had the device to itself.
+    fn fits(&self, tenant: u32, device: &Device, model: usize, work: &Work) -> Result<(), RejectReason> {
+        let limits = &device.models[model].limits;
+        match work {
+            Work::Generate { prompt_len, new_tokens_max, .. } => {
+                if *prompt_len == 0 || limits.blocks == 0 {
+                    return Err(RejectReason::NeverFits);
+                }
+                if *prompt_len > limits.context_len_max {
+                    return Err(RejectReason::InputTooLong);
+                }
+                let len = u64::from(*prompt_len) + u64::from(*new_tokens_max);
+                if len > u64::from(limits.context_len_max) {
+                    return Err(RejectReason::ContextTooLong);
+                }
+                let positions = prompt_len + new_tokens_max.saturating_sub(1);
+                let ceiling = self.tenants.get(tenant).plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
+                if positions.div_ceil(BLOCK_LEN) > limits.blocks.min(ceiling) {
+                    return Err(RejectReason::NeverFits);
+                }
+            }
+            Work::Embed { lens } => {
+                if lens.is_empty() || lens.contains(&0) {
+                    return Err(RejectReason::NeverFits);
+                }
+                if lens.iter().any(|len| *len > limits.context_len_max) {
+                    return Err(RejectReason::InputTooLong);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// From now on the device takes no newcomers, and what waits for it goes to others that can do it. What runs there, and what no
+    /// other can do, runs there to its end. Ends with [`Scheduler::resume_device`], or when the device is added anew.
+    pub fn drain_device(&mut self, id: DeviceId) {
+        let Some(d) = self.device(id) else { return };
+        self.devices[d].closed = true;
+        let waiting = |state| matches!(state, State::Waiting | State::Parked);
+        let mut slots: Vec<u32> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| waiting(request.state) && request.device as usize == d && !request.pinned)
+            .map(|(slot, _)| slot)
+            .collect();
+        // In the order in which they would have started, so that the first find the shortest queues.
+        slots.sort_unstable_by_key(|slot| self.requests.get(*slot).rank);
+        for slot in slots {
+            if let Some((to, model)) = self.place_again(slot) {
+                self.move_to(slot, to, model);
+            }
+        }
+    }
+
+    /// The device takes newcomers again.
+    pub fn resume_device(&mut self, id: DeviceId) {
+        if let Some(d) = self.device(id) {
+            self.devices[d].closed = false;
+        }
+    }
+
+    /// Whether the device has no request and no step in flight.
+    pub fn is_device_empty(&self, id: DeviceId) -> bool {
+        self.device(id).is_none_or(|d| self.devices[d].in_flight.is_empty() && self.devices[d].live() == 0)
+    }
+
+    /// Requests bound to the device that have not ended.
+    pub fn device_live(&self, id: DeviceId) -> u32 {
+        self.device(id).map_or(0, |d| self.devices[d].live())
+    }
+
+    /// The device that the request is bound to; one that waits may yet go to another.
+    pub fn device_of(&self, id: RequestId) -> Option<DeviceId> {
+        let slot = self.requests.find(id)?;
+        Some(self.devices[self.requests.get(slot).device as usize].id)
+    }
+
+    /// The best other device for a request that waits, among those that take newcomers.
+    fn place_again(&self, slot: u32) -> Option<(usize, usize)> {
+        let request = self.requests.get(slot);
+        let id = self.devices[request.device as usize].models[request.model as usize].id;
+        let mut places = Vec::with_capacity(self.devices.len());
+        for (d, device) in self.devices.iter().enumerate() {
+            if !device.up || device.closed || d == request.device as usize {
+                continue;
+            }
+            let Some(m) = device.model_index(id) else { continue };
+            if self.fits(request.tenant, device, m, &request.work).is_ok() {
+                places.push(device.place(d, m, &self.requests, &device.models[m].need_of_waiting(request)));
+            }
+        }
+        best(&places).map(|place| (place.d, place.m))
+    }
+
+    /// Binds a request that waits to another device. Its rank goes with it.
+    fn move_to(&mut self, slot: u32, to: usize, model: usize) {
+        let Scheduler { devices, requests, tenants, .. } = self;
+        let request = requests.get(slot);
+        let (from, tenant) = (request.device as usize, request.tenant);
+        devices[from].dequeue(requests, tenants, slot);
+        devices[from].shares[tenant as usize].live -= 1;
+        let request = requests.get_mut(slot);
+        (request.device, request.model) = (to as u32, model as u32);
+        devices[to].enter(tenant);
+        devices[to].enqueue(requests, tenants, slot);
+    }
+
+    /// Takes over what waits for other devices and would start sooner here.
+    pub(crate) fn pull(&mut self, d: usize) {
+        let device = &self.devices[d];
+        if self.devices.len() == 1 || self.tenants.waiting == 0 || device.closed || device.alone.is_some() {
+            return;
+        }
+        for m in 0..self.devices[d].models.len() {
+            for e in 0..self.devices.len() {
+                let theirs = self.devices[e].model_index(self.devices[d].models[m].id);
+                let Some(theirs) = theirs.filter(|_| e != d && self.devices[e].up) else { continue };
+                for at in 0..self.devices[e].active.len() {
+                    let tenant = self.devices[e].active[at];
+                    self.pull_from(tenant, (e, theirs), (d, m));
+                }
+            }
+        }
+    }
+
+    fn pull_from(&mut self, tenant: u32, (e, theirs): (usize, usize), (d, m): (usize, usize)) {
+        let waiting = self.devices[e].models[theirs].lanes[tenant as usize].waiting.len();
+        let model = &self.devices[d].models[m];
+        let rows = model.limits.rows_max.saturating_sub(model.running);
+        let here = !model.lanes[tenant as usize].waiting.is_empty();
+        if waiting == 0 || here || rows == 0 || !self.tenants.get(tenant).may_start() {
+            return;
+        }
+        let mut blocks = model.pool.room(tenant, &self.tenants, Limits::Bind);
+        for _ in 0..rows.min(waiting.div_ceil(2)) {
+            let Some(slot) = self.next_to_pull(tenant, e, theirs) else { return };
+            let request = self.requests.get(slot);
+            let wanted = match request.work {
+                Work::Generate { .. } => request.known.div_ceil(BLOCK_LEN),
+                Work::Embed { .. } => 0,
+            };
+            if wanted > blocks || !self.gains(slot, d, m) {
+                return;
+            }
+            blocks -= wanted;
+            self.move_to(slot, d, m);
+        }
+    }
+
+    /// The first of the tenant's requests waiting there that may move, if its device has passed it over.
+    fn next_to_pull(&self, tenant: u32, e: usize, model: usize) -> Option<u32> {
+        let device = &self.devices[e];
+        let queue = &device.models[model].lanes[tenant as usize].waiting;
+        let free = |slot: &u32| !self.requests.get(*slot).pinned;
+        let head = queue.head().map(|(_, slot)| slot).filter(free);
+        let slot = head.or_else(|| queue.slots().filter(free).min_by_key(|slot| self.requests.get(*slot).rank))?;
+        let passed_over = device.last_step > self.requests.get(slot).queued_at;
+        (passed_over || device.closed || device.alone.is_some()).then_some(slot)
+    }
+
+    /// Whether a request that waits elsewhere is expected to end sooner if it starts on this device at once.
+    fn gains(&self, slot: u32, d: usize, m: usize) -> bool {
+        let request = self.requests.get(slot);
+        let there = &self.devices[request.device as usize];
+        if self.fits(request.tenant, &self.devices[d], m, &request.work).is_err() {
+            return false;
+        }
+        if there.alone.is_some() || there.closed {
+            return true;
+        }
+        let (here, theirs) = (&self.devices[d].models[m], &there.models[request.model as usize]);
+        let sooner = here.time_with(&here.need_of_waiting(request), here.running + 1);
+        sooner <= theirs.time_with(&request.need, theirs.running).saturating_add(there.next_start())
+    }
+
+    /// Whether the device would pull something now; for those who check that it has.
+    #[cfg(feature = "sim")]
+    pub(crate) fn could_pull(&self, d: usize) -> bool {
+        let device = &self.devices[d];
+        let others = (0..self.devices.len()).filter(|&e| e != d && self.devices[e].up);
+        device.up
+            && !device.closed
+            && device.alone.is_none()
+            && others.into_iter().any(|e| {
+                (0..self.devices[e].models.len()).any(|theirs| {
+                    let Some(m) = device.model_index(self.devices[e].models[theirs].id) else { return false };
+                    self.devices[e].active.iter().any(|&tenant| {
+                        self.tenants.get(tenant).may_start()
+                            && self.next_to_pull(tenant, e, theirs).is_some_and(|slot| self.gains(slot, d, m))
+                    })
+                })
+            })
+    }
+}
+
+/// A device that could do a request, and how well.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    d: usize,
+    m: usize,
+    /// It runs a request alone, and everybody else waits for as long as that takes.
+    alone: bool,
+    /// Time from now until the request is expected to end there.
+    finish: Nanos,
+    /// Tokens of its prompt in the cache there.
+    cached: u32,
+    /// Requests of the device that run or wait.
+    live: u32,
+}
+
+/// The best place. Finishes within an eighth of the least count as equal, for they come from costs that were measured; then a cached prefix
+/// decides, which saves what it saves for certain, then the number of requests, then the device's number.
+fn best(places: &[Place]) -> Option<Place> {
+    let least = places.iter().map(|place| (place.alone, place.finish)).min()?;
+    let near = |place: &&Place| place.alone == least.0 && place.finish <= least.1.saturating_add(Nanos(least.1.0 / 8));
+    places.iter().filter(near).min_by_key(|place| (core::cmp::Reverse(place.cached), place.live, place.d)).copied()
+}
+
+/// What a model on a device has to do: prompts one after the other, texts side by side.
+struct Outlook {
+    prompts: Nanos,
+    /// Texts that run or wait, the ids they have to draw, and the time of a row of each.
+    texts: u32,
+    draws: u64,
+    rows: Nanos,
+}
+
+impl Model {
+    fn outlook(&self, active: &[u32], requests: &Requests) -> Outlook {
+        let waiting_rows = self.cost.marginal(Load::new(0, 1)).0.saturating_mul(u64::from(self.waiting_texts));
+        let mut outlook = Outlook {
+            prompts: self.waiting_prompts,
+            texts: self.waiting_texts,
+            draws: self.waiting_draws,
+            rows: Nanos(waiting_rows),
+        };
+        for &tenant in active {
+            for &slot in &self.lanes[tenant as usize].running {
+                let need = self.need_of_running(requests.get(slot));
+                outlook.add(self, &need);
+            }
+        }
+        outlook
+    }
+
+    /// Time in which all texts of an outlook draw as many ids as one of them does on average, but at least `draws`.
+    fn texts_time(&self, outlook: &Outlook, draws: u64) -> Nanos {
+        let rows_max = self.limits.rows_max.max(1);
+        let (steps, rows) = match outlook.texts <= rows_max {
+            true => (draws, outlook.rows.0),
+            // More than run side by side: everybody's rows have to get through.
+            false => {
+                let rows = u128::from(outlook.rows.0) * u128::from(rows_max) / u128::from(outlook.texts);
+                (draws.max(outlook.draws / u64::from(rows_max)), rows as u64)
+            }
+        };
+        Nanos(self.cost.step().0.saturating_add(rows).saturating_mul(steps))
+    }
+
+    /// Time that a request takes beside so many others.
+    fn time_with(&self, need: &Need, running: u32) -> Nanos {
+        let row = self.cost.marginal(Load::new(need.known, 1)).0;
+        let step = self.cost.step().0.saturating_add(row.saturating_mul(u64::from(running)));
+        need.prompt.saturating_add(Nanos(step.saturating_mul(u64::from(need.draws))))
+    }
+}
+
+impl Outlook {
+    fn add(&mut self, model: &Model, need: &Need) {
+        self.prompts = self.prompts.saturating_add(need.prompt);
+        if need.draws > 0 {
+            self.texts += 1;
+            self.draws += u64::from(need.draws);
+            self.rows = self.rows.saturating_add(model.cost.marginal(Load::new(need.known, 1)));
+        }
+    }
+}
+
+impl Device {
+    /// How well the device would do a request: every prompt there is and its own, then its draws beside the others'; while steps of another
+    /// model are run, its own stand still.
+    fn place(&self, d: usize, m: usize, requests: &Requests, need: &Need) -> Place {
+        let mut outlooks: Vec<Outlook> =
+            self.models.iter().map(|model| model.outlook(&self.active, requests)).collect();
+        outlooks[m].add(&self.models[m], need);
+        let prompts = outlooks.iter().fold(Nanos::ZERO, |sum, outlook| sum.saturating_add(outlook.prompts));
+        let own = match need.draws {
+            0 => need.prompt,
+            draws => self.models[m].texts_time(&outlooks[m], u64::from(draws)),
+        };
+        let mut finish = prompts.saturating_add(if need.draws == 0 { Nanos::ZERO } else { own });
+        for (n, (model, outlook)) in self.models.iter().zip(&outlooks).enumerate() {
+            if outlook.texts > 0 && (n != m || need.draws == 0) {
+                let mean = outlook.draws / u64::from(outlook.texts);
+                finish = finish.saturating_add(model.texts_time(outlook, mean).min(own));
+            }
+        }
+        Place { d, m, alone: self.alone.is_some(), finish, cached: need.cached, live: self.live() }
+    }
+
+    fn live(&self) -> u32 {
+        self.active.iter().map(|tenant| self.shares[*tenant as usize].live).sum()
+    }
+
+    /// Until one of those that wait is expected to start: their work divided by their number, but at least the measured time between two
+    /// starts, for estimates know nothing of stalls.
+    pub(crate) fn next_start(&self) -> Nanos {
+        let waiting: u64 = self.active.iter().map(|tenant| u64::from(self.shares[*tenant as usize].waiting)).sum();
+        Nanos(self.demand().0 / waiting.max(1)).max(self.start_interval())
+    }
+}
