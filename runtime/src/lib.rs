@@ -32,6 +32,7 @@ mod sampler;
 mod status;
 mod stream;
 mod submission;
+mod telemetry;
 
 pub use card::ModelCard;
 pub use config::{

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::{self, Write},
-    sync::{PoisonError, RwLock, atomic::AtomicU64},
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 use weir_scheduler::{DeviceId, Nanos, Scheduler};
 
-use crate::{node::NodeModel, stream::Outbox, submission::Usage};
+use crate::{node::NodeModel, stream::Outbox, submission::Usage, telemetry::Board};
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +120,7 @@ pub(crate) struct Metrics {
     encoding: Gauge,
     outboxes: Gauge,
     outbox_bytes: Gauge,
+    gpus: Arc<Board>,
 }
 
 const LATENCY_BUCKETS: [f64; 16] =
@@ -201,6 +202,8 @@ impl Metrics {
         let encoding = gauge("encoders_busy", "Prompts being tokenised");
         let outboxes = gauge("outboxes", "Streams whose reader has not left");
         let outbox_bytes = gauge("outbox_bytes", "Unread text and log-probabilities of all streams");
+        let gpus = Arc::new(Board::default());
+        registry.register_collector(Box::new(gpus.clone()));
         for outcome in [Outcome::Completed, Outcome::Cancelled, Outcome::Failed, Outcome::Rejected, Outcome::Canary] {
             drop(requests.get_or_create(&OutcomeLabel { outcome }));
         }
@@ -237,12 +240,18 @@ impl Metrics {
             encoding,
             outboxes,
             outbox_bytes,
+            gpus,
         }
     }
 
     /// An outbox that is counted here for as long as it lives.
     pub(crate) fn outbox(&self) -> Outbox {
         Outbox::new(self.outboxes.clone(), self.outbox_bytes.clone())
+    }
+
+    /// What the GPUs say of themselves.
+    pub(crate) fn gpus(&self) -> &Arc<Board> {
+        &self.gpus
     }
 
     /// What is counted on the callers' side of the engine thread.

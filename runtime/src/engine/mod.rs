@@ -38,6 +38,7 @@ use crate::{
     status::Status,
     stream::{CancelOnDrop, TokenStream},
     submission::{EmbedSubmission, Embeddings, Prompt, Submission},
+    telemetry::{SAMPLE_INTERVAL, Sampler, nvml::NvmlTelemetry},
 };
 
 pub use models::MODELS_LEN_MAX;
@@ -71,6 +72,8 @@ struct Shared {
     /// Conversations and texts being encoded; more wait, so that a burst of long prompts cannot take every core.
     encoders: Arc<Semaphore>,
     encoders_max: usize,
+    /// Reads the GPUs for the metrics.
+    _telemetry: Sampler,
 }
 
 impl Engine {
@@ -124,6 +127,8 @@ impl Engine {
             .spawn(move || Node::new(parts).run())
             .map_err(|e| EngineError::Config(format!("the engine thread did not start: {e}")))?;
         starting.await.map_err(|_| EngineError::Executor("the engine thread ended".into()))??;
+        let telemetry = Sampler::start(metrics.gpus().clone(), NvmlTelemetry::default(), SAMPLE_INTERVAL)
+            .map_err(|e| EngineError::Config(format!("the telemetry thread did not start: {e}")))?;
         let encoders = thread::available_parallelism().map_or(1, usize::from);
         let shared = Shared {
             models: ServedModels::new(opened.into_iter().map(OpenedModel::served)),
@@ -139,6 +144,7 @@ impl Engine {
             groups: AtomicU64::new(1),
             encoders: Arc::new(Semaphore::new(encoders)),
             encoders_max: encoders,
+            _telemetry: telemetry,
         };
         Ok(Engine { shared: Arc::new(shared) })
     }
