@@ -9,12 +9,10 @@
 
 use std::{
     fs, io,
-    io::Read,
-    os::unix::process::{CommandExt, ExitStatusExt},
+    os::unix::process::ExitStatusExt,
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    process::{Command, ExitStatus},
+    time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -22,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use weir_models::{ModelError, ModelInfo, ModelSource};
 
 use crate::{
+    child::{self, Heard},
     codec::{Codec, CodecError, template::TemplateError},
     config::ExecutorMode,
     submission::ChatMessage,
@@ -37,10 +36,6 @@ const ADDRESS_SLACK: u64 = 1 << 30;
 const ADDRESS_PER_JSON_BYTE: u64 = 24;
 /// Files open at once. Weight files are mapped and closed.
 const FILES_OPEN_MAX: u64 = 64;
-/// Bytes of an answer, and of what is said on standard error, that are read.
-const ANSWER_MAX: u64 = 64 << 10;
-/// Pause between two looks at whether the process has ended.
-const POLL: Duration = Duration::from_millis(5);
 /// Entries of a model's folder whose sizes are added up.
 const ENTRIES_MAX: usize = 1 << 12;
 /// Bytes of each text that a tokenizer is tried on.
@@ -225,25 +220,11 @@ pub fn inspect_apart(mode: &ExecutorMode, path: &Path) -> Result<Inspection, Ins
     let ExecutorMode::Process { program, .. } = mode else { return Ok(inspect(path)?) };
     let not_started = |error: io::Error| InspectError::NotStarted(error.to_string());
     let path = std::path::absolute(path).map_err(not_started)?;
-    let mut child = Command::new(program)
-        .args(["inspect", "--json"])
-        .arg(path)
-        // No secrets, and nothing that changes what a library does.
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(not_started)?;
-    let said = child.stdout.take().map(listen);
-    let complained = child.stderr.take().map(listen);
-    let ended = wait(&mut child).map_err(not_started)?;
-    let heard =
-        |listener: Option<JoinHandle<String>>| listener.and_then(|listener| listener.join().ok()).unwrap_or_default();
-    let (said, complained) = (heard(said), heard(complained));
-    let Some(status) = ended else {
+    let mut command = Command::new(program);
+    // No secrets, and nothing that changes what a library does.
+    command.args(["inspect", "--json"]).arg(path).env_clear().current_dir("/");
+    let Heard { status, said, complained } = child::ask(&mut command, WALL_MAX).map_err(not_started)?;
+    let Some(status) = status else {
         let message = format!("the model's files kept the inspecting process busy for {} s", WALL_MAX.as_secs());
         return Err(refuse(ModelFault::TooCostly, message).into());
     };
@@ -252,32 +233,6 @@ pub fn inspect_apart(mode: &ExecutorMode, path: &Path) -> Result<Inspection, Ins
         Ok(Answer::Refused(refusal)) => Err(refusal.into()),
         _ => Err(how_it_died(status, &complained).into()),
     }
-}
-
-/// Waits for the process, at most [`WALL_MAX`]; `None` when it had to be killed.
-fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + WALL_MAX;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(POLL);
-    }
-}
-
-/// Reads what the process says, up to a bound. One that says more is not listened to, and stops when the pipe is full.
-fn listen(stream: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is what was said.
-        let _ = stream.take(ANSWER_MAX).read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
 }
 
 fn how_it_died(status: ExitStatus, complained: &str) -> ModelRefusal {

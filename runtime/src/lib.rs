@@ -12,6 +12,7 @@
 //! **Test** with `cargo test --release -p weir-runtime`; everything but real weights runs on the `fake:` executor.
 
 mod card;
+mod child;
 mod codec;
 mod config;
 pub mod devices;
