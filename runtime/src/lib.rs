@@ -14,6 +14,7 @@
 mod card;
 mod child;
 mod codec;
+mod complaint;
 mod config;
 pub mod devices;
 mod doctor;

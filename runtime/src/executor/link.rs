@@ -2,7 +2,8 @@
 //!
 //! Two threads a link: a writer, so that the engine thread never waits for a full socket, and a reader. The executor's
 //! socket is its file descriptor 0; should this process die, the executor reads an end of file and exits. When a link is
-//! dropped its process is killed, hung or stopped as it may be, and reaped by the reader.
+//! dropped its process is killed, hung or stopped as it may be, and reaped by the reader. What the process says on standard error
+//! goes to the log, and is the reason where it ends before it has said anything else: see [`super::stderr`].
 
 use std::{
     io::{self, BufReader},
@@ -14,6 +15,7 @@ use std::{
 };
 
 use super::{
+    stderr::Stderr,
     wire::{self, FromExecutor, Load, ToExecutor},
     worker::{self, DeviceChoice},
 };
@@ -59,27 +61,32 @@ impl Drop for Link {
 pub(crate) struct Gone;
 
 impl Link {
-    /// Starts an executor and sends it its load. `tell` is called from the reader thread.
+    /// Starts the executor of the device that the log calls `device`, and sends it its load. `tell` is called from the reader
+    /// thread.
     ///
     /// # Errors
     /// When the socket, the process or a thread cannot be made.
     pub(crate) fn start(
+        device: &str,
         mode: &ExecutorMode,
         load: Load,
         tell: impl Fn(LinkEvent) + Send + 'static,
     ) -> io::Result<Link> {
         let (near, far) = UnixStream::pair()?;
         let socket = near.try_clone()?;
+        let mut stderr = None;
         let child = match mode {
             ExecutorMode::Process { program, args } => {
-                let child = Command::new(program)
+                let mut child = Command::new(program)
                     .args(args)
                     .stdin(Stdio::from(OwnedFd::from(far)))
                     .stdout(Stdio::null())
+                    .stderr(Stdio::piped())
                     // Its own group: an interrupt from the terminal drains the server first.
                     .process_group(0)
                     .spawn()
                     .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", program.display())))?;
+                stderr = child.stderr.take().map(|stream| Stderr::listen(program, stream, device)).transpose()?;
                 Some(Arc::new(Mutex::new(child)))
             }
             ExecutorMode::Thread => {
@@ -105,8 +112,10 @@ impl Link {
         })?;
         let reaped = child.clone();
         thread::Builder::new().name("executor-reader".into()).spawn(move || {
-            let reason = read_all(near, &tell);
-            tell(LinkEvent::Down(reap(reaped, reason)));
+            let (heard, reason) = read_all(near, &tell);
+            let reason = reap(reaped, reason);
+            let complaint = stderr.filter(|_| !heard).and_then(|stderr| stderr.complaint());
+            tell(LinkEvent::Down(complaint.unwrap_or(reason)));
         })?;
         let pid = child.as_ref().map(|child| child.lock().unwrap_or_else(PoisonError::into_inner).id());
         let link = Link { to_writer, pid, socket, child };
@@ -125,15 +134,17 @@ impl Link {
     }
 }
 
-/// Passes frames on until the stream ends; says why it did.
-fn read_all(stream: UnixStream, tell: &impl Fn(LinkEvent)) -> String {
+/// Passes frames on until the stream ends; says whether there were any, and why it ended.
+fn read_all(stream: UnixStream, tell: &impl Fn(LinkEvent)) -> (bool, String) {
     let mut reader = BufReader::new(stream);
+    let mut heard = false;
     loop {
         match wire::read_frame::<FromExecutor>(&mut reader) {
             Ok(Some(message)) => tell(LinkEvent::Said(message)),
-            Ok(None) => return "the executor ended".into(),
-            Err(error) => return format!("the executor's stream broke: {error}"),
+            Ok(None) => return (heard, "the executor ended".into()),
+            Err(error) => return (heard, format!("the executor's stream broke: {error}")),
         }
+        heard = true;
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod pulse;
 pub(crate) mod sequence;
+mod stderr;
 pub mod wire;
 pub(crate) mod worker;
 

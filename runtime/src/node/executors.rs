@@ -29,7 +29,7 @@ impl Node {
             // The engine thread is gone only when the process is going.
             let _ = outlet.send(NodeMessage::Link { device, epoch, event });
         };
-        match Link::start(&entry.config.executor, entry.load.clone(), tell) {
+        match Link::start(&entry.config.name, &entry.config.executor, entry.load.clone(), tell) {
             Ok(link) => {
                 self.status.executor_started(link.pid());
                 entry.link = Some(link);
