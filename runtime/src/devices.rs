@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::{
     config::{DeviceConfig, DeviceKind},
     error::EngineError,
+    gpu_program::{GpuDevice, GpuFault, GpuProgram},
 };
 
 /// Devices of one node. Each is an executor with a copy of every model.
@@ -111,22 +112,110 @@ impl fmt::Display for DeviceList {
     }
 }
 
-/// The devices that a list means on this machine. `cpu` is the shape that each CPU executor has; its threads are divided among
-/// them, at least one each, the first ones taking what is left over. Its KV memory is each one's.
-///
-/// # Errors
-/// When a device that is named is not there.
-pub fn resolve(list: &DeviceList, cpu: &DeviceConfig) -> Result<Vec<DeviceConfig>, EngineError> {
-    let mut cpus = 0;
-    for spec in list.specs() {
-        match spec {
-            DeviceSpec::Cpu | DeviceSpec::Auto => cpus += 1,
-            DeviceSpec::Cuda(_) => {
-                return Err(EngineError::Config(format!("`{spec}`: this build has no executor for GPUs")));
-            }
+/// What to do when a GPU that was asked for by `cuda` or `cuda:N` cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GpuMissing {
+    /// Do not start. Who names a GPU has planned with its speed: a node that serves at a hundredth of it looks well and is not.
+    #[default]
+    Exit,
+    /// Serve without it: on the devices that are left, on the CPU if none is.
+    Cpu,
+}
+
+impl FromStr for GpuMissing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "exit" => Ok(GpuMissing::Exit),
+            "cpu" => Ok(GpuMissing::Cpu),
+            _ => Err(format!("`{text}` is neither exit nor cpu")),
         }
     }
-    Ok(cpu_devices(cpus, cpu))
+}
+
+impl fmt::Display for GpuMissing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            GpuMissing::Exit => "exit",
+            GpuMissing::Cpu => "cpu",
+        })
+    }
+}
+
+/// What a list means on this machine.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The devices, at least one.
+    pub devices: Vec<DeviceConfig>,
+    /// A line for each GPU that was asked for and is not among them.
+    pub without: Vec<String>,
+}
+
+/// The devices that a list means on this machine, where `gpu` is asked for GPUs if the list has any. `shape` is what each device's
+/// steps are like; of a CPU executor it is all, and its threads are divided among them, at least one each, the first ones
+/// taking what is left over. Its KV memory is each one's.
+///
+/// # Errors
+/// When a GPU that is named cannot be used, unless the node is to serve without it.
+pub fn resolve(
+    list: &DeviceList,
+    shape: &DeviceConfig,
+    gpu: &GpuProgram,
+    missing: GpuMissing,
+) -> Result<Resolved, EngineError> {
+    let wanted = list.specs().iter().any(|spec| *spec != DeviceSpec::Cpu);
+    let found = if wanted { gpu.devices() } else { Ok(Vec::new()) };
+    choose(list, shape, gpu, &found, missing)
+}
+
+fn choose(
+    list: &DeviceList,
+    shape: &DeviceConfig,
+    gpu: &GpuProgram,
+    found: &Result<Vec<GpuDevice>, GpuFault>,
+    missing: GpuMissing,
+) -> Result<Resolved, EngineError> {
+    let (mut kinds, mut without) = (Vec::new(), Vec::new());
+    for spec in list.specs() {
+        match gpus_of(*spec, found) {
+            Ok(gpus) if gpus.is_empty() => kinds.push(DeviceKind::Cpu),
+            Ok(gpus) => kinds.extend(gpus.into_iter().map(DeviceKind::Cuda)),
+            Err(why) if *spec == DeviceSpec::Auto => without.push(format!("auto: {why}; models run on the CPU")),
+            Err(why) if missing == GpuMissing::Cpu => without.push(format!("{spec}: {why}; serving without it")),
+            Err(why) => return Err(EngineError::Config(format!("{spec}: {why}"))),
+        }
+    }
+    if kinds.is_empty() {
+        kinds.push(DeviceKind::Cpu);
+    }
+    let mut cpus = cpu_devices(kinds.iter().filter(|kind| **kind == DeviceKind::Cpu).count(), shape).into_iter();
+    let device = |kind| match kind {
+        DeviceKind::Cpu => cpus.next(),
+        DeviceKind::Cuda(ordinal) => {
+            Some(DeviceConfig { name: kind.device_name(0), kind, executor: gpu.executor(ordinal), ..shape.clone() })
+        }
+    };
+    Ok(Resolved { devices: kinds.into_iter().filter_map(device).collect(), without })
+}
+
+/// The ordinals of the GPUs that an entry means; none for `cpu`.
+fn gpus_of(spec: DeviceSpec, found: &Result<Vec<GpuDevice>, GpuFault>) -> Result<Vec<u32>, String> {
+    if spec == DeviceSpec::Cpu {
+        return Ok(Vec::new());
+    }
+    let found = found.as_ref().map_err(GpuFault::to_string)?;
+    if let DeviceSpec::Cuda(Some(ordinal)) = spec {
+        let gpu = found.iter().find(|gpu| gpu.ordinal == ordinal);
+        let gpu = gpu.ok_or_else(|| format!("it is not among the GPUs that weir-gpu finds, {} in all", found.len()))?;
+        return gpu.usable().map(|()| vec![ordinal]);
+    }
+    let usable = found.iter().filter(|gpu| gpu.usable().is_ok()).map(|gpu| gpu.ordinal).take(DEVICES_LEN_MAX);
+    match (usable.collect::<Vec<u32>>(), found.first()) {
+        (none, Some(first)) if none.is_empty() => first.usable().map(|()| none),
+        (usable, _) => Ok(usable),
+    }
 }
 
 /// So many CPU executors, named `cpu:0` and so on.
@@ -186,21 +275,90 @@ mod tests {
         }
     }
 
-    #[test]
-    fn threads_are_divided_and_memory_is_not() {
-        let cpu = DeviceConfig { threads: 5, kv_bytes: 7, ..DeviceConfig::cpu(0, ExecutorMode::Thread) };
-        let devices = resolve(&list("cpu,cpu,cpu").expect("a list"), &cpu).expect("devices");
-        let shape: Vec<_> = devices.iter().map(|d| (d.name.as_str(), d.threads, d.kv_bytes)).collect();
-        assert_eq!(shape, [("cpu:0", 2, 7), ("cpu:1", 2, 7), ("cpu:2", 1, 7)]);
-        let narrow = DeviceConfig { threads: 1, ..cpu };
-        let devices = resolve(&list("cpu,cpu").expect("a list"), &narrow).expect("devices");
-        assert!(devices.iter().all(|device| device.threads == 1));
+    /// What a list comes to where `found` is what `weir-gpu` says.
+    fn chosen(
+        text: &str,
+        found: Result<Vec<GpuDevice>, GpuFault>,
+        missing: GpuMissing,
+    ) -> Result<(Vec<String>, Vec<String>), String> {
+        let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
+        let resolved =
+            choose(&list(text).expect("a list"), &shape, &gpu, &found, missing).map_err(|error| error.to_string())?;
+        Ok((resolved.devices.into_iter().map(|device| device.name).collect(), resolved.without))
+    }
+
+    fn gpus(capabilities: &[(u32, u32)]) -> Result<Vec<GpuDevice>, GpuFault> {
+        let gpu = |(ordinal, &compute_capability): (u32, _)| GpuDevice {
+            ordinal,
+            name: "GPU".into(),
+            compute_capability,
+            memory_bytes: 1,
+        };
+        Ok((0..).zip(capabilities).map(gpu).collect())
     }
 
     #[test]
-    fn a_gpu_that_cannot_be_used_is_named() {
-        let cpu = DeviceConfig::cpu(0, ExecutorMode::Thread);
-        let error = resolve(&list("cpu,cuda:1").expect("a list"), &cpu).expect_err("refused").to_string();
-        assert!(error.contains("`cuda:1`"), "{error}");
+    fn threads_are_divided_and_memory_is_not() {
+        let cpu = DeviceConfig { threads: 5, kv_bytes: 7, ..DeviceConfig::cpu(0, ExecutorMode::Thread) };
+        // Nobody asks a program for GPUs where none is wanted.
+        let nobody = GpuProgram::at("/nonexistent".into());
+        let devices = |text: &str, shape: &DeviceConfig| {
+            resolve(&list(text).expect("a list"), shape, &nobody, GpuMissing::Exit).expect("devices").devices
+        };
+        let three = devices("cpu,cpu,cpu", &cpu);
+        let shape: Vec<_> = three.iter().map(|d| (d.name.as_str(), d.threads, d.kv_bytes)).collect();
+        assert_eq!(shape, [("cpu:0", 2, 7), ("cpu:1", 2, 7), ("cpu:2", 1, 7)]);
+        let narrow = DeviceConfig { threads: 1, ..cpu };
+        assert!(devices("cpu,cpu", &narrow).iter().all(|device| device.threads == 1));
+    }
+
+    #[test]
+    fn gpus_that_are_there_are_used() {
+        let (old, new) = ((7, 5), (9, 0));
+        let cases = [
+            ("cuda", &[new, new][..], &["cuda:0", "cuda:1"][..]),
+            ("auto", &[new], &["cuda:0"]),
+            // One that is too old is none of all.
+            ("cuda", &[old, new], &["cuda:1"]),
+            ("cuda:1", &[old, new], &["cuda:1"]),
+            ("cpu,cuda:1,cpu", &[new, new], &["cpu:0", "cuda:1", "cpu:1"]),
+        ];
+        for (text, there, names) in cases {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(chosen(text, gpus(there), GpuMissing::Exit), Ok((names, Vec::new())), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_gpus_executor_is_its_program() {
+        let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
+        let resolved = choose(&list("cuda:3").expect("a list"), &shape, &gpu, &gpus(&[(9, 0); 4]), GpuMissing::Exit);
+        let device = resolved.expect("devices").devices.remove(0);
+        assert_eq!(device.kind, DeviceKind::Cuda(3));
+        let ExecutorMode::Process { program, args } = device.executor else { panic!("a process") };
+        assert_eq!((program.to_str(), args.join(" ").as_str()), (Some("/opt/weir-gpu"), "executor --device 3"));
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_used_ends_the_start_or_is_done_without() {
+        let fault = || Err(GpuFault::NotStarted("libcuda.so.1 is not there".into()));
+        let why = "weir-gpu does not start: libcuda.so.1 is not there";
+        let cpu = |lines: &[String]| Ok((vec!["cpu:0".to_owned()], lines.to_vec()));
+        let exits = [
+            ("cuda", fault(), format!("cuda: {why}")),
+            ("cpu,cuda:1", fault(), format!("cuda:1: {why}")),
+            ("cuda:1", gpus(&[(9, 0)]), "cuda:1: it is not among the GPUs that weir-gpu finds, 1 in all".into()),
+            ("cuda:0", gpus(&[(7, 5)]), "cuda:0: GPU has compute capability 7.5, 8.0 is needed".into()),
+            ("cuda", gpus(&[(7, 5)]), "cuda: GPU has compute capability 7.5, 8.0 is needed".into()),
+        ];
+        for (text, found, line) in exits {
+            assert_eq!(chosen(text, found.clone(), GpuMissing::Exit), Err(line.clone()));
+            assert_eq!(chosen(text, found, GpuMissing::Cpu), cpu(&[format!("{line}; serving without it")]));
+        }
+        // One of two goes, the other stays.
+        let one = chosen("cuda:0,cuda:1", gpus(&[(9, 0)]), GpuMissing::Cpu).expect("devices");
+        assert_eq!((one.0, one.1.len()), (vec!["cuda:0".to_owned()], 1));
+        // `auto` never ends the start.
+        assert_eq!(chosen("auto", fault(), GpuMissing::Exit), cpu(&[format!("auto: {why}; models run on the CPU")]));
     }
 }

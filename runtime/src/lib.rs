@@ -24,6 +24,7 @@ pub mod executor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gpu;
+mod gpu_program;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod inspect;
@@ -46,6 +47,7 @@ pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};
 pub use error::{AddModelError, EngineError, FailureKind, NotReady, RequestFailure, SubmitError};
 pub use executor::{DeviceChoice, executor_main};
 pub use gpu::gpu_main;
+pub use gpu_program::{GpuDevice, GpuFault, GpuProgram};
 pub use inspect::{ModelFault, ModelRefusal};
 pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
 pub use submission::{ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, Submission, Usage};

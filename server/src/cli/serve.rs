@@ -46,7 +46,7 @@ const DESCRIPTORS_APART: u64 = 64;
 
 /// Serves until a signal says otherwise.
 pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
-    let engine_config = engine_config(&config)?;
+    let (engine_config, without) = engine_config(&config)?;
     make_demo_key(&config)?;
     let keys = key_ring(&config.tenants)?;
     let admin = admin(&config, &keys)?;
@@ -55,7 +55,7 @@ pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
     }
     raise_descriptor_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir-http").build()?;
-    let outcome = runtime.block_on(serve(&config, engine_config, keys, admin));
+    let outcome = runtime.block_on(serve(&config, engine_config, &without, keys, admin));
     // What still runs has had its time.
     runtime.shutdown_background();
     outcome
@@ -71,6 +71,7 @@ struct Admin {
 async fn serve(
     config: &Config,
     engine_config: EngineConfig,
+    without: &[String],
     keys: KeyRing,
     admin: Option<Admin>,
 ) -> anyhow::Result<()> {
@@ -117,6 +118,9 @@ async fn serve(
     };
     app.set_engine(engine.clone());
     put(&quickstart::text(&engine, address, &config.tenants));
+    for line in without {
+        put(&format!("{line}\n"));
+    }
     let accept_time = match signals.next().await {
         Told::Terminate => config.drain_accept_time.value.0,
         // Someone at a terminal: nobody balances load over this server.
@@ -223,8 +227,8 @@ async fn bind(host: &str, port: u16, flag: &str) -> anyhow::Result<TcpListener> 
     }
 }
 
-/// What the engine is started with.
-fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
+/// What the engine is started with, and a line for each GPU that it is started without.
+fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)> {
     if config.models.value.is_empty() {
         bail!("no model to serve: name one (`weir serve MODEL`) or put [[models]] into {STARTER_FILE}");
     }
@@ -239,12 +243,11 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
             tracing::warn!(tenant = tenant.name, "a tenant has no key: nobody can call in its name");
         }
     }
+    let program = env::current_exe().context("cannot find this program's own file")?;
+    let gpu = config.gpu_program(&program);
     let executor = match config.executor.value {
         ExecutorPlace::Thread => ExecutorMode::Thread,
-        ExecutorPlace::Process => ExecutorMode::Process {
-            program: env::current_exe().context("cannot find this program's own file")?,
-            args: vec!["executor".into()],
-        },
+        ExecutorPlace::Process => ExecutorMode::Process { program, args: vec!["executor".into()] },
     };
     let cpu = DeviceConfig {
         threads: config.threads.value as usize,
@@ -254,15 +257,20 @@ fn engine_config(config: &Config) -> anyhow::Result<EngineConfig> {
         step_latency_max: config.step_latency_max.value.0,
         ..DeviceConfig::cpu(0, executor.clone())
     };
-    Ok(EngineConfig {
+    let resolved = devices::resolve(&config.devices.value, &cpu, &gpu, config.gpu_missing.value)?;
+    for line in &resolved.without {
+        tracing::warn!("{line}");
+    }
+    let engine = EngineConfig {
         models,
         tenants: config.tenants.iter().map(TenantTable::spec).collect(),
-        devices: devices::resolve(&config.devices.value, &cpu)?,
+        devices: resolved.devices,
         inspector: executor,
         queue_len_max: config.queue_len_max.value,
         canary_interval: config.canary_interval.value.0,
         seed: config.seed.value,
-    })
+    };
+    Ok((engine, resolved.without))
 }
 
 fn model_spec(entry: &ModelEntry) -> anyhow::Result<ModelSpec> {

@@ -199,6 +199,10 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     if let Some(root) = server.models_root.as_mut().and_then(|root| root.0.as_mut()) {
         *root = folder.join(&*root);
     }
+    let mut engine = document.engine;
+    if let Some(file) = engine.gpu_executor.as_mut().and_then(|file| file.0.as_mut()) {
+        *file = folder.join(&*file);
+    }
     let mut tenants = document.tenants;
     for (index, tenant) in tenants.iter_mut().enumerate() {
         tenant.check().map_err(|m| wrong(String::new(), format!("tenant `{}`: {m}", tenant.name.escape_debug())))?;
@@ -215,7 +219,7 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
         let source = if beside.exists() { beside.to_string_lossy().into_owned() } else { model.source };
         ModelEntry { name: model.name, source }
     });
-    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine: document.engine }, tenants })
+    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine }, tenants })
 }
 
 #[cfg(test)]
@@ -238,6 +242,7 @@ mod tests {
             ("[engine]\nrows_max = 0\n", ["x/weir.toml", "engine.rows_max"]),
             ("[engine]\ndevices = [\"gpu\"]\n", ["x/weir.toml:2", "`gpu`"]),
             ("[engine]\ndevices = []\n", ["x/weir.toml:2", "1 to 16"]),
+            ("[engine]\ngpu_missing = \"wait\"\n", ["x/weir.toml:2", "wait"]),
             ("[[tenants]]\nname = \"a\"\nquota = 1\n", ["x/weir.toml:3", "quota"]),
             ("[[tenants]]\nname = \"a b\"\n", ["x/weir.toml", "a b"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants]]\nname = \"a\"\n", ["x/weir.toml", "two tenants"]),

@@ -11,16 +11,24 @@ mod settings;
 mod starter;
 mod units;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 pub use env::read_env;
 pub use file::{FileError, FileSettings, KeySource, TenantTable, read_file};
 pub use print::print;
-pub use settings::{EngineSettings, ExecutorPlace, MetricsAddress, OptionalFolder, ServerSettings, Settings};
+pub use settings::{
+    EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFolder, ServerSettings, Settings,
+};
 pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
 pub use units::{ByteSize, Span};
 
-use weir_runtime::{DeviceConfig, ExecutorMode, devices::DeviceList};
+use weir_runtime::{
+    DeviceConfig, ExecutorMode, GpuProgram,
+    devices::{DeviceList, GpuMissing},
+};
 
 /// Where a value came from, strongest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +90,10 @@ pub struct Config {
     pub drain_accept_time: Sourced<Span>,
     /// The devices.
     pub devices: Sourced<DeviceList>,
+    /// What to do when a GPU that is named cannot be used.
+    pub gpu_missing: Sourced<GpuMissing>,
+    /// Where `weir-gpu` is.
+    pub gpu_executor: Sourced<GpuExecutor>,
     /// Compute threads; 0 is one per core.
     pub threads: Sourced<u32>,
     /// KV cache of each generation model.
@@ -161,6 +173,8 @@ impl Config {
                 Span::seconds(5),
             ),
             devices: pick(f.engine.devices, e.engine.devices, t.engine.devices, DeviceList::default()),
+            gpu_missing: pick(f.engine.gpu_missing, e.engine.gpu_missing, t.engine.gpu_missing, GpuMissing::default()),
+            gpu_executor: pick(f.engine.gpu_executor, e.engine.gpu_executor, t.engine.gpu_executor, GpuExecutor(None)),
             threads: pick(f.engine.threads, e.engine.threads, t.engine.threads, 0),
             kv_memory: pick(f.engine.kv_memory, e.engine.kv_memory, t.engine.kv_memory, ByteSize(cpu.kv_bytes)),
             step_tokens_max: pick(
@@ -187,6 +201,14 @@ impl Config {
             seed: pick(f.engine.seed, e.engine.seed, t.engine.seed, 0),
             models,
             tenants: file.tenants,
+        }
+    }
+
+    /// The program that runs GPUs, where `program` is this one.
+    pub fn gpu_program(&self, program: &Path) -> GpuProgram {
+        match &self.gpu_executor.value.0 {
+            Some(file) => GpuProgram::at(file.clone()),
+            None => GpuProgram::beside(program),
         }
     }
 

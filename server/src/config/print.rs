@@ -84,6 +84,8 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.drain_time", &c.drain_time),
         text("server.drain_accept_time", &c.drain_accept_time),
         ("engine.devices", list(c.devices.value.specs()), c.devices.origin),
+        text("engine.gpu_missing", &c.gpu_missing),
+        text("engine.gpu_executor", &c.gpu_executor),
         plain("engine.threads", &c.threads),
         text("engine.kv_memory", &c.kv_memory),
         plain("engine.step_tokens_max", &c.step_tokens_max),

@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, de::Error};
-use weir_runtime::devices::DeviceList;
+use weir_runtime::devices::{DeviceList, GpuMissing};
 
 use super::{ByteSize, Span};
 
@@ -73,6 +73,13 @@ pub struct EngineSettings {
     /// (every GPU, else the CPU); at most 16, separated by commas [default: cpu]
     #[arg(long, value_name = "LIST")]
     pub devices: Option<DeviceList>,
+    /// When a GPU that is named cannot be used: `exit`, with code 1, or serve without it, on the `cpu` if nothing else is left
+    /// [default: exit]
+    #[arg(long, value_name = "WHAT")]
+    pub gpu_missing: Option<GpuMissing>,
+    /// The program that runs GPUs: a file, or `beside` for weir-gpu beside this one [default: beside]
+    #[arg(long, value_name = "FILE")]
+    pub gpu_executor: Option<GpuExecutor>,
     /// Compute threads, divided among the CPU devices; 0 is one per core [default: 0]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
@@ -110,6 +117,37 @@ pub enum ExecutorPlace {
     Process,
     /// For tests and debuggers.
     Thread,
+}
+
+/// Where `weir-gpu` is; `None` is `beside`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuExecutor(pub Option<PathBuf>);
+
+impl FromStr for GpuExecutor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a file's name, or `beside`".into()),
+            "beside" => Ok(GpuExecutor(None)),
+            file => Ok(GpuExecutor(Some(file.into()))),
+        }
+    }
+}
+
+impl fmt::Display for GpuExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(file) => file.display().fmt(f),
+            None => f.write_str("beside"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for GpuExecutor {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// A folder; `None` is `off`.

@@ -71,6 +71,8 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 
 [engine]
 # devices = ["cpu"]              # also "cuda", "cuda:0" or "auto"; each has an executor and a copy of every model
+# gpu_missing = "exit"           # or "cpu": serve without a GPU that is named and cannot be used
+# gpu_executor = "beside"        # the program weir-gpu: beside weir, or a file
 # threads = 0                    # divided among the CPU devices; 0: one per core
 # kv_memory = "1GiB"             # of each generation model, on each device
 # step_tokens_max = 512

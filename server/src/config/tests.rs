@@ -65,6 +65,8 @@ fn every_setting_has_its_variable() {
         ("WEIR_DRAIN_TIME", "4s"),
         ("WEIR_DRAIN_ACCEPT_TIME", "0s"),
         ("WEIR_DEVICES", "cpu,cpu"),
+        ("WEIR_GPU_MISSING", "cpu"),
+        ("WEIR_GPU_EXECUTOR", "/opt/weir-gpu"),
         ("WEIR_THREADS", "3"),
         ("WEIR_KV_MEMORY", "2GiB"),
         ("WEIR_STEP_TOKENS_MAX", "8"),
