@@ -1,17 +1,17 @@
 //! `weir doctor`: what this machine can do, what Weir found, and what is missing.
 
 use std::{
-    fs,
+    env, fs,
     net::TcpListener,
     path::{Path, PathBuf},
 };
 
 use clap::Args;
-use weir_runtime::FindingStatus;
+use weir_runtime::{FindingStatus, GpuProgram};
 
 use super::put;
 use crate::{
-    config::{DEMO_KEY_FILE, STARTER_FILE, read_file},
+    config::{Config, DEMO_KEY_FILE, Layer, STARTER_FILE, read_env, read_file},
     keys::read_key_file,
 };
 
@@ -30,13 +30,22 @@ pub(super) struct DoctorArgs {
 type Row = (String, FindingStatus, String);
 
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let mut rows: Vec<Row> = weir_runtime::doctor().into_iter().map(|f| (f.name, f.status, f.detail)).collect();
+    let mut rows: Vec<Row> =
+        weir_runtime::doctor(&gpu_program()?).into_iter().map(|f| (f.name, f.status, f.detail)).collect();
     rows.extend(models(&args.models));
     rows.push(configuration());
     rows.push(key());
     rows.extend(PORTS.map(port));
     put(&table(&rows));
     Ok(())
+}
+
+/// The program that `weir serve` would run GPUs with here. What is wrong with the configuration has a row of its own.
+fn gpu_program() -> anyhow::Result<GpuProgram> {
+    let path = PathBuf::from(STARTER_FILE);
+    let file = read_file(&path).ok().map(|file| (path, file));
+    let env = read_env(|name| env::var(name).ok()).unwrap_or_default();
+    Ok(Config::merge(Layer::default(), env, file).gpu_program(&env::current_exe()?))
 }
 
 /// One row for each folder with weights and each GGUF file, or one that says where to put them.
