@@ -4,10 +4,11 @@
 // and on nothing else in the step. A block takes one split and one KV head, with all query heads that share it (up to GROUP of
 // them), so keys and values are read once:
 //
-//   for each tile of 32 positions:
-//     keys and values to shared memory, zeros where the query does not see
+//   for each tile of 32 positions, keys and values of which are copied to shared memory, zeros where the query does not see:
 //     scores: lane = position, a warp takes whole heads     running maximum, weights = e^(score - max)
 //     acc[head] = acc[head] * keep + weights . values       thread = column, every head of the block in registers
+//
+// The next tile's keys are on their way while values are used, and its values while its keys are.
 //
 // A query of one split is written straight to `out`; the others leave acc, maximum and sum in the workspace, and `merge` adds them
 // up in order. So a row's bits do not depend on who else is in the step.
@@ -61,20 +62,30 @@ __device__ __forceinline__ void decode(T* out, const T* q, const T* kv, float* w
     const uint64_t tile_len = uint64_t(32) * dim;
     const uint64_t head_start = (uint64_t(layer) * 2 * kv_heads + kv_head) * tile_len;
     const uint64_t block_len = uint64_t(layers) * 2 * kv_heads * tile_len;
+    // One group of copies each; a tile past the last is an empty group.
+    const auto stage = [&](uint32_t tile, T* to, uint32_t stride, uint64_t of_values) {
+        const uint32_t base = tile * 32;
+        if (base >= end) return end_copies();
+        const T* from = kv + table[tile] * block_len + head_start + of_values;
+        stage_rows(to, stride, from, dim, dim, max(first, base) - base, min(end - base, 32u), true);
+    };
+    const auto stage_keys = [&](uint32_t tile) { stage(tile, keys, key_stride, 0); };
+    const auto stage_values = [&](uint32_t tile) { stage(tile, values, dim, kv_heads * tile_len); };
+    stage_keys(first / 32);
+    stage_values(first / 32);
     for (uint32_t tile = first / 32; tile * 32 < end; tile++) {
-        const T* key_tile = kv + table[tile] * block_len + head_start;
         const uint32_t base = tile * 32, seen_first = max(first, base) - base, seen_end = min(end - base, 32u);
-        __syncthreads();
-        stage_rows(keys, key_stride, key_tile, dim, dim, seen_first, seen_end, true);
-        stage_rows(values, dim, key_tile + kv_heads * tile_len, dim, dim, seen_first, seen_end, true);
+        wait_for_copies<1>();
         __syncthreads();
         for (uint32_t g = warp; g < count; g += warps) {
             float score = 0.0f;
             for (uint32_t d = 0; d < dim; d += PER_VECTOR<T>) {
-                float key[PER_VECTOR<T>];
+                float key[PER_VECTOR<T>], query[PER_VECTOR<T>];
                 load_vector(keys + lane * key_stride + d, key);
 #pragma unroll
-                for (int i = 0; i < PER_VECTOR<T>; i++) score = fmaf(queries[g * dim + d + i], key[i], score);
+                for (int i = 0; i < PER_VECTOR<T>; i += 4) load_vector(queries + g * dim + d + i, query + i);
+#pragma unroll
+                for (int i = 0; i < PER_VECTOR<T>; i++) score = fmaf(query[i], key[i], score);
             }
             const bool seen = seen_first <= lane && lane < seen_end;
             const float before = maximum[g], sum_before = sum[g];
@@ -89,7 +100,9 @@ __device__ __forceinline__ void decode(T* out, const T* q, const T* kv, float* w
                 sum[g] = fmaf(sum_before, kept, added);
             }
         }
+        wait_for_copies<0>();
         __syncthreads();
+        stage_keys(tile + 1);
         if (thread < dim) {
 #pragma unroll
             for (int g = 0; g < GROUP; g++) acc[g] *= keep[g];
@@ -97,9 +110,16 @@ __device__ __forceinline__ void decode(T* out, const T* q, const T* kv, float* w
             for (uint32_t p = 0; p < 32; p++) {
                 const float value = to_float(values[p * dim + thread]);
 #pragma unroll
-                for (int g = 0; g < GROUP; g++) acc[g] = fmaf(weights[p * GROUP + g], value, acc[g]);
+                for (int g = 0; g < GROUP; g += 4) {
+                    float weight[4];
+                    load_vector(weights + p * GROUP + g, weight);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) acc[g + i] = fmaf(weight[i], value, acc[g + i]);
+                }
             }
         }
+        __syncthreads();
+        stage_values(tile + 1);
     }
     if (thread >= dim) return;
 #pragma unroll

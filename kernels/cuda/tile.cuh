@@ -4,7 +4,8 @@
 // Queries are packed token by token, `group` heads each (the heads that share a KV head), so grouped queries share every load. For
 // each tile of 32 positions, counted from position zero:
 //
-//   keys and values to shared memory, zeros for positions that no query of the tile sees
+//   keys and values to shared memory, zeros for positions that no query of the tile sees; the next tile's keys are on their way
+//   while values are used, and its values while its keys are
 //   scores = q . keys * scale           what a query does not see becomes no weight at all
 //   keep = e^(max - max'), weights = e^(scores - max')
 //   sum = sum * keep + weights          acc = acc * keep + weights . values
@@ -84,6 +85,17 @@ struct Seen {
     __device__ __forceinline__ bool holds(uint32_t p) const { return first <= p && p < end; }
 };
 
+// Copies a tile's keys or values to shared memory: the rows first .. end of it that some query sees, zeros for the others. A tile
+// that begins at `past` or later is an empty group of copies.
+template <typename T, typename Source>
+__device__ __forceinline__ void stage(T* to, uint32_t to_stride, const Source& source, bool values, uint32_t tile, uint32_t start,
+                                      uint32_t past, uint32_t dim) {
+    const uint32_t base = tile * 32;
+    if (base >= past) return end_copies();
+    const T* from = values ? source.values_of(tile) : source.keys_of(tile);
+    stage_rows(to, to_stride, from, source.stride(), dim, max(start, base) - base, min(past - base, 32u), source.wide);
+}
+
 // f32. D: the most columns; the tile has at most 16 queries. Shared memory, in floats: 16 * dim, 2 * 32 * (dim + 4), 16 * 32.
 template <int D, typename Source>
 __device__ __forceinline__ void attend(const Queries<float>& queries, const Source& source, float scale) {
@@ -107,11 +119,11 @@ __device__ __forceinline__ void attend(const Queries<float>& queries, const Sour
         for (int c = 0; c < COLUMNS; c++) acc[r][c] = 0.0f;
     }
     const uint32_t start = queries.start(0), past = queries.end(queries.count - 1);
+    stage(keys, stride, source, false, start / 32, start, past, dim);
+    stage(values, stride, source, true, start / 32, start, past, dim);
     for (uint32_t tile = start / 32; tile * 32 < past; tile++) {
-        const uint32_t base = tile * 32, first = max(start, base) - base, end = min(past - base, 32u);
-        __syncthreads();
-        stage_rows(keys, stride, source.keys_of(tile), source.stride(), dim, first, end, source.wide);
-        stage_rows(values, stride, source.values_of(tile), source.stride(), dim, first, end, source.wide);
+        const uint32_t base = tile * 32;
+        wait_for_copies<1>();
         __syncthreads();
         float score[ROWS];
 #pragma unroll
@@ -139,7 +151,9 @@ __device__ __forceinline__ void attend(const Queries<float>& queries, const Sour
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++) acc[r][c] *= keep;
         }
-        __syncwarp();
+        wait_for_copies<0>();
+        __syncthreads();
+        stage(keys, stride, source, false, tile + 1, start, past, dim);
         for (uint32_t p = 0; p < 32; p++) {
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++) {
@@ -149,6 +163,8 @@ __device__ __forceinline__ void attend(const Queries<float>& queries, const Sour
                 for (int r = 0; r < ROWS; r++) acc[r][c] = fmaf(weights[r * 32 + p], value, acc[r][c]);
             }
         }
+        __syncthreads();
+        stage(values, stride, source, true, tile + 1, start, past, dim);
     }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
@@ -207,14 +223,14 @@ __device__ __forceinline__ void attend(const Queries<T>& queries, const Source& 
     // What this warp's queries see.
     const uint32_t warp_start = busy ? queries.start(warp * 16) : past;
     const uint32_t warp_past = busy ? queries.end(min(warp * 16 + 16, queries.count) - 1) : 0;
+    stage(keys, STRIDE, source, false, start / 32, start, past, dim);
+    stage(values, STRIDE, source, true, start / 32, start, past, dim);
     for (uint32_t tile = start / 32; tile * 32 < past; tile++) {
-        const uint32_t base = tile * 32, first = max(start, base) - base, end = min(past - base, 32u);
+        const uint32_t base = tile * 32;
+        const bool seeing = base < warp_past && warp_start < base + 32;
+        wait_for_copies<1>();
         __syncthreads();
-        stage_rows(keys, STRIDE, source.keys_of(tile), source.stride(), dim, first, end, source.wide);
-        stage_rows(values, STRIDE, source.values_of(tile), source.stride(), dim, first, end, source.wide);
-        __syncthreads();
-        if (warp_past <= base || warp_start >= base + 32) continue;
-        {
+        if (seeing) {
             Accumulator score[2];
             wmma::fill_fragment(score[0], 0.0f);
             wmma::fill_fragment(score[1], 0.0f);
@@ -232,53 +248,63 @@ __device__ __forceinline__ void attend(const Queries<T>& queries, const Source& 
             }
             wmma::store_matrix_sync(scores, score[0], SCORES_STRIDE, wmma::mem_row_major);
             wmma::store_matrix_sync(scores + 16, score[1], SCORES_STRIDE, wmma::mem_row_major);
-        }
-        __syncwarp();
-        {
+            __syncwarp();
             const Seen seen(queries, query, base);
-            float score[16], most = maximum;
+            float own[16], most = maximum;
+#pragma unroll
+            for (int c = 0; c < 16; c += 4) load_vector(scores + row * SCORES_STRIDE + half + c, own + c);
 #pragma unroll
             for (int c = 0; c < 16; c++) {
-                const float here = scores[row * SCORES_STRIDE + half + c] * scale;
-                score[c] = seen.holds(half + c) ? here : -INFINITY;
-                most = fmaxf(most, score[c]);
+                own[c] = seen.holds(half + c) ? own[c] * scale : -INFINITY;
+                most = fmaxf(most, own[c]);
             }
             most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
             // Everybody has read the scores before weights take their place.
             __syncwarp();
             const float keep = most == -INFINITY ? 1.0f : expf(maximum - most);
             float added = 0.0f;
+            unsigned words[8];
 #pragma unroll
-            for (int c = 0; c < 16; c++) {
+            for (int c = 0; c < 16; c += 2) {
+                const T low = from_float<T>(own[c] == -INFINITY ? 0.0f : expf(own[c] - most));
+                const T high = from_float<T>(own[c + 1] == -INFINITY ? 0.0f : expf(own[c + 1] - most));
                 // The sum is that of the weights as they are multiplied.
-                const T weight = from_float<T>(score[c] == -INFINITY ? 0.0f : expf(score[c] - most));
-                weights[row * WEIGHTS_STRIDE + half + c] = weight;
-                added += to_float(weight);
+                added += to_float(low) + to_float(high);
+                words[c / 2] = pack(low, high);
             }
+            uint4* const place = reinterpret_cast<uint4*>(weights + row * WEIGHTS_STRIDE + half);
+            place[0] = make_uint4(words[0], words[1], words[2], words[3]);
+            place[1] = make_uint4(words[4], words[5], words[6], words[7]);
             added += __shfl_xor_sync(FULL, added, 1);
             if (half == 0) scores[row * SCORES_STRIDE + KEEP] = keep;
             sum = fmaf(sum, keep, added);
             maximum = most;
         }
-        __syncwarp();
-        float keep[Accumulator::num_elements];
+        wait_for_copies<0>();
+        __syncthreads();
+        stage(keys, STRIDE, source, false, tile + 1, start, past, dim);
+        if (seeing) {
+            float keep[Accumulator::num_elements];
 #pragma unroll
-        for (int i = 0; i < Accumulator::num_elements; i++) keep[i] = scores[row_of[i]];
-        wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> a[2];
-        wmma::load_matrix_sync(a[0], weights, WEIGHTS_STRIDE);
-        wmma::load_matrix_sync(a[1], weights + 16, WEIGHTS_STRIDE);
+            for (int i = 0; i < Accumulator::num_elements; i++) keep[i] = scores[row_of[i]];
+            wmma::fragment<wmma::matrix_a, 16, 16, 16, T, wmma::row_major> a[2];
+            wmma::load_matrix_sync(a[0], weights, WEIGHTS_STRIDE);
+            wmma::load_matrix_sync(a[1], weights + 16, WEIGHTS_STRIDE);
 #pragma unroll
-        for (int c = 0; c < PANELS; c++) {
-            if (c * 16 >= dim) break;
+            for (int c = 0; c < PANELS; c++) {
+                if (c * 16 >= dim) break;
 #pragma unroll
-            for (int i = 0; i < Accumulator::num_elements; i++) acc[c].x[i] *= keep[i];
+                for (int i = 0; i < Accumulator::num_elements; i++) acc[c].x[i] *= keep[i];
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major> b;
-                wmma::load_matrix_sync(b, values + k * 16 * STRIDE + c * 16, STRIDE);
-                wmma::mma_sync(acc[c], a[k], b, acc[c]);
+                for (int k = 0; k < 2; k++) {
+                    wmma::fragment<wmma::matrix_b, 16, 16, 16, T, wmma::row_major> b;
+                    wmma::load_matrix_sync(b, values + k * 16 * STRIDE + c * 16, STRIDE);
+                    wmma::mma_sync(acc[c], a[k], b, acc[c]);
+                }
             }
         }
+        __syncthreads();
+        stage(values, STRIDE, source, true, tile + 1, start, past, dim);
     }
     if (!busy) return;
 #pragma unroll

@@ -29,8 +29,47 @@ __device__ __forceinline__ void load_vector(const T* from, float* to) {
     widen(words.w, to + 3 * PER_WORD, T());
 }
 
+// Two elements in a word, as they lie in memory.
+__device__ __forceinline__ unsigned pack(__half low, __half high) {
+    return __half_as_ushort(low) | static_cast<unsigned>(__half_as_ushort(high)) << 16;
+}
+__device__ __forceinline__ unsigned pack(__nv_bfloat16 low, __nv_bfloat16 high) {
+    return __bfloat16_as_ushort(low) | static_cast<unsigned>(__bfloat16_as_ushort(high)) << 16;
+}
+
+// Sixteen bytes from global to shared memory without passing through registers, zeros if not `valid` (nothing is read then). They
+// have arrived after the thread's wait_for_copies; other threads see them after a barrier besides.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
+#ifdef __CUDACC__
+    const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(valid ? 16 : 0) : "memory");
+#else
+    weir_copy_async(to, from, valid);
+#endif
+}
+
+// Ends a group of copies, which may be empty.
+__device__ __forceinline__ void end_copies() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+    weir_copies_end_group();
+#endif
+}
+
+// Waits for all but the last LEFT groups of this thread's copies.
+template <int LEFT>
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#else
+    weir_copies_arrive(LEFT);
+#endif
+}
+
 // Copies rows first .. end of a tile of 32 to shared memory, zeros for the others: what lies there is not this sequence's. Rows are
 // `dim` elements, `from_stride` and `to_stride` apart; the whole block takes part. `wide`: 16 bytes at a time, which both must suit.
+// One group of copies.
 template <typename T>
 __device__ __forceinline__ void stage_rows(T* to, uint32_t to_stride, const T* from, uint64_t from_stride, uint32_t dim,
                                            uint32_t first, uint32_t end, bool wide) {
@@ -38,9 +77,8 @@ __device__ __forceinline__ void stage_rows(T* to, uint32_t to_stride, const T* f
         const uint32_t vectors = dim / PER_VECTOR<T>;
         for (uint32_t i = threadIdx.x; i < 32 * vectors; i += blockDim.x) {
             const uint32_t row = i / vectors, column = i % vectors * PER_VECTOR<T>;
-            uint4 words = make_uint4(0, 0, 0, 0);
-            if (first <= row && row < end) words = *reinterpret_cast<const uint4*>(from + row * from_stride + column);
-            *reinterpret_cast<uint4*>(to + row * to_stride + column) = words;
+            const bool valid = first <= row && row < end;
+            copy_async(to + row * to_stride + column, from + (valid ? row : first) * from_stride + column, valid);
         }
     } else {
         for (uint32_t i = threadIdx.x; i < 32 * dim; i += blockDim.x) {
@@ -48,6 +86,7 @@ __device__ __forceinline__ void stage_rows(T* to, uint32_t to_stride, const T* f
             to[row * to_stride + column] = first <= row && row < end ? from[row * from_stride + column] : from_float<T>(0.0f);
         }
     }
+    end_copies();
 }
 
 }  // namespace weir

@@ -26,7 +26,7 @@ Place weir_place;
 
 namespace {
 
-constexpr int THREADS_MAX = 1024, WARP = 32, ARGS_MAX = 64;
+constexpr int THREADS_MAX = 1024, WARP = 32, ARGS_MAX = 64, COPIES_MAX = 256;
 constexpr size_t STACK = 256 << 10, SHARED_MAX = 227 << 10;
 constexpr size_t PIECE = 2;
 
@@ -73,6 +73,14 @@ struct Fiber {
     uint64_t value, result;
     int kind, other, width;
     float a[8], b[8], acc[8];
+    // Copies on their way, oldest first, and the groups they belong to, counted over the thread's life.
+    struct Copy {
+        void* to;
+        const void* from;
+        bool valid;
+        int group;
+    } copies[COPIES_MAX];
+    int copies_len, groups;
 };
 
 Fiber fibers[THREADS_MAX];
@@ -126,6 +134,7 @@ __attribute__((noinline)) void pause_here() {
 
 void run_thread() {
     launch->call(args_at);
+    if (fibers[me].copies_len > 0) fail("a thread ends while it copies");
     fibers[me].waiting = ENDED;
     ended++;
     _longjmp(scheduler, 1);
@@ -182,6 +191,7 @@ void run_block(unsigned block, uint64_t* random) {
     for (int i = 0; i < threads; i++) {
         Fiber& f = fibers[i];
         f.started = false;
+        f.copies_len = f.groups = 0;
         f.thread[0] = i % dim[0];
         f.thread[1] = i / dim[0] % dim[1];
         f.thread[2] = i / dim[0] / dim[1];
@@ -477,6 +487,31 @@ void weir_mma(float* acc, const float* a, const float* b, int line) {
 }
 
 void weir_atomic_access(void* address, unsigned bytes) { touch(address, bytes, ATOMICALLY); }
+
+void weir_copy_async(void* to, const void* from, bool valid) {
+    Fiber& f = fibers[me];
+    if (f.copies_len == COPIES_MAX) fail("more than %d copies on the way", COPIES_MAX);
+    f.copies[f.copies_len++] = {to, from, valid, f.groups};
+}
+
+void weir_copies_end_group() { fibers[me].groups++; }
+
+void weir_copies_arrive(int groups_left) {
+    Fiber& f = fibers[me];
+    int arrived = 0;
+    for (; arrived < f.copies_len && f.copies[arrived].group < f.groups - groups_left; arrived++) {
+        const Fiber::Copy& copy = f.copies[arrived];
+        touch(copy.to, 16, WRITE);
+        if (copy.valid) {
+            touch(copy.from, 16, READ);
+            memcpy(copy.to, copy.from, 16);
+        } else {
+            memset(copy.to, 0, 16);
+        }
+    }
+    f.copies_len -= arrived;
+    memmove(f.copies, f.copies + arrived, f.copies_len * sizeof(f.copies[0]));
+}
 
 // Runs a launch. Returns 0, or 1 with what went wrong in its message.
 int weir_run(Launch* of) {
