@@ -36,7 +36,7 @@ pub struct DeviceConfig {
     pub executor: ExecutorMode,
     /// Compute threads of a CPU; 0 takes one per available core.
     pub threads: usize,
-    /// Bytes of KV cache per generation model.
+    /// Bytes of KV cache per generation model. 0, on a GPU, shares out what weights and workspaces leave.
     pub kv_bytes: u64,
     /// Tokens in one step, all rows together.
     pub step_tokens_max: u32,
@@ -86,6 +86,21 @@ impl DeviceConfig {
             step_tokens_max: 512,
             rows_max: 64,
             step_latency_max: Duration::from_millis(200),
+        }
+    }
+
+    /// A GPU with the default shape. Steps of 2,048 tokens take an H200 about 50 ms with weights of 16 GB, at 80 % of what it can
+    /// multiply; nobody has measured that yet.
+    pub fn cuda(ordinal: u32, executor: ExecutorMode) -> Self {
+        let kind = DeviceKind::Cuda(ordinal);
+        DeviceConfig {
+            name: kind.device_name(0),
+            kind,
+            kv_bytes: 0,
+            step_tokens_max: 2048,
+            rows_max: 256,
+            step_latency_max: Duration::from_millis(100),
+            ..DeviceConfig::cpu(0, executor)
         }
     }
 }

@@ -153,8 +153,8 @@ pub struct Resolved {
     pub without: Vec<String>,
 }
 
-/// The devices that a list means on this machine, where `gpu` is asked for GPUs if the list has any. `shape` is what each device's
-/// steps are like; of a CPU executor it is all, and its threads are divided among them, at least one each, the first ones
+/// The devices that a list means on this machine, where `gpu` is asked for GPUs if the list has any. `shape` is what a CPU's
+/// steps are like, `gpu_shape` a GPU's. The threads of `shape` are divided among them, at least one each, the first ones
 /// taking what is left over. Its KV memory is each one's.
 ///
 /// # Errors
@@ -162,17 +162,18 @@ pub struct Resolved {
 pub fn resolve(
     list: &DeviceList,
     shape: &DeviceConfig,
+    gpu_shape: &DeviceConfig,
     gpu: &GpuProgram,
     missing: GpuMissing,
 ) -> Result<Resolved, EngineError> {
     let wanted = list.specs().iter().any(|spec| *spec != DeviceSpec::Cpu);
     let found = if wanted { gpu.devices() } else { Ok(Vec::new()) };
-    choose(list, shape, gpu, &found, missing)
+    choose(list, [shape, gpu_shape], gpu, &found, missing)
 }
 
 fn choose(
     list: &DeviceList,
-    shape: &DeviceConfig,
+    [shape, gpu_shape]: [&DeviceConfig; 2],
     gpu: &GpuProgram,
     found: &Result<Vec<GpuDevice>, GpuFault>,
     missing: GpuMissing,
@@ -194,7 +195,7 @@ fn choose(
     let device = |kind| match kind {
         DeviceKind::Cpu => cpus.next(),
         DeviceKind::Cuda(ordinal) => {
-            Some(DeviceConfig { name: kind.device_name(0), kind, executor: gpu.executor(ordinal), ..shape.clone() })
+            Some(DeviceConfig { name: kind.device_name(0), kind, executor: gpu.executor(ordinal), ..gpu_shape.clone() })
         }
     };
     Ok(Resolved { devices: kinds.into_iter().filter_map(device).collect(), without })
@@ -283,7 +284,7 @@ mod tests {
     ) -> Result<(Vec<String>, Vec<String>), String> {
         let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
         let resolved =
-            choose(&list(text).expect("a list"), &shape, &gpu, &found, missing).map_err(|error| error.to_string())?;
+            choose(&list(text).expect("a list"), [&shape, &shape], &gpu, &found, missing).map_err(|error| error.to_string())?;
         Ok((resolved.devices.into_iter().map(|device| device.name).collect(), resolved.without))
     }
 
@@ -303,7 +304,7 @@ mod tests {
         // Nobody asks a program for GPUs where none is wanted.
         let nobody = GpuProgram::at("/nonexistent".into());
         let devices = |text: &str, shape: &DeviceConfig| {
-            resolve(&list(text).expect("a list"), shape, &nobody, GpuMissing::Exit).expect("devices").devices
+            resolve(&list(text).expect("a list"), shape, shape, &nobody, GpuMissing::Exit).expect("devices").devices
         };
         let three = devices("cpu,cpu,cpu", &cpu);
         let shape: Vec<_> = three.iter().map(|d| (d.name.as_str(), d.threads, d.kv_bytes)).collect();
@@ -332,7 +333,7 @@ mod tests {
     #[test]
     fn a_gpus_executor_is_its_program() {
         let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
-        let resolved = choose(&list("cuda:3").expect("a list"), &shape, &gpu, &gpus(&[(9, 0); 4]), GpuMissing::Exit);
+        let resolved = choose(&list("cuda:3").expect("a list"), [&shape, &shape], &gpu, &gpus(&[(9, 0); 4]), GpuMissing::Exit);
         let device = resolved.expect("devices").devices.remove(0);
         assert_eq!(device.kind, DeviceKind::Cuda(3));
         let ExecutorMode::Process { program, args } = device.executor else { panic!("a process") };

@@ -257,7 +257,17 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
         step_latency_max: config.step_latency_max.value.0,
         ..DeviceConfig::cpu(0, executor.clone())
     };
-    let resolved = devices::resolve(&config.devices.value, &cpu, &gpu, config.gpu_missing.value)?;
+    // What nobody set is a GPU's own default there.
+    let on_gpu = DeviceConfig::cuda(0, executor.clone());
+    let on_gpu = DeviceConfig {
+        threads: cpu.threads,
+        kv_bytes: config.kv_memory.set().map_or(on_gpu.kv_bytes, |memory| memory.0),
+        step_tokens_max: config.step_tokens_max.set().copied().unwrap_or(on_gpu.step_tokens_max),
+        rows_max: config.rows_max.set().copied().unwrap_or(on_gpu.rows_max),
+        step_latency_max: config.step_latency_max.set().map_or(on_gpu.step_latency_max, |span| span.0),
+        ..on_gpu
+    };
+    let resolved = devices::resolve(&config.devices.value, &cpu, &on_gpu, &gpu, config.gpu_missing.value)?;
     for line in &resolved.without {
         tracing::warn!("{line}");
     }

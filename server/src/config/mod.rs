@@ -52,6 +52,13 @@ pub struct Sourced<T> {
     pub origin: Origin,
 }
 
+impl<T> Sourced<T> {
+    /// The value, if anybody said something.
+    pub fn set(&self) -> Option<&T> {
+        (self.origin != Origin::Default).then_some(&self.value)
+    }
+}
+
 /// A model to serve, as written: the name may be left to the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelEntry {
