@@ -33,7 +33,7 @@ fn planted(kernel: &'static str, grid: u32, threads: u32, more: &[Arg]) -> Resul
     let out = emulator.upload(&[0xff; 512])?;
     let input = emulator.upload(&input)?;
     let without_input =
-        ["past_shared", "barrier_for_some", "unwritten", "blocks_meet", "misaligned", "shuffle_is_no_fence"];
+        ["count", "past_shared", "barrier_for_some", "unwritten", "blocks_meet", "misaligned", "shuffle_is_no_fence"];
     let mut args = vec![Arg::Ptr(out)];
     if !without_input.contains(&kernel) {
         args.push(Arg::Ptr(input));
@@ -64,6 +64,7 @@ fn a_kernel_without_fault_runs() {
     let out = planted("sum", 2, 64, &[]).unwrap();
     assert_eq!(&out[..2], [2080.0, 6176.0]);
     assert!(out[2].is_nan());
+    assert_eq!(planted("count", 2, 64, &[]).unwrap()[..2], [64.0, 64.0], "atomics do not race");
 }
 
 #[test]

@@ -487,6 +487,7 @@ void weir_mma(float* acc, const float* a, const float* b, int line) {
 }
 
 void weir_atomic_access(void* address, unsigned bytes) { touch(address, bytes, ATOMICALLY); }
+void weir_copy(void* to, const void* from, unsigned bytes) { memcpy(to, from, bytes); }
 
 void weir_copy_async(void* to, const void* from, bool valid) {
     Fiber& f = fibers[me];

@@ -71,6 +71,8 @@ void weir_atomic_access(void* address, unsigned bytes);
 void weir_copy_async(void* to, const void* from, bool valid);
 void weir_copies_end_group();
 void weir_copies_arrive(int groups_left);
+// Copies unseen: what an atomic reads and writes is no plain access.
+void weir_copy(void* to, const void* from, unsigned bytes);
 void weir_fail(const char* what);
 }
 
@@ -150,9 +152,9 @@ template <typename T, typename F>
 T atomic(T* address, F next) {
     weir_atomic_access(address, sizeof(T));
     T old;
-    memcpy(&old, address, sizeof(T));
+    weir_copy(&old, address, sizeof(T));
     T value = next(old);
-    memcpy(address, &value, sizeof(T));
+    weir_copy(address, &value, sizeof(T));
     return old;
 }
 

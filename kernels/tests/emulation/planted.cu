@@ -73,6 +73,17 @@ extern "C" __global__ void shuffle_is_no_fence_f32(float* out) {
     out[threadIdx.x] = parts[31 - threadIdx.x];
 }
 
+// Atomics meet without harm.
+extern "C" __global__ void count_f32(float* out) {
+    __shared__ unsigned count;
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    atomicAdd(&count, 1u);
+    __syncthreads();
+    if (threadIdx.x == 0) out[blockIdx.x] = float(count);
+}
+
+WEIR_KERNEL(count_f32)
 WEIR_KERNEL(sum_f32)
 WEIR_KERNEL(no_barrier_f32)
 WEIR_KERNEL(reuse_f32)
