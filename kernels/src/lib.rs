@@ -13,7 +13,7 @@
 //! environment, panic on bad shapes or ids (a [`KernelError`] instead), or turn a whole quantised matrix into f32.
 //!
 //! **Main types:** [`PackedMatrix`] (weights, packed once at load), [`Pool`] (the threads every op takes), [`Isa`] (which bodies
-//! run), [`ops`] (the ops), [`spec`] (the plain loop of each op, its specification).
+//! run), [`ops`] (the ops), [`spec`] (the plain loop of each op, its specification), [`sample`] (the draw of an id).
 //!
 //! **How to test:** `cargo test --release -p weir-kernels` compares every body that this machine can run with [`spec`], bit for
 //! bit; `cargo run --release -p weir-kernels --example rates` prints rates.
@@ -44,6 +44,7 @@ mod pool;
 mod pooling;
 mod product;
 mod rope;
+pub mod sample;
 mod segment;
 pub mod spec;
 mod tile;

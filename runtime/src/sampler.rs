@@ -1,11 +1,14 @@
 //! Draws one id from one row of logits.
 //!
-//! Order: log-probabilities are read from the model's own distribution; then ids banned by `min_tokens`, repetition
-//! penalty, frequency and presence penalties, logit bias; then temperature, top-k, top-p, min-p; then the draw. The
-//! random number is a function of (seed, how many ids were drawn before), so neither the batch nor a preemption
-//! changes a seeded text. Ties go to the lower id.
+//! Order: log-probabilities are read from the model's own distribution; then repetition penalty, frequency and presence
+//! penalties, logit bias, ids banned by `min_tokens`; then temperature, min-p, top-k, top-p and the draw, which are
+//! [`weir_kernels::sample`]'s. The random number is a function of (seed, how many ids were drawn before), so neither
+//! the batch nor a preemption changes a seeded text. Ties go to the lower id.
 
 use std::{cmp::Ordering, collections::HashMap};
+
+use weir_kernels::sample::{self, Draw, Scratch};
+pub(crate) use weir_kernels::sample::{NotFinite, mix};
 
 use crate::{executor::wire::Sampled, submission::SamplingParams};
 
@@ -20,7 +23,8 @@ pub(crate) struct Sampler {
     /// Ids seen so far; kept only where a penalty needs them.
     seen: HashMap<u32, Seen>,
     drawn: u32,
-    scratch: Vec<f32>,
+    adjusted: Vec<f32>,
+    scratch: Scratch,
     order: Vec<u32>,
 }
 
@@ -29,16 +33,9 @@ struct Seen {
     in_output: u32,
 }
 
-/// The logits of a row are not numbers.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct NotFinite;
-
-/// Candidates looked at before falling back to a full sort of the vocabulary.
-const NUCLEUS_GUESS: usize = 1024;
-
 impl Sampler {
-    /// `prompt` is read once, for the repetition penalty; `output` is what was drawn before, by another sampler of the same
-    /// parameters, whose next draw is this one's first.
+    /// `prompt` is read once, for the repetition penalty; `output` is what was drawn before, by another sampler of the
+    /// same parameters, whose next draw is this one's first.
     pub(crate) fn new(
         params: SamplingParams,
         logprobs: Option<u32>,
@@ -51,24 +48,38 @@ impl Sampler {
             seen.extend(prompt.iter().map(|&id| (id, Seen::default())));
         }
         let seed = params.seed.unwrap_or(0);
-        let (scratch, order) = (Vec::new(), Vec::new());
-        let mut sampler = Sampler { params, seed, logprobs, min_tokens, banned, seen, drawn: 0, scratch, order };
+        let mut sampler = Sampler {
+            params,
+            seed,
+            logprobs,
+            min_tokens,
+            banned,
+            seen,
+            drawn: 0,
+            adjusted: Vec::new(),
+            scratch: Scratch::default(),
+            order: Vec::new(),
+        };
         output.iter().for_each(|&id| sampler.note(id));
         sampler
     }
 
     /// Draws the next id from `logits` ([vocabulary] f32).
     pub(crate) fn draw(&mut self, logits: &[f32]) -> Result<Sampled, NotFinite> {
-        // A sum is finite only if every term is; one pass, no branch in the loop.
-        if !logits.iter().map(|&l| f64::from(l) * 0.0).sum::<f64>().is_finite() || logits.is_empty() {
-            return Err(NotFinite);
-        }
-        let mut adjusted = std::mem::take(&mut self.scratch);
-        adjusted.clear();
-        adjusted.extend_from_slice(logits);
-        self.adjust(&mut adjusted);
-        let id = if self.params.temperature == 0.0 { argmax(&adjusted) } else { self.sample(&mut adjusted) };
-        self.scratch = adjusted;
+        let draw = self.next_draw();
+        let id = if self.adjusts() {
+            // What is banned or penalised must not hide that the model's own numbers are none.
+            sample::best_logit(logits)?;
+            let mut adjusted = std::mem::take(&mut self.adjusted);
+            adjusted.clear();
+            adjusted.extend_from_slice(logits);
+            self.adjust(&mut adjusted);
+            let id = sample::draw(&adjusted, &draw, &mut self.scratch);
+            self.adjusted = adjusted;
+            id?
+        } else {
+            sample::draw(logits, &draw, &mut self.scratch)?
+        };
         self.note(id);
         let (logprob, top) = match self.logprobs {
             Some(count) => self.report(logits, id, count as usize),
@@ -83,6 +94,19 @@ impl Sampler {
             self.seen.entry(id).or_default().in_output += 1;
         }
         self.drawn += 1;
+    }
+
+    /// The next draw, once the logits are adjusted.
+    fn next_draw(&self) -> Draw {
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        Draw { temperature, top_k, top_p, min_p, seed: self.seed, drawn: self.drawn }
+    }
+
+    /// Whether the next draw is from other logits than the model's.
+    fn adjusts(&self) -> bool {
+        !self.seen.is_empty()
+            || !self.params.logit_bias.is_empty()
+            || (self.drawn < self.min_tokens && !self.banned.is_empty())
     }
 
     fn adjust(&self, logits: &mut [f32]) {
@@ -102,63 +126,13 @@ impl Sampler {
             }
         }
         if self.drawn < self.min_tokens {
+            // As low as a number can be: it weighs nothing beside any other, and a draw refuses infinities.
             for &id in &self.banned {
                 if let Some(logit) = logits.get_mut(id as usize) {
-                    *logit = f32::NEG_INFINITY;
+                    *logit = f32::MIN;
                 }
             }
         }
-    }
-
-    /// Draws at a temperature above 0; `logits` becomes weights.
-    fn sample(&mut self, logits: &mut [f32]) -> u32 {
-        let p = &self.params;
-        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let scale = 1.0 / p.temperature;
-        for logit in logits.iter_mut() {
-            *logit = ((*logit - top) * scale).exp();
-        }
-        let weights: &[f32] = logits;
-        let uniform = uniform(self.seed, self.drawn);
-        if p.top_k == 0 && p.top_p >= 1.0 && p.min_p <= 0.0 {
-            return pick(weights.len() as u32, |i| i, weights, uniform);
-        }
-        let order = &mut self.order;
-        order.clear();
-        // min-p compares with the most likely id, whose weight is exactly 1.
-        order.extend((0..weights.len() as u32).filter(|&i| weights[i as usize] >= p.min_p));
-        let better = |a: &u32, b: &u32| descending(weights[*a as usize], weights[*b as usize]).then(a.cmp(b));
-        if p.top_k > 0 && (p.top_k as usize) < order.len() {
-            order.select_nth_unstable_by(p.top_k as usize - 1, better);
-            order.truncate(p.top_k as usize);
-        }
-        if p.top_p < 1.0 {
-            let total: f64 = order.iter().map(|&i| f64::from(weights[i as usize])).sum();
-            let wanted = total * f64::from(p.top_p);
-            let mut sorted = order.len().min(NUCLEUS_GUESS);
-            loop {
-                if sorted < order.len() {
-                    order.select_nth_unstable_by(sorted - 1, better);
-                }
-                order[..sorted].sort_unstable_by(better);
-                let mut mass = 0.0;
-                let kept = order[..sorted].iter().position(|&i| {
-                    mass += f64::from(weights[i as usize]);
-                    mass >= wanted
-                });
-                if let Some(last) = kept {
-                    order.truncate(last + 1);
-                    break;
-                }
-                if sorted == order.len() {
-                    break;
-                }
-                sorted = order.len();
-            }
-        }
-        // Selection leaves the order undefined among equals of a set; the set is defined, so put it in id order.
-        order.sort_unstable();
-        pick(order.len() as u32, |i| order[i as usize], weights, uniform)
     }
 
     fn report(&mut self, logits: &[f32], id: u32, count: usize) -> (Option<f32>, Vec<(u32, f32)>) {
@@ -179,52 +153,8 @@ impl Sampler {
     }
 }
 
-/// The first of the largest.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
 fn descending(a: f32, b: f32) -> Ordering {
     b.partial_cmp(&a).unwrap_or(Ordering::Equal)
-}
-
-/// Walks `len` candidates until their weights pass `uniform` of the total.
-fn pick(len: u32, id: impl Fn(u32) -> u32, weights: &[f32], uniform: f64) -> u32 {
-    let total: f64 = (0..len).map(|i| f64::from(weights[id(i) as usize])).sum();
-    let wanted = uniform * total;
-    let mut mass = 0.0;
-    let mut last = 0;
-    for i in 0..len {
-        let weight = f64::from(weights[id(i) as usize]);
-        if weight > 0.0 {
-            mass += weight;
-            last = id(i);
-            if mass > wanted {
-                return last;
-            }
-        }
-    }
-    last
-}
-
-/// A number in [0, 1) from the seed and the count of ids drawn before (splitmix64, Steele et al. 2014).
-fn uniform(seed: u64, drawn: u32) -> f64 {
-    let bits = mix(mix(seed).wrapping_add(u64::from(drawn)));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// One round of splitmix64.
-pub(crate) fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
