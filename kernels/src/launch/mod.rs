@@ -5,7 +5,12 @@
 //! grid; [`Runner`] is what both are to the checks in [`crate::parity`].
 
 pub mod attention;
+pub mod elementwise;
 pub mod kv;
+pub mod norm;
+pub mod pooling;
+pub mod rope;
+mod rows;
 pub mod segment;
 
 use crate::KernelError;

@@ -2,8 +2,12 @@
 //! thread grid on the host, `weir-gpu probe kernels` gives them the device.
 
 mod attention;
+mod elementwise;
 mod kv;
+mod norm;
 mod numbers;
+mod pooling;
+mod rope;
 mod segment;
 
 use crate::KernelError;
@@ -35,5 +39,14 @@ pub type Check = (&'static str, fn(&mut dyn Runner) -> Result<Vec<Finding>, Kern
 
 /// Every check there is.
 pub fn checks() -> Vec<Check> {
-    [kv::checks(), attention::checks(), segment::checks()].concat()
+    [
+        norm::checks(),
+        rope::checks(),
+        elementwise::checks(),
+        pooling::checks(),
+        kv::checks(),
+        attention::checks(),
+        segment::checks(),
+    ]
+    .concat()
 }
