@@ -11,6 +11,7 @@ pub mod norm;
 pub mod pooling;
 pub mod rope;
 mod rows;
+pub mod sample;
 pub mod segment;
 
 use crate::KernelError;

@@ -8,6 +8,7 @@ mod norm;
 mod numbers;
 mod pooling;
 mod rope;
+mod sample;
 mod segment;
 
 use crate::KernelError;
@@ -44,6 +45,7 @@ pub fn checks() -> Vec<Check> {
         rope::checks(),
         elementwise::checks(),
         pooling::checks(),
+        sample::checks(),
         kv::checks(),
         attention::checks(),
         segment::checks(),
