@@ -88,6 +88,17 @@ impl Sampler {
         Ok(Sampled { id, logprob, top })
     }
 
+    /// The next draw, if it is from the model's own logits and nothing is asked of them besides.
+    pub(crate) fn plain_draw(&self) -> Option<Draw> {
+        (!self.adjusts() && self.logprobs.is_none()).then(|| self.next_draw())
+    }
+
+    /// Takes the id that was drawn as [`Sampler::plain_draw`] says.
+    pub(crate) fn accept(&mut self, id: u32) -> Sampled {
+        self.note(id);
+        Sampled { id, logprob: None, top: Vec::new() }
+    }
+
     fn note(&mut self, id: u32) {
         let p = &self.params;
         if p.repetition_penalty != 1.0 || p.frequency_penalty != 0.0 || p.presence_penalty != 0.0 {
