@@ -134,7 +134,7 @@ impl GpuProgram {
 }
 
 fn nonsense(said: &str) -> GpuFault {
-    GpuFault::Nonsense(said.lines().next().map(plain).unwrap_or_default())
+    GpuFault::Nonsense(said.lines().next().map_or_else(|| "(nothing)".into(), plain))
 }
 
 fn parse_devices(said: &str) -> Result<Vec<GpuDevice>, GpuFault> {
@@ -238,6 +238,9 @@ pub(crate) mod tests {
         let twice = fault(&format!("echo '{H200}'; echo '{H200}'"));
         assert!(twice.contains("makes no sense"), "{twice}");
         assert!(fault("head -c 10000000 /dev/zero | tr '\\0' x").len() < 400);
+        let (_folder, silent) = stand_in("true");
+        let said = silent.version().expect_err("no version").to_string();
+        assert_eq!(said, "weir-gpu answers what makes no sense: `(nothing)`");
         let program = GpuProgram::beside(Path::new("/nonexistent/weir"));
         assert_eq!(program.devices().expect_err("missing").to_string(), "there is no /nonexistent/weir-gpu");
     }
