@@ -1,23 +1,23 @@
 //! Which device a request goes to, and when it goes to another after all.
 //!
-//! *At the door* a request is bound to the device that is expected to finish it first: the prompts that are to be computed there and its
-//! own, the tokens in that device's prefix cache left out, then its draws beside those of the others. So a conversation
-//! comes back to where its past is, unless that device has so much more to do that computing the past again elsewhere is sooner.
-//! All of it is integers from each device's own cost model, so devices of different speeds compare; what is nearly equal is decided
-//! by what is certain, see [`best`].
+//! *At the door* a request is bound to the device that is expected to finish it first: the prompts that are to be computed
+//! there and its own, the tokens in that device's prefix cache left out, then its draws beside those of the others. So a
+//! conversation comes back to where its past is, unless that device has so much more to do that computing the past again
+//! elsewhere is sooner. All of it is integers from each device's own cost model, so devices of different speeds compare;
+//! what is nearly equal is decided by what is certain, see [`best`].
 //!
-//! *Later* an estimate can turn out wrong, and a device can come or go. A request that still waits belongs to nobody: before a device plans a
-//! step, it takes over (*pulls*) requests of each tenant that has none waiting here but some elsewhere. It takes those that
-//! their own device has passed over in a step at least once, which leaves a cached prefix its chance, and only if starting here
-//! at once is expected to end sooner than waiting there for the next place. Half of the other's queue goes at a time, by rank, as far
-//! as there are rows and blocks for it.
+//! *Later* an estimate can turn out wrong, and a device can come or go. A request that still waits belongs to nobody:
+//! before a device plans a step, it takes over (*pulls*) requests of each tenant that has none waiting here but some
+//! elsewhere. It takes those that their own device has passed over in a step at least once, which leaves a cached prefix
+//! its chance, and only if starting here at once is expected to end sooner than waiting there for the next place. Half of
+//! the other's queue goes at a time, by rank, as far as there are rows and blocks for it.
 //!
 //! *What this keeps.* No device stands idle for longer than a step of another while that one has work waiting that would gain by
 //! moving. A tenant with work waiting anywhere competes for every device that can do it, with what it had of all devices (see
 //! [`crate::share`]), so the gap between two backlogged tenants over all devices does not grow with time.
 //!
-//! *What does not move:* running requests (their KV blocks are there), requests that were given a device by name, and those parked on a
-//! block that is being computed.
+//! *What does not move:* running requests (their KV blocks are there), requests that were given a device by name, and
+//! those parked on a block that is being computed.
 
 use crate::BLOCK_LEN;
 use crate::admit::{Admission, RejectReason, Work};
@@ -269,8 +269,9 @@ struct Place {
     live: u32,
 }
 
-/// The best place. Finishes within an eighth of the least count as equal, for they come from costs that were measured; then a cached prefix
-/// decides, which saves what it saves for certain, then the number of requests, then the device's number.
+/// The best place. Finishes within an eighth of the least count as equal, for they come from costs that were measured;
+/// then a cached prefix decides, which saves what it saves for certain, then the number of requests, then the device's
+/// number.
 fn best(places: &[Place]) -> Option<Place> {
     let least = places.iter().map(|place| (place.alone, place.finish)).min()?;
     let near = |place: &&Place| place.alone == least.0 && place.finish <= least.1.saturating_add(Nanos(least.1.0 / 8));
@@ -338,8 +339,8 @@ impl Outlook {
 }
 
 impl Device {
-    /// How well the device would do a request: every prompt there is and its own, then its draws beside the others'; while steps of another
-    /// model are run, its own stand still.
+    /// How well the device would do a request: every prompt there is and its own, then its draws beside the others'; while
+    /// steps of another model are run, its own stand still.
     fn place(&self, d: usize, m: usize, requests: &Requests, need: &Need) -> Place {
         let mut outlooks: Vec<Outlook> =
             self.models.iter().map(|model| model.outlook(&self.active, requests)).collect();
@@ -363,8 +364,8 @@ impl Device {
         self.active.iter().map(|tenant| self.shares[*tenant as usize].live).sum()
     }
 
-    /// Until one of those that wait is expected to start: their work divided by their number, but at least the measured time between two
-    /// starts, for estimates know nothing of stalls.
+    /// Until one of those that wait is expected to start: their work divided by their number, but at least the measured
+    /// time between two starts, for estimates know nothing of stalls.
     pub(crate) fn next_start(&self) -> Nanos {
         let waiting: u64 = self.active.iter().map(|tenant| u64::from(self.shares[*tenant as usize].waiting)).sum();
         Nanos(self.demand().0 / waiting.max(1)).max(self.start_interval())

@@ -154,10 +154,12 @@ impl Fill<'_> {
         let ceiling = plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
         let only_own = bind && model.pool.held(tenant).used >= ceiling;
         let mine = self.excess(tenant);
+        // Nobody else runs until the one that runs alone has: whoever is in its way goes.
+        let alone = self.device.alone.is_some();
         let mut best = None;
         for &other in &self.device.active {
             let own = other == tenant;
-            if own && rank.is_none() || !own && only_own {
+            if own && rank.is_none() && !alone || !own && only_own {
                 continue;
             }
             if !own && model.pool.held(other).total() <= floor(other) {
@@ -168,7 +170,7 @@ impl Fill<'_> {
             };
             let excess = self.excess(other);
             let over = match rank {
-                _ if own || inside_floor => true,
+                _ if own || inside_floor || alone => true,
                 Some(_) => excess > mine,
                 None => self.is_owed(tenant, other, slot),
             };

@@ -73,3 +73,19 @@ fn a_request_that_runs_alone_has_each_step_to_itself() {
     let plan = rig.step().unwrap();
     assert!(plan.rows.len() == 2 && row(&plan, a).is_some() && row(&plan, b).is_some());
 }
+
+#[test]
+fn a_request_that_runs_alone_takes_the_blocks_it_needs() {
+    let mut rig = Rig::new(9);
+    let (mine, theirs) = (rig.ask(1, 100, 20), rig.ask(2, 100, 20));
+    rig.step();
+    rig.step();
+    assert!(rig.blocks_free() < 4);
+    let suspect = rig.ask(1, 100, 20);
+    rig.scheduler.run_alone(DEVICE, Some(suspect));
+    let plan = rig.step().unwrap();
+    assert_eq!(plan.rows.iter().map(|row| row.request).collect::<Vec<_>>(), [suspect]);
+    rig.scheduler.run_alone(DEVICE, None);
+    rig.run_dry();
+    assert!([mine, theirs, suspect].iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
+}
