@@ -1,6 +1,6 @@
 //! Which devices a node runs on: what an operator writes, and what that means on this machine.
 
-use std::{fmt, num::NonZeroUsize, str::FromStr, thread};
+use std::{fmt, num::NonZeroUsize, str::FromStr, thread, time::Duration};
 
 use serde::Deserialize;
 
@@ -110,6 +110,81 @@ impl fmt::Display for DeviceList {
         }
         Ok(())
     }
+}
+
+/// Where a device is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DevicePhase {
+    /// Its executor loads the models.
+    Loading,
+    /// It runs requests.
+    Ready,
+    /// It runs what it has and takes no newcomers.
+    Draining,
+    /// An operator took it out; it has no executor.
+    Drained,
+    /// Its executor was lost and is started again in a moment.
+    Down,
+}
+
+impl DevicePhase {
+    /// In lower case.
+    pub fn word(self) -> &'static str {
+        match self {
+            DevicePhase::Loading => "loading",
+            DevicePhase::Ready => "ready",
+            DevicePhase::Draining => "draining",
+            DevicePhase::Drained => "drained",
+            DevicePhase::Down => "down",
+        }
+    }
+}
+
+/// A device at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Where it is in its life.
+    pub phase: DevicePhase,
+    /// Why its last executor was lost, until the next is ready.
+    pub reason: Option<String>,
+    /// The models it can run now.
+    pub models: Vec<String>,
+    /// Requests running on it.
+    pub requests_running: u32,
+    /// Requests waiting for it; they may yet go elsewhere.
+    pub requests_waiting: u32,
+    /// KV blocks of all its models.
+    pub kv_blocks: u32,
+    /// Of them, those that running requests hold.
+    pub kv_blocks_used: u32,
+    /// Lives of its executor, and their ends.
+    pub epoch: u64,
+    /// Executors started again after one was lost.
+    pub restarts: u64,
+    /// Steps it has run.
+    pub steps: u64,
+    /// Device time of these steps.
+    pub busy: Duration,
+    /// Its executor, where that is a process and there is one.
+    pub pid: Option<u32>,
+}
+
+/// Why nothing was done about a device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No device of that name.
+    #[error("there is no device `{0}`")]
+    Unknown(String),
+    /// Nobody else takes requests.
+    #[error("`{0}` is the last device that takes requests")]
+    Last(String),
+    /// The engine has ended.
+    #[error("the server is shutting down")]
+    Ended,
 }
 
 /// What to do when a GPU that was asked for by `cuda` or `cuda:N` cannot be used.

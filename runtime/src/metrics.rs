@@ -4,7 +4,7 @@
 use std::{
     fmt::{self, Write},
     sync::{Arc, PoisonError, RwLock, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::{
@@ -14,7 +14,10 @@ use prometheus_client::{
 };
 use weir_scheduler::{DeviceId, Nanos, Scheduler};
 
-use crate::{node::NodeModel, stream::Outbox, submission::Usage, telemetry::Board};
+use crate::{
+    device_metrics::DeviceMetrics, devices::DeviceStatus, node::NodeModel, stream::Outbox, submission::Usage,
+    telemetry::Board,
+};
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +109,7 @@ pub(crate) struct Metrics {
     resumed: Counter,
     quarantined: Counter,
     executor_up: Gauge,
+    devices: DeviceMetrics,
     prefix_queries: Counter,
     prefix_hits: Counter,
     first_token: Histogram,
@@ -172,7 +176,8 @@ impl Metrics {
         let resumed = counter("requests_resumed", "Choices and lists taken up again after their executor was lost");
         let quarantined = counter("requests_quarantined", "Requests kept out because they bring executors down");
         let executor_up = Gauge::default();
-        registry.register("executor_up", "1 while the executor is ready", executor_up.clone());
+        registry.register("executor_up", "1 while the executor of any device is ready", executor_up.clone());
+        let devices = DeviceMetrics::new(&mut registry);
         let prefix_queries = Counter::default();
         registry.register("prefix_cache_queries", "Prompt tokens looked up", prefix_queries.clone());
         let prefix_hits = Counter::default();
@@ -226,6 +231,7 @@ impl Metrics {
             resumed,
             quarantined,
             executor_up,
+            devices,
             prefix_queries,
             prefix_hits,
             first_token,
@@ -339,7 +345,8 @@ impl Metrics {
     }
 
     /// Copies what the scheduler counts.
-    pub(crate) fn observe(&self, scheduler: &Scheduler, now: Nanos, models: &[NodeModel], devices: &[&str]) {
+    pub(crate) fn observe(&self, scheduler: &Scheduler, now: Nanos, models: &[NodeModel], devices: &[DeviceStatus]) {
+        self.devices.observe(Instant::now(), devices);
         let stats = scheduler.stats();
         self.demand.set(stats.demand.0 as f64 / 1e9);
         let queries: u64 = stats.models.iter().map(|m| m.prefix_queries).sum();
@@ -369,7 +376,7 @@ impl Metrics {
                 (Account::Idle, accounts.idle),
             ];
             for (account, nanos) in shares {
-                let label = AccountLabel { device: (*device).to_owned(), account };
+                let label = AccountLabel { device: device.name.clone(), account };
                 let counter = self.device_seconds.get_or_create(&label);
                 // An account never shrinks.
                 counter.inc_by((nanos.0 as f64 / 1e9 - counter.get()).max(0.0));

@@ -19,9 +19,7 @@ pub(crate) struct Status {
     clock: Instant,
     /// Nanoseconds of `clock` at the last completed step, plus one; 0 is never.
     last_step: AtomicU64,
-    last_canary: AtomicU64,
     inbox_len: AtomicU32,
-    executor_pid: AtomicU32,
     draining: AtomicBool,
     down: Mutex<Option<String>>,
 }
@@ -31,9 +29,7 @@ impl Status {
         Status {
             clock: Instant::now(),
             last_step: AtomicU64::new(0),
-            last_canary: AtomicU64::new(0),
             inbox_len: AtomicU32::new(0),
-            executor_pid: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             down: Mutex::new(Some("it is loading".into())),
         }
@@ -47,14 +43,6 @@ impl Status {
         self.last_step.store(self.elapsed() + 1, Ordering::Relaxed);
     }
 
-    pub(crate) fn canary_sent(&self) {
-        self.last_canary.store(self.elapsed(), Ordering::Relaxed);
-    }
-
-    pub(crate) fn last_canary(&self) -> Instant {
-        self.clock + Duration::from_nanos(self.last_canary.load(Ordering::Relaxed))
-    }
-
     pub(crate) fn last_step_age(&self) -> Option<Duration> {
         match self.last_step.load(Ordering::Relaxed) {
             0 => None,
@@ -62,21 +50,9 @@ impl Status {
         }
     }
 
-    pub(crate) fn executor_started(&self, pid: Option<u32>) {
-        self.executor_pid.store(pid.unwrap_or(0), Ordering::Relaxed);
-    }
-
-    /// The executor's process id, where it is a process.
-    pub(crate) fn executor_pid(&self) -> Option<u32> {
-        Some(self.executor_pid.load(Ordering::Relaxed)).filter(|&pid| pid != 0)
-    }
-
-    pub(crate) fn executor_ready(&self) {
-        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-
-    pub(crate) fn executor_down(&self, reason: &str) {
-        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+    /// Why no device takes requests, if none does.
+    pub(crate) fn set_down(&self, reason: Option<&str>) {
+        *self.down.lock().unwrap_or_else(PoisonError::into_inner) = reason.map(str::to_owned);
     }
 
     pub(crate) fn begin_drain(&self) {

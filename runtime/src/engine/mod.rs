@@ -1,6 +1,7 @@
 //! The handle that the server holds: submit, watch, drain. Everything that takes time but not the device (templates,
 //! tokenising, hashing) happens here, on the callers' side of the inbox.
 
+mod devices;
 mod encode;
 mod models;
 mod open;
@@ -25,7 +26,7 @@ use self::{
 use crate::{
     card::ModelCard,
     codec::hash::{BlockChain, ChainSalt},
-    config::{DeviceConfig, EngineConfig, TenantSpec},
+    config::{DeviceConfig, DeviceKind, EngineConfig, TenantSpec},
     devices::DEVICES_LEN_MAX,
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
     metrics::{Metrics, Outcome},
@@ -74,6 +75,7 @@ struct Shared {
     encoders_max: usize,
     /// Reads the GPUs for the metrics.
     _telemetry: Sampler,
+    cpu_devices: u64,
 }
 
 impl Engine {
@@ -145,6 +147,7 @@ impl Engine {
             encoders: Arc::new(Semaphore::new(encoders)),
             encoders_max: encoders,
             _telemetry: telemetry,
+            cpu_devices: config.devices.iter().filter(|device| device.kind == DeviceKind::Cpu).count() as u64,
         };
         Ok(Engine { shared: Arc::new(shared) })
     }
@@ -176,11 +179,6 @@ impl Engine {
     /// Why not.
     pub fn ready(&self) -> Result<(), NotReady> {
         self.shared.status.ready()
-    }
-
-    /// The executor's process id, where it is a process.
-    pub fn executor_pid(&self) -> Option<u32> {
-        self.shared.status.executor_pid()
     }
 
     /// All metrics, as Prometheus text. Gauges are brought up to date by the engine thread, which never waits for a

@@ -91,8 +91,10 @@ impl Engine {
                 InspectError::Refused(refusal) => AddModelError::Refused(refusal),
                 InspectError::NotStarted(message) => AddModelError::Failed(message),
             })?;
-        if let Some(available) = memory_available().filter(|available| *available < opened.load_bytes) {
-            return Err(AddModelError::NoMemory { needed: opened.load_bytes, available });
+        // Each CPU device has a copy of its own.
+        let needed = opened.load_bytes.saturating_mul(shared.cpu_devices.max(1));
+        if let Some(available) = memory_available().filter(|available| *available < needed) {
+            return Err(AddModelError::NoMemory { needed, available });
         }
         let (done, loaded) = oneshot::channel();
         let add = AddModel { model: opened.node_model(), load: opened.load.clone(), done };

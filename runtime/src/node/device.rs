@@ -40,6 +40,10 @@ pub(crate) struct Device {
     pub(crate) epoch: u64,
     pub(crate) link: Option<Link>,
     pub(crate) state: DeviceState,
+    /// It takes no newcomers; when what it runs has ended, or at the deadline, its executor is stopped.
+    pub(crate) draining: Option<Draining>,
+    /// Why the last executor was lost; nothing once one is ready.
+    pub(crate) reason: Option<String>,
     pub(crate) loaded: Vec<LoadedModel>,
     pub(crate) in_flight: VecDeque<InFlight>,
     /// Sequences that the executor may forget, by model.
@@ -48,9 +52,32 @@ pub(crate) struct Device {
     /// Executors lost since one last completed a step.
     pub(crate) failed_starts: u32,
     pub(crate) watch: Watch,
+    /// Models that the executor was told of, and whether it is loading one that the others have already.
+    pub(crate) given: usize,
+    pub(crate) late: bool,
+    /// When a step last completed or a canary was sent.
+    pub(crate) last_step: Instant,
+    pub(crate) last_canary: Instant,
+    pub(crate) counts: Counts,
     /// Requests that had rows in the steps that an executor died in: they run one at a time until each has been seen to
     /// survive. The first is the one that runs.
     pub(crate) lane: VecDeque<RequestId>,
+}
+
+/// What a device has done since the node started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) restarts: u64,
+    pub(crate) steps: u64,
+    /// Device time of its steps.
+    pub(crate) busy: Duration,
+}
+
+/// How a device is drained.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Draining {
+    /// When what still runs goes on elsewhere.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// What an executor has last been seen to do.
@@ -114,7 +141,9 @@ pub(crate) enum DeviceState {
     /// Running steps.
     Ready,
     /// Gone; to be restarted.
-    Down { reason: String, restart_at: Instant },
+    Down { restart_at: Instant },
+    /// Stopped by an operator, until another word.
+    Drained,
 }
 
 /// A step the executor has and has not reported.
@@ -127,6 +156,7 @@ pub(crate) struct InFlight {
 
 impl Device {
     pub(crate) fn new(config: DeviceConfig, models: Vec<LoadModel>) -> Self {
+        let now = Instant::now();
         let close = vec![Vec::new(); models.len()];
         let load = Load {
             required: models.len() as u32,
@@ -141,18 +171,36 @@ impl Device {
             epoch: 0,
             link: None,
             state: DeviceState::Loading,
+            draining: None,
+            reason: None,
             loaded: Vec::new(),
             in_flight: VecDeque::new(),
             close,
             restart_pause: RESTART_PAUSE_MIN,
             failed_starts: 0,
-            watch: Watch::new(Instant::now()),
+            watch: Watch::new(now),
+            given: 0,
+            late: false,
+            last_step: now,
+            last_canary: now,
+            counts: Counts::default(),
             lane: VecDeque::new(),
         }
     }
 
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.state, DeviceState::Ready)
+    }
+
+    /// Whether newcomers may be sent here.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_ready() && self.draining.is_none()
+    }
+
+    /// Whether it is not there and likely to be soon.
+    pub(crate) fn is_coming_back(&self) -> bool {
+        let coming = matches!(self.state, DeviceState::Loading | DeviceState::Down { .. });
+        coming && self.draining.is_none() && self.failed_starts < FAILED_STARTS_MAX
     }
 }
 

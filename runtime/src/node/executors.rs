@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use weir_scheduler::{Admission, DeviceId, ModelId, ModelLimits, Nanos, RequestId, TenantId, Work};
+use weir_scheduler::{Admission, DeviceId, ModelId, Nanos, RequestId, TenantId, Work};
 
 use super::{
     Node,
@@ -24,16 +24,14 @@ impl Node {
         entry.state = DeviceState::Loading;
         entry.watch = Watch::new(Instant::now());
         entry.loaded.clear();
+        (entry.given, entry.late) = (entry.load.models.len(), false);
         let (epoch, outlet) = (entry.epoch, self.outlet.clone());
         let tell = move |event| {
             // The engine thread is gone only when the process is going.
             let _ = outlet.send(NodeMessage::Link { device, epoch, event });
         };
         match Link::start(&entry.config.name, &entry.config.executor, entry.load.clone(), tell) {
-            Ok(link) => {
-                self.status.executor_started(link.pid());
-                entry.link = Some(link);
-            }
+            Ok(link) => entry.link = Some(link),
             Err(error) => self.executor_down(device, format!("cannot start: {error}")),
         }
     }
@@ -70,7 +68,7 @@ impl Node {
             }
             FromExecutor::Ready => self.executor_ready(device),
             FromExecutor::Added(loaded) => self.model_added(device, loaded),
-            FromExecutor::AddFailed(message) => self.model_not_added(message),
+            FromExecutor::AddFailed(message) => self.model_not_added(device, message),
             FromExecutor::LoadFailed { model, message } if u32::from(model) >= self.devices[device].load.required => {
                 // It was there when it was added. Whoever asks for it is told that it is not available.
                 let name = self.models.get(model as usize).map(|model| model.name.as_str());
@@ -84,9 +82,7 @@ impl Node {
                     message,
                 };
                 let reason = error.to_string();
-                if let Some(started) = self.started.take() {
-                    let _ = started.send(Err(error));
-                }
+                self.started_without(error);
                 self.executor_down(device, reason);
             }
             FromExecutor::Report(report) => self.report(device, report),
@@ -99,82 +95,110 @@ impl Node {
         self.scheduler.add_device(now, id);
         let step_latency_max = Nanos(self.devices[device].config.step_latency_max.as_nanos() as u64);
         self.scheduler.set_step_latency(id, step_latency_max);
-        let entry = &mut self.devices[device];
-        for loaded in &entry.loaded {
-            let Some(model) = self.models.get(loaded.model as usize) else { continue };
-            let limits = ModelLimits {
-                blocks: loaded.blocks,
-                rows_max: entry.config.rows_max,
-                tokens_max: loaded.tokens_max,
-                context_len_max: model.context_len,
-            };
-            self.scheduler.add_model(id, ModelId(loaded.model), limits);
+        for loaded in std::mem::take(&mut self.devices[device].loaded) {
+            self.enter_model(device, loaded);
         }
+        let entry = &mut self.devices[device];
         entry.state = DeviceState::Ready;
+        entry.reason = None;
+        entry.last_step = Instant::now();
         entry.watch.worked();
-        self.status.executor_ready();
-        self.metrics.executor_up(true);
-        self.take_up(device);
+        self.tell_status();
+        self.send_missing(device);
+        self.take_up();
         self.open_door();
     }
 
     pub(super) fn executor_down(&mut self, device: usize, reason: String) {
-        let was_ready = self.devices[device].is_ready();
-        if matches!(self.devices[device].state, DeviceState::Down { .. }) {
+        let entry = &mut self.devices[device];
+        if matches!(entry.state, DeviceState::Down { .. } | DeviceState::Drained) {
             return;
         }
         if !self.stopping {
-            tracing::error!(device, reason, "executor down");
+            tracing::error!(device = entry.config.name, reason, "executor down");
         }
-        self.forget_added_model();
-        if was_ready {
+        if entry.is_ready() {
             self.lose_device(device);
         }
+        let name = &self.devices[device].config.name;
+        self.started_without(EngineError::Executor(format!("{name}: {reason}")));
         let entry = &mut self.devices[device];
-        // Kills what is left of it; what it has said already is not heard any more.
-        entry.link = None;
-        entry.epoch += 1;
         entry.failed_starts += 1;
-        entry.in_flight.clear();
-        entry.close.iter_mut().for_each(Vec::clear);
         let restart_at = Instant::now() + entry.restart_pause;
         entry.restart_pause = (entry.restart_pause * 2).min(RESTART_PAUSE_MAX);
-        entry.state = DeviceState::Down { reason: reason.clone(), restart_at };
-        self.status.executor_down(&reason);
-        self.metrics.executor_up(false);
-        if let Some(started) = self.started.take() {
-            let _ = started.send(Err(EngineError::Executor(reason)));
-        }
+        entry.reason = Some(reason);
+        self.stop_executor(device, DeviceState::Down { restart_at });
+    }
+
+    /// Ends what is left of an executor whose requests have been taken from it. What it has said already is not heard any more.
+    pub(super) fn stop_executor(&mut self, device: usize, state: DeviceState) {
+        let entry = &mut self.devices[device];
+        entry.link = None;
+        entry.epoch += 1;
+        entry.in_flight.clear();
+        entry.close.iter_mut().for_each(Vec::clear);
+        entry.state = match entry.draining {
+            // One that was to be stopped anyway is not started again.
+            Some(_) => DeviceState::Drained,
+            None => state,
+        };
+        self.tell_status();
+        self.added_without(device);
+        self.take_up();
         self.give_up_returning();
         self.open_door();
         self.settle();
     }
 
+    /// The node's start has failed, if it has not been told how that went.
+    pub(super) fn started_without(&mut self, error: EngineError) {
+        if let Some(started) = self.started.take() {
+            let _ = started.send(Err(error));
+        }
+    }
+
+    /// Tells the other threads whether any device takes requests.
+    pub(super) fn tell_status(&self) {
+        let open = self.devices.iter().any(Device::is_open);
+        let why = self.devices.iter().find_map(|device| device.reason.as_deref());
+        let drained = self.devices.iter().all(|device| device.draining.is_some());
+        let why = if drained { "every device is drained" } else { why.unwrap_or("it is loading") };
+        self.status.set_down((!open).then_some(why));
+        self.metrics.executor_up(self.devices.iter().any(Device::is_ready));
+    }
+
     pub(super) fn restart_executors(&mut self) {
         for device in 0..self.devices.len() {
-            if let DeviceState::Down { restart_at, reason } = &self.devices[device].state
-                && *restart_at <= Instant::now()
+            let entry = &mut self.devices[device];
+            if let DeviceState::Down { restart_at } = entry.state
+                && restart_at <= Instant::now()
             {
-                tracing::warn!(device, after = reason, "restarting the executor");
+                tracing::warn!(device = entry.config.name, after = entry.reason, "restarting the executor");
+                entry.counts.restarts += 1;
                 self.metrics.restarted();
                 self.start_executor(device);
             }
         }
     }
 
-    /// When nothing has run for a while, runs one token of the operator's: `/ready` then speaks of steps, not of threads.
-    pub(super) fn send_canary(&mut self) {
-        let due = self.last_step.max(self.status.last_canary()).elapsed() >= self.canary_interval;
-        let first = self.started.is_some() && self.canaries == 0;
-        let ready = self.devices.iter().any(Device::is_ready);
-        if ready && self.groups.is_empty() && (due || first) {
-            self.status.canary_sent();
-            self.admit_canary();
+    /// When a device has run nothing for a while, runs one token of the operator's on it: `/ready` then speaks of steps, not of
+    /// threads. The first one warms the device up.
+    pub(super) fn send_canaries(&mut self) {
+        let now = Instant::now();
+        for device in 0..self.devices.len() {
+            let entry = &self.devices[device];
+            let due = now.saturating_duration_since(entry.last_step.max(entry.last_canary)) >= self.canary_interval;
+            let first = self.started.is_some() && entry.counts.steps == 0;
+            let empty = self.scheduler.is_device_empty(DeviceId(device as u16));
+            if entry.is_open() && empty && self.returning.is_empty() && (due || first) {
+                self.devices[device].last_canary = now;
+                self.admit_canary(device);
+            }
         }
     }
 
-    /// Admits one token of the operator's for the next model that is there.
-    pub(super) fn admit_canary(&mut self) -> Option<RequestId> {
+    /// Admits one token of the operator's for the next model that the device has.
+    pub(super) fn admit_canary(&mut self, device: usize) -> Option<RequestId> {
         let (now, models) = (self.now(), self.models.len() as u64);
         for _ in 0..models {
             self.canaries += 1;
@@ -196,7 +220,7 @@ impl Node {
             };
             let admission = Admission { tenant: TenantId::OPERATOR, model: ModelId(index as u16), priority: 0, work };
             // A model that was not loaded again after a restart has no place to run.
-            if let Ok(request) = self.scheduler.admit(now, admission) {
+            if let Ok(request) = self.scheduler.admit_to(now, DeviceId(device as u16), admission) {
                 let id = GroupId(u64::MAX - self.canaries);
                 let output = Output::Canary { inputs };
                 self.register(id, TenantId::OPERATOR, index, output, &[request], vec![sequence], 1);

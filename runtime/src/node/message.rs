@@ -6,12 +6,13 @@ use weir_scheduler::{BlockHash, ModelId, TenantId};
 use super::{NodeModel, sequence::SequenceSpec};
 use crate::{
     codec::hash::BlockChain,
+    devices::{DeviceError, DeviceStatus},
     error::{AddModelError, RequestFailure, SubmitError},
     executor::{link::LinkEvent, wire::LoadModel},
     stream::Outbox,
     submission::Usage,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// One message to the engine thread.
 pub(crate) enum NodeMessage {
@@ -23,6 +24,10 @@ pub(crate) enum NodeMessage {
     Link { device: usize, epoch: u64, event: LinkEvent },
     /// Load one more model.
     AddModel(Box<AddModel>),
+    /// Say how the devices are.
+    Devices(oneshot::Sender<Vec<DeviceStatus>>),
+    /// Take a device out, or back in.
+    Device(Box<DeviceOrder>),
     /// Bring the gauges up to date, then answer.
     Observe(oneshot::Sender<()>),
     /// Admit nothing more; answer when the last request has ended.
@@ -37,6 +42,23 @@ pub(crate) struct AddModel {
     pub(crate) load: LoadModel,
     /// Answered once: the id it got, or why it got none.
     pub(crate) done: oneshot::Sender<Result<ModelId, AddModelError>>,
+}
+
+/// An operator's word about one device.
+pub(crate) struct DeviceOrder {
+    pub(crate) device: String,
+    pub(crate) what: DeviceChange,
+    /// Answered once: how the device is now, or why nothing was done.
+    pub(crate) done: oneshot::Sender<Result<DeviceStatus, DeviceError>>,
+}
+
+/// What is to become of a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum DeviceChange {
+    /// It takes no newcomers, and is stopped when it is empty or that time is over; `force`: also if it is the last.
+    Drain { time: Option<Duration>, force: bool },
+    /// It takes part again.
+    Resume,
 }
 
 /// Names a request inside the node.

@@ -10,6 +10,7 @@
 //! Nothing in a turn waits: outboxes are bounded and cut slow readers off, links queue, metrics are atomics.
 
 mod device;
+mod drain;
 mod executors;
 mod group;
 pub(crate) mod message;
@@ -34,7 +35,7 @@ use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, S
 use self::{
     device::{Device, DeviceState, WATCH_INTERVAL},
     group::Group,
-    message::{GroupId, NodeMessage, Submit},
+    message::{DeviceChange, GroupId, NodeMessage, Submit},
     models::Adding,
     quarantine::Quarantine,
     sequence::Sequence,
@@ -98,7 +99,6 @@ pub(crate) struct Node {
     quarantine: Quarantine,
     canaries: u64,
     adding: Option<Adding>,
-    last_step: Instant,
     drained: Option<oneshot::Sender<()>>,
     stopping: bool,
     /// Readers to be woken when the turn is over.
@@ -121,6 +121,8 @@ struct Live {
     items: Option<Vec<u32>>,
     /// Tokens that were computed for it, so that computing them again is known as that.
     computed: u32,
+    /// The device and the epoch whose executor has its sequence.
+    open_on: Option<(usize, u64)>,
     /// Steps of it that an executor died in.
     deaths: u32,
     /// The last of them is not explained yet.
@@ -154,7 +156,6 @@ impl Node {
             quarantine: Quarantine::new(parts.secret),
             canaries: 0,
             adding: None,
-            last_step: now,
             drained: None,
             stopping: false,
             due: Vec::new(),
@@ -182,9 +183,13 @@ impl Node {
             }
             self.watch_executors();
             self.restart_executors();
-            self.send_canary();
-            for device in 0..self.devices.len() {
-                self.plan_steps(device);
+            self.finish_drains();
+            self.send_canaries();
+            // Twice: what one device passes over is there for another that has nothing to do.
+            for _ in 0..self.devices.len().min(2) {
+                for device in 0..self.devices.len() {
+                    self.plan_steps(device);
+                }
             }
             // After the devices have work again: readers take the cores that are left.
             self.due.drain(..).for_each(Waker::wake);
@@ -219,8 +224,7 @@ impl Node {
 
     fn observe(&self) {
         self.metrics.requests_live(self.groups.len());
-        let names: Vec<&str> = self.devices.iter().map(|device| device.config.name.as_str()).collect();
-        self.metrics.observe(&self.scheduler, self.now(), &self.models, &names);
+        self.metrics.observe(&self.scheduler, self.now(), &self.models, &self.device_statuses());
     }
 
     fn now(&self) -> Nanos {
@@ -229,13 +233,17 @@ impl Node {
 
     /// When the thread must wake even if nothing is said.
     fn next_deadline(&self) -> Instant {
-        let restarts = self.devices.iter().filter_map(|d| match d.state {
-            DeviceState::Down { restart_at, .. } => Some(restart_at),
-            _ => None,
-        });
-        let canary = self.last_step.max(self.status.last_canary()) + self.canary_interval;
         let now = Instant::now();
-        restarts.chain([canary.max(now + WAKE_MIN), now + WATCH_INTERVAL]).min().unwrap_or(canary)
+        let due = self.devices.iter().filter_map(|device| match device.state {
+            DeviceState::Down { restart_at } => Some(restart_at),
+            DeviceState::Ready => {
+                let canary = device.last_step.max(device.last_canary) + self.canary_interval;
+                let drained = device.draining.and_then(|draining| draining.deadline);
+                Some(canary.max(now + WAKE_MIN).min(drained.unwrap_or(canary)))
+            }
+            DeviceState::Loading | DeviceState::Drained => None,
+        });
+        due.chain([now + WATCH_INTERVAL]).min().unwrap_or(now)
     }
 
     fn take(&mut self, message: NodeMessage) {
@@ -254,6 +262,16 @@ impl Node {
                 }
             }
             NodeMessage::AddModel(add) => self.add_model(*add),
+            NodeMessage::Devices(told) => {
+                let _ = told.send(self.device_statuses());
+            }
+            NodeMessage::Device(order) => {
+                let done = match order.what {
+                    DeviceChange::Drain { time, force } => self.drain_device(&order.device, time, force),
+                    DeviceChange::Resume => self.resume_device(&order.device),
+                };
+                let _ = order.done.send(done);
+            }
             NodeMessage::Observe(observed) => {
                 self.observe();
                 let _ = observed.send(());

@@ -1,15 +1,16 @@
 //! After an executor's death: what it was running goes on, and what killed it is found.
 //!
 //! The engine knows every id of every text, and a draw is a function of the seed, the text and its place in it. So a request that
-//! an executor took with it is taken up where it was by the next one, as a prompt of all that is known; its reader notices a
-//! pause. Nothing is told twice and nothing is left out, streamed or not.
+//! an executor took with it is taken up where it was, as a prompt of all that is known: at once by another device, or by the next
+//! executor of the only one. Its reader notices a pause. Nothing is told twice and nothing is left out, streamed or not.
 //!
-//! *Who did it?* The requests with rows in the steps that the executor died in are suspects; the rest are not. Suspects run one at a
-//! time, in the device's *lane*, with no other row in the step and no other step in flight, until each has drawn an id (a list to
-//! embed: until its end), which takes it past the place where it was. An executor that dies with the lane's first in its
-//! only step has named its killer: that request ends and is kept out, see [`super::quarantine`]. So a request that
-//! kills kills twice, and nobody else ends because of it; its copies end with it. First in the lane is a canary: an executor
-//! that dies of that has named nobody.
+//! *Who did it?* The requests with rows in the steps that the executor died in are suspects; the rest are not. Suspects
+//! run one at a time, in one device's *lane*, with no other row in the step and no other step in flight, until each has
+//! drawn an id (a list to embed: until its end), which takes it past the place where it was. The lane is on the device
+//! with the least to do, and there is one in the node: other devices are not touched by a second death. An executor that
+//! dies with the lane's first in its only step has named its killer: that request ends and is kept out, see
+//! [`super::quarantine`]. So a request that kills kills twice, and nobody else ends because of it; its copies end with it.
+//! First in the lane is a canary: an executor that dies of that has named nobody.
 //!
 //! Who comes while no executor is there waits at the door, for it is there again in a moment.
 //!
@@ -18,15 +19,14 @@
 
 use std::time::Instant;
 
-use weir_scheduler::{Admission, DeviceId, End, ModelId, Nanos, RequestId, Work};
+use weir_scheduler::{Admission, DeviceId, End, ModelId, Nanos, Reject, RejectReason, RequestId, Resumption, Work};
 
 use super::{
     Live, Node,
-    device::{Device, FAILED_STARTS_MAX},
+    device::Device,
     group::{Group, Output},
     message::GroupId,
     quarantine::Fingerprint,
-    sequence::Sequence,
 };
 use crate::error::FailureKind;
 
@@ -59,6 +59,13 @@ impl Node {
         if let Some(killer) = killer {
             self.keep_out(killer);
         }
+        self.take_device(device);
+    }
+
+    /// Takes from a device all that it has, suspecting nobody.
+    pub(super) fn take_device(&mut self, device: usize) {
+        // Whoever stood in its lane is still a suspect.
+        self.devices[device].lane.clear();
         let now = self.now();
         self.scheduler.device_lost(now, DeviceId(device as u16));
         self.settle();
@@ -102,7 +109,8 @@ impl Node {
     }
 
     /// Keeps what a lost device was running; nothing if it is not to go on.
-    pub(super) fn keep(&mut self, live: Live) -> Option<Live> {
+    pub(super) fn keep(&mut self, mut live: Live) -> Option<Live> {
+        live.open_on = None;
         let group = self.groups.get(&live.group)?;
         if !group.is_wanted() || live.deaths >= DEATHS_MAX {
             return Some(live);
@@ -111,23 +119,25 @@ impl Node {
         None
     }
 
-    /// Takes up what waited for this device, suspects first.
-    pub(super) fn take_up(&mut self, device: usize) {
-        let id = DeviceId(device as u16);
+    /// Takes up what lost devices were running, suspects first, on those that are there. What only a device can do that is
+    /// not there waits for it.
+    pub(super) fn take_up(&mut self) {
+        if self.returning.is_empty() || !self.devices.iter().any(Device::is_ready) {
+            return;
+        }
         let mut returning = std::mem::take(&mut self.returning);
         // In the order in which they came, for that is the order in which they waited.
         returning.sort_by_key(|live| {
             let came = self.groups.get(&live.group).map(|group| group.submitted);
             (!live.suspect, came, live.group, live.choice)
         });
-        if returning.first().is_some_and(|live| live.suspect) {
-            // An executor that cannot even do this has nothing to say about who killed the one before.
-            let canary = self.admit_canary();
-            self.devices[device].lane.extend(canary);
-        }
         for mut live in returning {
             let Some(group) = self.groups.get_mut(&live.group) else { continue };
-            let (work, redo) = match live.sequence.as_mut() {
+            if !group.is_wanted() {
+                self.close(live, End::Cancelled, Nanos(0));
+                continue;
+            }
+            let (work, redo) = match live.sequence.as_ref() {
                 Some(sequence) => (sequence.rest(), live.computed),
                 None => {
                     let items = group.unembedded().unwrap_or_default();
@@ -142,18 +152,24 @@ impl Node {
                 }
             };
             let admission = Admission { tenant: group.tenant, model: ModelId(group.model as u16), priority: 0, work };
-            match self.scheduler.admit_again(self.now(), id, admission, redo) {
+            let since = Nanos(group.submitted.saturating_duration_since(self.clock).as_nanos() as u64);
+            let resumption = Resumption { admission, redo, since };
+            let admitted = match live.suspect {
+                true => self.admit_suspect(resumption),
+                false => self.scheduler.admit_again(self.now(), None, resumption),
+            };
+            match admitted {
                 Ok(request) => {
                     if let Some(slot) =
                         self.groups.get_mut(&live.group).and_then(|g| g.requests.get_mut(live.choice as usize))
                     {
                         *slot = request;
                     }
-                    if live.suspect {
-                        self.devices[device].lane.push_back(request);
-                    }
                     self.metrics.resumed();
                     self.sequences.insert(request, live);
+                }
+                Err(_) if self.devices.iter().any(|device| device.is_coming_back() || device.late) => {
+                    self.returning.push(live);
                 }
                 Err(reject) => {
                     tracing::error!(?reject, "a request could not be taken up again");
@@ -161,7 +177,39 @@ impl Node {
                 }
             }
         }
-        self.head_lane(device);
+        (0..self.devices.len()).for_each(|device| self.head_lane(device));
+    }
+
+    /// Puts a suspect into the lane of a device that can do it.
+    fn admit_suspect(&mut self, resumption: Resumption) -> Result<RequestId, Reject> {
+        let mut refused = Reject { reason: RejectReason::NoDevice, retry_after: Nanos(0) };
+        for device in self.lane_devices() {
+            match self.scheduler.admit_again(self.now(), Some(DeviceId(device as u16)), resumption.clone()) {
+                Ok(request) => {
+                    if self.devices[device].lane.is_empty() {
+                        // An executor that cannot even do this has nothing to say about who killed the one before.
+                        let canary = self.admit_canary(device);
+                        self.devices[device].lane.extend(canary);
+                    }
+                    self.devices[device].lane.push_back(request);
+                    return Ok(request);
+                }
+                Err(reject) => refused = reject,
+            }
+        }
+        Err(refused)
+    }
+
+    /// The devices that suspects may run on: the one that has a lane already, then those with the least to do. The others
+    /// count only for models that the first does not have.
+    fn lane_devices(&self) -> Vec<usize> {
+        let mut ready: Vec<usize> = (0..self.devices.len()).filter(|&device| self.devices[device].is_ready()).collect();
+        ready.sort_by_key(|&device| {
+            let entry = &self.devices[device];
+            let live = self.scheduler.device_live(DeviceId(device as u16));
+            (entry.lane.is_empty(), !entry.is_open(), live, device)
+        });
+        ready
     }
 
     /// Has the lane's first run alone, or everybody run.
@@ -199,8 +247,8 @@ impl Node {
     /// Whether no device runs steps now and one is likely to soon: then newcomers wait at the door.
     pub(super) fn is_coming_back(&self) -> bool {
         let started = self.started.is_none();
-        let down = !self.devices.iter().any(Device::is_ready);
-        started && down && self.devices.iter().any(|device| device.failed_starts < FAILED_STARTS_MAX)
+        let down = !self.devices.iter().any(Device::is_open);
+        started && down && self.devices.iter().any(Device::is_coming_back)
     }
 
     /// Lets those at the door in, who are refused if no device is there after all.
@@ -214,8 +262,7 @@ impl Node {
 
     /// Gives up what waits for a device that does not come back.
     pub(super) fn give_up_returning(&mut self) {
-        let hopeless = self.devices.iter().all(|device| device.failed_starts >= FAILED_STARTS_MAX);
-        if hopeless {
+        if !self.devices.iter().any(|device| device.is_ready() || device.is_coming_back()) {
             for live in std::mem::take(&mut self.returning) {
                 self.close(live, End::Lost, Nanos(0));
             }
@@ -236,8 +283,3 @@ impl Node {
 /// What the client of a quarantined request is told, then and when it comes again.
 pub(super) const QUARANTINED: &str =
     "This request has brought down the process that ran it, twice. It is not run again; please report it.";
-
-/// Whether a sequence may be open at an executor.
-pub(super) fn is_open(live: &Live) -> bool {
-    live.sequence.as_ref().is_some_and(Sequence::is_open)
-}

@@ -112,6 +112,7 @@ impl Node {
                 started: false,
                 items: None,
                 computed: 0,
+                open_on: None,
                 deaths: 0,
                 suspect: false,
             };
@@ -190,14 +191,19 @@ impl Node {
             }
             return self.close(live, end, Nanos(0));
         }
-        if recovery::is_open(&live)
-            && let Some(group) = self.groups.get(&live.group)
-        {
-            for device in &mut self.devices {
-                device.close[group.model].push(request.0);
-            }
+        if let Some(group) = self.groups.get(&live.group) {
+            self.forget_sequence(live.open_on, group.model, request);
         }
         self.close(live, end, charge);
+    }
+
+    /// Has the executor that holds a sequence, if it is still that one, forget it with its next step.
+    pub(super) fn forget_sequence(&mut self, open_on: Option<(usize, u64)>, model: usize, request: RequestId) {
+        if let Some((device, epoch)) = open_on
+            && let Some(entry) = self.devices.get_mut(device).filter(|entry| entry.epoch == epoch)
+        {
+            entry.close[model].push(request.0);
+        }
     }
 
     /// One choice has ended for good; with the last, the request has.

@@ -37,7 +37,6 @@ pub(crate) struct Sequence {
     /// Names of the blocks that the tokens fill, as far as they were asked for.
     names: Vec<BlockHash>,
     assembler: TextAssembler,
-    opened: bool,
 }
 
 /// What a drawn id led to.
@@ -52,12 +51,11 @@ impl Sequence {
         let assembler = TextAssembler::new(spec.stop.clone());
         let prompt_len = prompt.len() as u32;
         let (chain, names) = named.map_or((None, Vec::new()), |(chain, names)| (Some(chain), names));
-        Sequence { spec, tokens: prompt.to_vec(), prompt_len, chain, names, assembler, opened: false }
+        Sequence { spec, tokens: prompt.to_vec(), prompt_len, chain, names, assembler }
     }
 
     /// What is left to do for an executor that knows nothing of this sequence: every id known by now as a prompt.
-    pub(crate) fn rest(&mut self) -> Work {
-        self.opened = false;
+    pub(crate) fn rest(&self) -> Work {
         Work::Generate {
             prompt_len: self.tokens.len() as u32,
             new_tokens_max: self.spec.new_tokens_max - self.drawn(),
@@ -70,13 +68,10 @@ impl Sequence {
         &self.tokens[..self.prompt_len as usize]
     }
 
-    /// What the executor must know before the first row; `None` from the second time on.
-    pub(crate) fn open(&mut self, name: u64) -> Option<OpenSequence> {
-        if std::mem::replace(&mut self.opened, true) {
-            return None;
-        }
+    /// What an executor must know before the first row that it is given.
+    pub(crate) fn open(&self, name: u64) -> OpenSequence {
         let banned = if self.spec.ignore_eos { Vec::new() } else { self.spec.eos.to_vec() };
-        Some(OpenSequence {
+        OpenSequence {
             sequence: name,
             tokens: self.tokens.clone(),
             drawn: self.drawn(),
@@ -84,12 +79,7 @@ impl Sequence {
             logprobs: self.spec.logprobs,
             min_tokens: self.spec.min_tokens,
             banned,
-        })
-    }
-
-    /// Whether the executor has this sequence.
-    pub(crate) fn is_open(&self) -> bool {
-        self.opened
+        }
     }
 
     /// Ids drawn so far.

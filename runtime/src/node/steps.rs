@@ -6,12 +6,12 @@ use weir_scheduler::{DeviceId, Nanos, RequestId, RowKind, RowOutcome, StepPlan, 
 
 use super::{
     Node,
-    device::{Device, InFlight, RESTART_PAUSE_MIN},
+    device::{InFlight, RESTART_PAUSE_MIN},
     group::Output,
 };
 use crate::{
     error::FailureKind,
-    executor::wire::{Batch, BatchRow, Report, RowResult, ToExecutor},
+    executor::wire::{Batch, BatchRow, OpenSequence, Report, RowResult, ToExecutor},
 };
 
 impl Node {
@@ -50,14 +50,14 @@ impl Node {
         let mut open = Vec::new();
         let mut rows = Vec::with_capacity(plan.rows.len());
         for row in &plan.rows {
-            let live = self.sequences.get_mut(&row.request);
             rows.push(match row.kind {
                 RowKind::Generate { from, len, samples, blocks } => {
-                    open.extend(live.and_then(|l| l.sequence.as_mut()).and_then(|s| s.open(row.request.0)));
+                    open.extend(self.open_sequence(device, model, row.request));
                     let blocks = plan.blocks_of(blocks).iter().map(|b| b.0).collect();
                     BatchRow::Generate { sequence: row.request.0, from, len, samples, blocks }
                 }
                 RowKind::Embed { item, .. } => {
+                    let live = self.sequences.get(&row.request);
                     let input = live.and_then(|l| self.groups.get(&l.group)?.input(l.item(item)));
                     BatchRow::Embed { tokens: input.cloned().unwrap_or_default() }
                 }
@@ -65,6 +65,19 @@ impl Node {
         }
         let close = std::mem::take(&mut self.devices[device].close[model]);
         Batch { step: plan.step.0, model: plan.model.0, open, close, rows }
+    }
+
+    /// What this executor must know of a sequence before it has a row there. One that was preempted may have been open elsewhere.
+    fn open_sequence(&mut self, device: usize, model: usize, request: RequestId) -> Option<OpenSequence> {
+        let here = Some((device, self.devices[device].epoch));
+        let live = self.sequences.get_mut(&request)?;
+        if live.open_on == here {
+            return None;
+        }
+        let before = std::mem::replace(&mut live.open_on, here);
+        let open = live.sequence.as_ref().map(|sequence| sequence.open(request.0));
+        self.forget_sequence(before, model, request);
+        open
     }
 
     pub(super) fn report(&mut self, device: usize, report: Report) {
@@ -95,14 +108,16 @@ impl Node {
                 sequence.named_blocks(|name| self.scheduler.block_hashed(row.request, name));
             }
         }
-        self.last_step = arrived;
         self.status.step_completed();
         let entry = &mut self.devices[device];
+        entry.last_step = arrived;
+        entry.counts.steps += 1;
+        entry.counts.busy += device_time;
         entry.watch.worked();
         // Only now has it shown that it does more than come up and go down again.
         (entry.restart_pause, entry.failed_starts) = (RESTART_PAUSE_MIN, 0);
-        // The first canary has warmed the device up: now the node has started.
-        if self.devices.iter().all(Device::is_ready)
+        // The first canary of each has warmed it up: now the node has started.
+        if self.devices.iter().all(|device| device.is_ready() && device.counts.steps > 0)
             && let Some(started) = self.started.take()
         {
             let _ = started.send(Ok(()));
