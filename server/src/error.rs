@@ -40,6 +40,9 @@ pub enum ApiError {
     /// The model does not exist, or the caller may not know that it does: both read the same. 404.
     #[error("The model `{}` does not exist or you do not have access to it.", excerpt(.0))]
     UnknownModel(String),
+    /// No such device; operators only. 404.
+    #[error("There is no device `{}`.", excerpt(.0))]
+    UnknownDevice(String),
     /// No such route. 404.
     #[error("Invalid URL ({0})")]
     UnknownRoute(String),
@@ -153,6 +156,7 @@ impl ApiError {
             ApiError::Unauthenticated(_) => (StatusCode::UNAUTHORIZED, "authentication_error", "invalid_api_key"),
             ApiError::Forbidden(_) => (StatusCode::FORBIDDEN, "permission_error", "forbidden"),
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, REQUEST, "model_not_found"),
+            ApiError::UnknownDevice(_) => (StatusCode::NOT_FOUND, REQUEST, "device_not_found"),
             ApiError::UnknownRoute(_) => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             ApiError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             ApiError::HeadUnreadable => (StatusCode::BAD_REQUEST, REQUEST, "invalid_http"),
@@ -310,6 +314,7 @@ mod tests {
             (ApiError::Unauthenticated("m"), 401, "authentication_error", "invalid_api_key"),
             (ApiError::Forbidden(message.clone()), 403, "permission_error", "forbidden"),
             (ApiError::UnknownModel("x".into()), 404, "invalid_request_error", "model_not_found"),
+            (ApiError::UnknownDevice("x".into()), 404, "invalid_request_error", "device_not_found"),
             (ApiError::UnknownRoute("GET /".into()), 404, "invalid_request_error", "unknown_url"),
             (ApiError::MethodNotAllowed("PUT /".into()), 405, "invalid_request_error", "method_not_allowed"),
             (ApiError::HeadUnreadable, 400, "invalid_request_error", "invalid_http"),

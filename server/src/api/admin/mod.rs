@@ -1,6 +1,7 @@
-//! The operators' listener: models are added while others are served. It has an address of its own, a key of its own, and no
+//! The operators' listener: models are added while others are served, devices are drained and taken back. It has an address of its own, a key of its own, and no
 //! tenant's key opens it.
 
+mod devices;
 mod root;
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +12,7 @@ use axum::{
     http::StatusCode,
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde::Deserialize;
 use weir_runtime::{AddModelError, ModelFault, TenantId};
@@ -45,6 +46,9 @@ pub fn admin_router(app: Arc<App>, key: KeyHash, root: Option<ModelsRoot>) -> Ro
     let admin = Arc::new(Admin { app, keys, root });
     Router::new()
         .route("/admin/v1/models", get(list).post(add))
+        .route("/admin/v1/devices", get(devices::list))
+        .route("/admin/v1/devices/{name}/drain", post(devices::drain))
+        .route("/admin/v1/devices/{name}/resume", post(devices::resume))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(admin.clone(), guard))

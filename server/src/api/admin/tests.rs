@@ -77,3 +77,39 @@ async fn what_cannot_be_added_is_refused_by_name_and_leaves_nothing() {
     let models = ask(&api, Some(KEY), Method::GET, "/v1/models", "").await.json();
     assert_eq!(models["data"].as_array().map(Vec::len), Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_device_is_drained_by_force_and_comes_back() {
+    let (admin, api) = admin(None).await;
+    const DEVICES: &str = "/admin/v1/devices";
+    let list = ask(&admin, Some(OPERATOR), Method::GET, DEVICES, "").await.json();
+    let device = &list["data"][0];
+    assert_eq!((&device["name"], &device["kind"], &device["state"]), (&json!("cpu:0"), &json!("cpu"), &json!("ready")));
+    assert_eq!(device["models"], json!(["m", "org/secret"]));
+    let order = |path: &'static str, body: &'static str| {
+        let admin = admin.clone();
+        async move { ask(&admin, Some(OPERATOR), Method::POST, &format!("{DEVICES}/{path}"), body).await }
+    };
+    for (path, body, expected) in [
+        ("cpu:1/drain", "", (404, "device_not_found")),
+        ("cpu:1/resume", "", (404, "device_not_found")),
+        ("cpu:0/drain", "", (409, "last_device")),
+        ("cpu:0/drain", "{\"force\": false}", (409, "last_device")),
+        ("cpu:0/drain", "{\"deadline_s\": -1}", (400, "invalid_value")),
+        ("cpu:0/drain", "{\"deadline_s\": 1e9}", (400, "invalid_value")),
+        ("cpu:0/drain", "{\"deadline\": 1}", (400, "invalid_json")),
+        ("cpu:0/drain", "[", (400, "invalid_json")),
+    ] {
+        assert_eq!(code(&order(path, body).await), (expected.0, expected.1.to_owned()), "{path} {body}");
+    }
+    let resumed = order("cpu:0/resume", "").await;
+    assert_eq!(resumed.json()["state"], "ready", "a device that was not drained is left as it is");
+    let drained = order("cpu:0/drain", "{\"force\": true}").await.json();
+    assert!(drained["state"] == "drained" || drained["state"] == "draining", "{drained}");
+    let chat = json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).to_string();
+    assert_eq!(ask(&api, Some(KEY), Method::POST, "/v1/chat/completions", chat.clone()).await.status, 503);
+    assert_eq!(ask(&api, None, Method::GET, "/ready", "").await.status, 503);
+    order("cpu:0/resume", "").await;
+    // It waits at the door until the executor is there.
+    assert_eq!(ask(&api, Some(KEY), Method::POST, "/v1/chat/completions", chat).await.status, 200);
+}
