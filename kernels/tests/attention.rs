@@ -8,7 +8,7 @@ use common::*;
 use half::f16;
 use proptest::prelude::*;
 use weir_kernels::ops::{AttentionRow, BLOCK_LEN};
-use weir_kernels::{KernelError, Pool, ops, spec};
+use weir_kernels::{KernelError, ops, spec};
 
 const LAYERS: usize = 2;
 const SCALE: f32 = 0.3;

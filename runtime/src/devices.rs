@@ -358,8 +358,8 @@ mod tests {
         missing: GpuMissing,
     ) -> Result<(Vec<String>, Vec<String>), String> {
         let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
-        let resolved =
-            choose(&list(text).expect("a list"), [&shape, &shape], &gpu, &found, missing).map_err(|error| error.to_string())?;
+        let resolved = choose(&list(text).expect("a list"), [&shape, &shape], &gpu, &found, missing)
+            .map_err(|error| error.to_string())?;
         Ok((resolved.devices.into_iter().map(|device| device.name).collect(), resolved.without))
     }
 
@@ -408,7 +408,8 @@ mod tests {
     #[test]
     fn a_gpus_executor_is_its_program() {
         let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
-        let resolved = choose(&list("cuda:3").expect("a list"), [&shape, &shape], &gpu, &gpus(&[(9, 0); 4]), GpuMissing::Exit);
+        let resolved =
+            choose(&list("cuda:3").expect("a list"), [&shape, &shape], &gpu, &gpus(&[(9, 0); 4]), GpuMissing::Exit);
         let device = resolved.expect("devices").devices.remove(0);
         assert_eq!(device.kind, DeviceKind::Cuda(3));
         let ExecutorMode::Process { program, args } = device.executor else { panic!("a process") };

@@ -12,7 +12,7 @@ mod product;
 mod stream;
 
 pub(crate) use memory::Buffer;
-pub use memory::Event;
+pub(crate) use memory::Event;
 pub(crate) use product::CudaMatrix;
 pub(crate) use stream::{Stream, gpus};
 

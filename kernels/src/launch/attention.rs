@@ -283,7 +283,7 @@ mod tests {
     const MODEL: AttentionShape =
         AttentionShape { heads: 14, kv_heads: 2, head_dim: 64, window: None, element: Element::BF16 };
 
-    fn rows(lens: &[(u32, u32)], blocks: &[u32]) -> Vec<AttentionRow<'_>> {
+    fn rows<'a>(lens: &[(u32, u32)], blocks: &'a [u32]) -> Vec<AttentionRow<'a>> {
         let mut first_token = 0;
         let mut rows = Vec::new();
         for (context, tokens) in lens {
