@@ -162,7 +162,7 @@ __device__ __forceinline__ void merge(T* out, const float* workspace, const uint
 }  // namespace
 
 #define DECODE(name, suffix, T, GROUP)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256, 3) name##_##suffix(                                                          \
+    extern "C" __global__ void __launch_bounds__(256, 2) name##_##suffix(                                                          \
         T* out, const T* q, const T* kv, float* workspace, const uint32_t* items, const uint32_t* tables, uint32_t out_stride,  \
         uint32_t q_stride, uint32_t heads, uint32_t kv_heads, uint32_t dim, uint32_t layers, uint32_t layer, uint32_t slots,    \
         float scale) {                                                                                                          \

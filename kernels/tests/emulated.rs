@@ -76,6 +76,12 @@ fn a_missing_barrier_is_found() {
 }
 
 #[test]
+fn a_copy_nobody_waited_for_is_found() {
+    assert_eq!(planted("copy", 1, 32, &[]).unwrap()[..3], [1.0, 2.0, 3.0]);
+    assert_found(planted("copy_not_awaited", 1, 32, &[]), "before it was written");
+}
+
+#[test]
 fn an_access_outside_memory_is_found() {
     assert_found(
         planted("past_the_end", 3, 64, &[Arg::U32(128)]),

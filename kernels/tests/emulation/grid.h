@@ -6,7 +6,7 @@
 // before it was written, and two accesses that no barrier orders (between threads, or between blocks of a launch) are errors, not
 // luck. A barrier or a warp's collective that not all its threads reach, at the same line, is an error too.
 //
-// An asynchronous copy is made when its thread waits for it, not before.
+// An asynchronous copy is made when its thread waits for it; from when it was begun until then nobody may read its place.
 //
 // Stricter than the device: blocks are whole warps; a thread must not end before a barrier or collective that names it; writing
 // the same value twice without order is a race; shuffles and wmma order no memory (as CUDA says), only __syncwarp of a whole warp
@@ -66,8 +66,8 @@ unsigned weir_ballot(unsigned mask, int predicate, int line);
 void weir_mma(float* acc, const float* a, const float* b, int line);
 void weir_warp_meets(int line);
 void weir_atomic_access(void* address, unsigned bytes);
-// Sixteen bytes to shared memory, zeros if not `valid`: they arrive at this thread's next weir_copies_arrive which leaves fewer
-// than this many of its groups on the way.
+// Sixteen bytes to shared memory, zeros if not `valid`: they arrive with the weir_copies_arrive of this thread that leaves fewer
+// groups on the way than were begun since.
 void weir_copy_async(void* to, const void* from, bool valid);
 void weir_copies_end_group();
 void weir_copies_arrive(int groups_left);

@@ -1,7 +1,8 @@
 //! An emulation of CUDA's thread grid on the host: a [`Runner`] whose device is this process.
 //!
-//! Each `.cu` file is compiled once by the C++ compiler (`CXX`, or `g++`) against `grid.h` and kept in the build's folder under a
-//! name that its content decides. `grid.cpp` runs its kernels and watches every access; see there for what it finds.
+//! Each `.cu` file is compiled once by `g++` (its thread sanitizer's callbacks are what `grid.cpp` defines) against `grid.h`, and kept
+//! in the build's folder under a name that its content decides. `grid.cpp` runs its kernels and watches every access; see `grid.h` for
+//! what it finds.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -253,11 +254,10 @@ fn headers(dir: &Path) -> Vec<PathBuf> {
 }
 
 fn tool(args: &[&str]) -> Result<(), KernelError> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-    let output = Command::new(&compiler).args(args).current_dir(HERE).output();
-    let output = output.map_err(|e| error("compile", format!("{compiler}: {e}")))?;
+    let output = Command::new("g++").args(args).current_dir(HERE).output();
+    let output = output.map_err(|e| error("compile", format!("g++: {e}")))?;
     if !output.status.success() {
-        return Err(error("compile", format!("{compiler}: {}", String::from_utf8_lossy(&output.stderr))));
+        return Err(error("compile", format!("g++: {}", String::from_utf8_lossy(&output.stderr))));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 // Kernels with a fault each, which the emulation must find, and one without.
-#include "common.cuh"
+#include "vectors.cuh"
 
 // out[block] = the sum of the block's 64 inputs, by way of shared memory.
 template <bool BARRIER>
@@ -84,6 +84,22 @@ extern "C" __global__ void count_f32(float* out) {
 }
 
 WEIR_KERNEL(count_f32)
+// What an asynchronous copy brings is read before its thread has waited for it.
+template <bool WAIT>
+__device__ void copy_body(float* out, const float* in) {
+    WEIR_DYNAMIC_SHARED(float, parts);
+    if (threadIdx.x < 16) weir::copy_async(parts + threadIdx.x * 4, in + threadIdx.x * 4, true);
+    weir::end_copies();
+    if (WAIT) weir::wait_for_copies<0>();
+    __syncthreads();
+    out[threadIdx.x] = parts[threadIdx.x];
+    weir::wait_for_copies<0>();
+}
+extern "C" __global__ void copy_f32(float* out, const float* in) { copy_body<true>(out, in); }
+extern "C" __global__ void copy_not_awaited_f32(float* out, const float* in) { copy_body<false>(out, in); }
+
+WEIR_KERNEL(copy_f32)
+WEIR_KERNEL(copy_not_awaited_f32)
 WEIR_KERNEL(sum_f32)
 WEIR_KERNEL(no_barrier_f32)
 WEIR_KERNEL(reuse_f32)
