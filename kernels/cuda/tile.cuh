@@ -196,10 +196,21 @@ __device__ __forceinline__ void attend(const Queries<T>& queries, const Source& 
     T* const weights = reinterpret_cast<T*>(scores);
     constexpr int WEIGHTS_STRIDE = SCORES_STRIDE * 2, KEEP = 32;
 
-    for (uint32_t i = threadIdx.x; i < 64 * dim; i += TILE_THREADS) {
-        const uint32_t r = i / dim, d = i % dim;
-        q[r * STRIDE + d] =
-            r < queries.count ? queries.q[queries.token(r) * queries.q_stride + queries.column(r) + d] : from_float<T>(0.0f);
+    if (on_vectors(queries.q, queries.q_stride)) {
+        const uint32_t vectors = dim / PER_VECTOR<T>;
+        for (uint32_t i = threadIdx.x; i < 64 * vectors; i += TILE_THREADS) {
+            const uint32_t r = i / vectors, d = i % vectors * PER_VECTOR<T>;
+            const bool valid = r < queries.count;
+            const uint64_t from = valid ? queries.token(r) * queries.q_stride + queries.column(r) : 0;
+            // They arrive with the first keys.
+            copy_async(q + r * STRIDE + d, queries.q + from + d, valid);
+        }
+    } else {
+        for (uint32_t i = threadIdx.x; i < 64 * dim; i += TILE_THREADS) {
+            const uint32_t r = i / dim, d = i % dim;
+            q[r * STRIDE + d] =
+                r < queries.count ? queries.q[queries.token(r) * queries.q_stride + queries.column(r) + d] : from_float<T>(0.0f);
+        }
     }
     // Two lanes share a row, 16 columns each.
     const uint32_t row = lane / 2, half = lane % 2 * 16, query = warp * 16 + row;
@@ -307,6 +318,7 @@ __device__ __forceinline__ void attend(const Queries<T>& queries, const Source& 
         stage(values, STRIDE, source, true, tile + 1, start, past, dim);
     }
     if (!busy) return;
+    const bool wide_out = on_vectors(queries.out, queries.out_stride);
 #pragma unroll
     for (int c = 0; c < PANELS; c++) {
         if (c * 16 >= dim) break;
@@ -315,8 +327,12 @@ __device__ __forceinline__ void attend(const Queries<T>& queries, const Source& 
         __syncwarp();
         if (query >= queries.count) continue;
         T* const out = queries.out + queries.token(query) * queries.out_stride + queries.column(query) + c * 16 + lane % 2 * 8;
+        float result[8];
 #pragma unroll
-        for (int d = 0; d < 8; d++) out[d] = from_float<T>(scores[row * SCORES_STRIDE + lane % 2 * 8 + d] / sum);
+        for (int d = 0; d < 8; d += 4) load_vector(scores + row * SCORES_STRIDE + lane % 2 * 8 + d, result + d);
+#pragma unroll
+        for (int d = 0; d < 8; d++) result[d] /= sum;
+        store_vector(out, result, wide_out);
     }
 }
 

@@ -37,6 +37,27 @@ __device__ __forceinline__ unsigned pack(__nv_bfloat16 low, __nv_bfloat16 high) 
     return __bfloat16_as_ushort(low) | static_cast<unsigned>(__bfloat16_as_ushort(high)) << 16;
 }
 
+// Rounds eight numbers and writes them, 16 bytes at once if `wide`.
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const float* from, bool wide) {
+    T rounded[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) rounded[i] = from_float<T>(from[i]);
+    if (wide) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(pack(rounded[0], rounded[1]), pack(rounded[2], rounded[3]),
+                                                   pack(rounded[4], rounded[5]), pack(rounded[6], rounded[7]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[i] = rounded[i];
+    }
+}
+
+// Whether rows that begin at `first`, `stride` elements apart, all begin at multiples of 16 bytes.
+template <typename T>
+__device__ __forceinline__ bool on_vectors(const T* first, uint64_t stride) {
+    return (reinterpret_cast<uintptr_t>(first) | stride * sizeof(T)) % 16 == 0;
+}
+
 // Sixteen bytes from global to shared memory without passing through registers, zeros if not `valid` (nothing is read then). They
 // have arrived after the thread's wait_for_copies; other threads see them after a barrier besides.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {

@@ -46,7 +46,7 @@ fn naive(logits: &[f32], of: &Draw) -> u32 {
     let mass = |id: &u32| u128::from(masses[*id as usize].1);
     let total: u128 = kept.iter().map(mass).sum();
     let fraction = u128::from(mix(mix(of.seed).wrapping_add(u64::from(of.drawn))) >> 11);
-    let wanted = fraction * total >> 53;
+    let wanted = (fraction * total) >> 53;
     let mut sum = 0;
     *kept
         .iter()

@@ -110,7 +110,8 @@ impl<'a> Step<'a> {
         let tokens = case.rows.iter().map(|(_, tokens)| *tokens as usize).sum();
         // Queries are columns of wider rows, keys and values of the step beside them.
         let width = case.heads * case.dim;
-        let place = Place { rows: tokens, cols: width, first: 16, stride: width + 2 * case.kv_heads * case.dim };
+        let beside = if case.kv_heads == 1 { 1 } else { case.dim };
+        let place = Place { rows: tokens, cols: width, first: beside, stride: width + 2 * beside };
         let q = Rows::seeded(runner, element, place, &mut Seeded::new(7))?;
         let scale = 2.0 / (case.dim as f32).sqrt();
         Ok(Step { case, element, kv, blocks, tables, q, scale })
@@ -138,7 +139,9 @@ impl<'a> Step<'a> {
         let words = upload_words(runner, plan.words())?;
         let workspace = runner.upload(&vec![0xff; plan.workspace_bytes()])?;
         let width = heads * dim;
-        let place = Place { rows: first_token as usize, cols: width, first: 3, stride: width + 5 };
+        // Rows that begin at multiples of 16 bytes, and rows that do not.
+        let beside = if kv_heads == 1 { 3 } else { 8 };
+        let place = Place { rows: first_token as usize, cols: width, first: beside, stride: width + 2 * beside };
         let out = Rows::unwritten(runner, self.element, place)?;
         let kv = KvAt {
             ptr: self.kv.at().ptr,

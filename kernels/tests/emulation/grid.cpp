@@ -367,6 +367,7 @@ void weir_copy(void* to, const void* from, unsigned bytes) { memcpy(to, from, by
 void weir_copy_async(void* to, const void* from, bool valid) {
     Fiber& f = fibers[me];
     if (f.copies_len == COPIES_MAX) fail("more than %d copies on the way", COPIES_MAX);
+    if ((uint64_t(to) | uint64_t(from)) % 16 != 0) fail("a copy between %p and %p, which are not both multiples of 16", from, to);
     // It may overwrite from now on, and nobody may read until it has arrived.
     touch(to, 16, WRITE);
     forget(to, 16);
