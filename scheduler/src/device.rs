@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::cost::Load;
+use crate::cost::{Cost, Load};
 use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
 use crate::model::Model;
 use crate::share::{Share, Virtual};
@@ -58,6 +58,8 @@ pub(crate) struct Device {
     /// What a step should stay under.
     pub(crate) step_latency_max: Nanos,
     pub(crate) models: Vec<Model>,
+    /// What steps cost here, from before a loss: the next executor has the same device.
+    pub(crate) costs: Vec<(ModelId, Cost)>,
     /// By tenant slot.
     pub(crate) shares: Vec<Share>,
     /// Tenants with live requests here, in the order of their arrival.
@@ -95,6 +97,7 @@ impl Device {
             closed: false,
             step_latency_max,
             models: Vec::new(),
+            costs: Vec::new(),
             shares: Vec::new(),
             active: Vec::new(),
             clock: 0,

@@ -83,8 +83,10 @@ pub(crate) struct Model {
 /// What a request is expected to need of a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Need {
-    /// Device time until its prompt, or its list, is computed.
+    /// Device time of its prompt, or its list, as one among the usual number of rows.
     pub(crate) prompt: Nanos,
+    /// Time until it is computed, with whole steps: a part of a step is no sooner over than the step.
+    pub(crate) latency: Nanos,
     /// Tokens before the first that it draws.
     pub(crate) known: u32,
     /// Ids that it draws.
@@ -151,7 +153,7 @@ impl Model {
             Work::Generate { prompt_len, new_tokens_max, hashes } => {
                 self.need_of_text(tenant, hashes, *prompt_len, *new_tokens_max)
             }
-            Work::Embed { lens } => Need { prompt: self.estimate_embed(lens), ..Need::default() },
+            Work::Embed { lens } => self.need_of_list(lens),
         }
     }
 
@@ -162,9 +164,7 @@ impl Model {
                 let left = new_tokens_max.saturating_sub(request.drawn);
                 self.need_of_text(request.tenant, &request.hashes, request.known, left)
             }
-            Work::Embed { lens } => {
-                Need { prompt: self.estimate_embed(&lens[request.computed as usize..]), ..Need::default() }
-            }
+            Work::Embed { lens } => self.need_of_list(&lens[request.computed as usize..]),
         }
     }
 
@@ -173,33 +173,41 @@ impl Model {
         let draws = u64::from(draws).min((self.drawn_mean >> 8).max(1)) as u32;
         let prompt = Load::new(cached, known - cached);
         let steps = prompt.tokens.div_ceil(u64::from(self.limits.tokens_max.max(1)));
-        Need { prompt: self.cost.attributed(prompt, steps), known, draws, cached }
+        let latency = self.whole_steps(prompt, steps);
+        Need { prompt: self.cost.attributed(prompt, steps), latency, known, draws, cached }
+    }
+
+    fn need_of_list(&self, lens: &[u32]) -> Need {
+        let mut load = Load::default();
+        for len in lens {
+            load.add(Load::new(0, *len));
+        }
+        let items = lens.len() as u64;
+        let steps = load.tokens.div_ceil(u64::from(self.limits.tokens_max.max(1)));
+        let latency = self.whole_steps(load, steps.max(items.div_ceil(u64::from(self.limits.rows_max.max(1)))));
+        Need { prompt: self.cost.attributed(load, items), latency, ..Need::default() }
+    }
+
+    fn whole_steps(&self, load: Load, steps: u64) -> Nanos {
+        self.cost.marginal(load).saturating_add(Nanos(self.cost.step().0.saturating_mul(steps)))
     }
 
     /// What a running request is expected to need yet.
     pub(crate) fn need_of_running(&self, request: &Request) -> Need {
         if let Work::Embed { lens } = &request.work {
-            return Need { prompt: self.estimate_embed(&lens[request.computed as usize..]), ..Need::default() };
+            return self.need_of_list(&lens[request.computed as usize..]);
         }
         let mean = self.drawn_mean >> 8;
         // The longer a text has become, the longer it is expected to go on, for it is not one of the short ones.
         let expected = mean.saturating_sub(u64::from(request.drawn)).max(mean / 8).max(1);
         let draws = u64::from(request.draws_max() - request.drawn).min(expected) as u32;
-        Need { prompt: self.estimate_known(request), known: request.known, draws, cached: 0 }
+        Need { prompt: self.estimate_known(request), known: request.known, draws, ..Need::default() }
     }
 
     /// Device time that it takes, as one among the usual number of rows.
     pub(crate) fn attributed(&self, need: &Need) -> Nanos {
         let draws = self.cost.attributed(Load::new(need.known, need.draws), u64::from(need.draws));
         if need.draws == 0 { need.prompt } else { need.prompt.saturating_add(draws) }
-    }
-
-    fn estimate_embed(&self, lens: &[u32]) -> Nanos {
-        let mut load = Load::default();
-        for len in lens {
-            load.add(Load::new(0, *len));
-        }
-        self.cost.attributed(load, lens.len() as u64)
     }
 
     /// Device time for what a running request is known to need next: the rest of its known tokens, or of its items.

@@ -323,7 +323,7 @@ impl Model {
     fn time_with(&self, need: &Need, running: u32) -> Nanos {
         let row = self.cost.marginal(Load::new(need.known, 1)).0;
         let step = self.cost.step().0.saturating_add(row.saturating_mul(u64::from(running)));
-        need.prompt.saturating_add(Nanos(step.saturating_mul(u64::from(need.draws))))
+        need.latency.saturating_add(Nanos(step.saturating_mul(u64::from(need.draws))))
     }
 }
 
@@ -347,10 +347,11 @@ impl Device {
         outlooks[m].add(&self.models[m], need);
         let prompts = outlooks.iter().fold(Nanos::ZERO, |sum, outlook| sum.saturating_add(outlook.prompts));
         let own = match need.draws {
-            0 => need.prompt,
+            0 => need.latency,
             draws => self.models[m].texts_time(&outlooks[m], u64::from(draws)),
         };
-        let mut finish = prompts.saturating_add(if need.draws == 0 { Nanos::ZERO } else { own });
+        let mut finish = prompts.saturating_sub(need.prompt).saturating_add(need.latency);
+        finish = finish.saturating_add(if need.draws == 0 { Nanos::ZERO } else { own });
         for (n, (model, outlook)) in self.models.iter().zip(&outlooks).enumerate() {
             if outlook.texts > 0 && (n != m || need.draws == 0) {
                 let mean = outlook.draws / u64::from(outlook.texts);

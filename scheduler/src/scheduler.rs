@@ -100,7 +100,11 @@ impl Scheduler {
         if let Some(same) = self.devices.iter().flat_map(|device| &device.models).find(|model| model.id == id) {
             model.learn_from(same);
         }
-        self.devices[d].models.push(model);
+        let device = &mut self.devices[d];
+        if let Some(at) = device.costs.iter().position(|(known, _)| *known == id) {
+            model.cost = device.costs.swap_remove(at).1;
+        }
+        device.models.push(model);
         true
     }
 
@@ -146,7 +150,10 @@ impl Scheduler {
             }
         }
         let device = &mut self.devices[d];
-        device.models.clear();
+        for model in device.models.drain(..) {
+            device.costs.retain(|(id, _)| *id != model.id);
+            device.costs.push((model.id, model.cost));
+        }
         device.lift(&mut self.tenants);
     }
 

@@ -254,7 +254,10 @@ fn play(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -
         seed: 5,
         config: Config::default(),
         devices,
-        models: vec![SimModel { id: CHAT, limits, cost }],
+        models: vec![
+            SimModel { id: CHAT, limits, cost },
+            SimModel { id: VECTORS, limits: ModelLimits { blocks: 0, context_len_max: 512, ..limits }, cost },
+        ],
         sources,
         faults,
         requests_max,
@@ -294,12 +297,34 @@ fn the_gap_between_tenants_over_several_devices_does_not_grow_with_time() {
 
 #[test]
 fn work_spreads_evenly_over_devices_alike() {
-    let sources = vec![source(1, 1, Arrivals::Poisson(Nanos::from_millis(12)))];
-    let outcome = play(3, sources, 5_000, Faults::default());
-    let tenants: Vec<u64> = outcome.devices.iter().map(|books| books.tenants.0).collect();
-    println!("{tenants:?}");
-    let (least, most) = (tenants.iter().min().unwrap(), tenants.iter().max().unwrap());
-    assert!(most * 10 < least * 13, "{tenants:?}");
+    let texts = source(1, 1, Arrivals::Poisson(Nanos::from_millis(12)));
+    let ask = Ask::Embed { items: (1, 40), len: (5, 300) };
+    let lists = Source { model: VECTORS, ask, ..source(1, 1, Arrivals::Poisson(Nanos::from_millis(30))) };
+    for source in [texts, lists] {
+        let outcome = play(3, vec![source], 5_000, Faults::default());
+        let busy: Vec<u64> = outcome.devices.iter().map(|books| books.tenants.0).collect();
+        println!("{busy:?} of {:?}", outcome.end);
+        let (least, most) = (busy.iter().min().unwrap(), busy.iter().max().unwrap());
+        assert!(most * 10 < least * 15, "{busy:?}");
+    }
+}
+
+#[test]
+fn a_device_that_comes_back_knows_what_its_steps_cost() {
+    let mut rig = two();
+    for _ in 0..5 {
+        rig.scheduler.admit_to(rig.now, OTHER, admission(1, CHAT, generate(50, 10))).unwrap();
+    }
+    while step_both(&mut rig) {}
+    let cost = |rig: &Rig| {
+        let stats = rig.scheduler.stats();
+        let model = stats.models.iter().find(|model| (model.device, model.model) == (OTHER, CHAT)).unwrap();
+        (model.step_cost, model.kilotoken_cost)
+    };
+    let learnt = cost(&rig);
+    rig.scheduler.device_lost(rig.now, OTHER);
+    add_other(&mut rig, LIMITS);
+    assert_eq!(cost(&rig), learnt);
 }
 
 #[test]
