@@ -86,6 +86,8 @@ impl Node {
         tracing::error!(device = entry.config.name, message, "not loaded: the others have this model");
         (entry.late, entry.given) = (false, entry.given + 1);
         self.send_missing(device);
+        // What waited for it has nothing to wait for.
+        self.take_up();
     }
 
     /// An executor is gone, and with it what it was loading.
