@@ -29,6 +29,7 @@ mod gpu_program;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod inspect;
+pub mod make_model;
 mod memory;
 mod metrics;
 mod node;

@@ -5,6 +5,7 @@ mod chat;
 mod doctor;
 mod inspect;
 mod key;
+mod make_model;
 mod quickstart;
 mod serve;
 
@@ -52,6 +53,8 @@ enum Command {
     Config(ConfigCommand),
     /// Look at a model's files without serving them: a summary, or what is wrong
     Inspect(inspect::InspectArgs),
+    /// Write a model of random weights in a real model's shape, to measure with
+    MakeModel(make_model::MakeModelArgs),
     /// Run a device; started by `weir serve`
     #[command(hide = true)]
     Executor,
@@ -100,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Key(command) => key::run(command),
+        Command::MakeModel(args) => make_model::run(&args),
         Command::Config(ConfigCommand::Print(args)) => load(args).map(|(config, _)| put(&print(&config))),
     };
     match outcome {
