@@ -5,9 +5,10 @@
 
 use std::process::ExitCode;
 
-use weir_kernels::Gpu;
+use weir_kernels::{Device, Gpu, Pool};
 
 use crate::executor::{DeviceChoice, executor_main};
+use crate::probe::{self, ProbeError};
 
 const USAGE: &str = "usage: weir-gpu version | devices | executor --device N | probe ... [--device N]";
 
@@ -24,6 +25,7 @@ pub fn gpu_main(args: &[String]) -> ExitCode {
             Ok(ordinal) => executor_main(DeviceChoice::Cuda(ordinal)),
             Err(_) => refuse(&format!("`{ordinal}` is not the number of a device")),
         },
+        ["probe", ..] => probe(&args[1..]),
         _ => refuse(USAGE),
     }
 }
@@ -44,6 +46,28 @@ fn devices() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        Err(error) => refuse(&error.to_string()),
+    }
+}
+
+/// A probe, on the device behind `--device`, which may stand anywhere, or on the first.
+fn probe(words: &[String]) -> ExitCode {
+    let mut words = words.to_vec();
+    let mut ordinal = 0;
+    if let Some(at) = words.iter().position(|word| word == "--device") {
+        let named = words.get(at + 1).cloned().unwrap_or_default();
+        ordinal = match named.parse() {
+            Ok(ordinal) => ordinal,
+            Err(_) => return refuse(&format!("`{named}` is not the number of a device")),
+        };
+        words.drain(at..at + 2);
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let done = Device::cuda(ordinal, Pool::new(threads))
+        .map_err(ProbeError::from)
+        .and_then(|device| probe::main(&words, &device));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error.to_string()),
     }
 }

@@ -33,6 +33,7 @@ pub mod make_model;
 mod memory;
 mod metrics;
 mod node;
+pub mod probe;
 mod sampler;
 mod status;
 mod stream;

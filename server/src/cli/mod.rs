@@ -6,6 +6,7 @@ mod doctor;
 mod inspect;
 mod key;
 mod make_model;
+mod probe;
 mod quickstart;
 mod serve;
 
@@ -55,6 +56,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Write a model of random weights in a real model's shape, to measure with
     MakeModel(make_model::MakeModelArgs),
+    /// Look at models on this machine without a server, for programs: see bench/gpu
+    #[command(hide = true, disable_help_flag = true)]
+    Probe(probe::ProbeArgs),
     /// Run a device; started by `weir serve`
     #[command(hide = true)]
     Executor,
@@ -104,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Key(command) => key::run(command),
         Command::MakeModel(args) => make_model::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Config(ConfigCommand::Print(args)) => load(args).map(|(config, _)| put(&print(&config))),
     };
     match outcome {
