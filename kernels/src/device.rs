@@ -52,6 +52,22 @@ impl Gpu {
         cuda::gpus()
     }
 
+    /// Whether this build's kernels run on it: machine code does within its major version, from its minor version on.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), KernelError> {
+        let built: u32 = Gpu::compiled_for().trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
+        let (major, minor) = self.compute_capability;
+        if built / 10 == major && built % 10 <= minor {
+            return Ok(());
+        }
+        let name = &self.name;
+        let message =
+            format!("{name} has compute capability {major}.{minor}; this build is for {}.{}", built / 10, built % 10);
+        Err(KernelError::Device { op: "look for GPUs", message })
+    }
+
     /// The compute capability that this build's kernels were compiled for, such as `90`; `none` without CUDA.
     pub fn compiled_for() -> &'static str {
         cuda::COMPUTE_CAP

@@ -1,8 +1,8 @@
 //! The paged KV tensor: its order in memory, and writing to it.
 //!
-//! One f16 tensor `[blocks, layers, 2, kv_heads, 32, head_dim]`: a block's bytes are contiguous, so one copy moves a block. The
+//! One tensor `[blocks, layers, 2, kv_heads, 32, head_dim]`, on the CPU of f16: a block's bytes are contiguous, so one copy moves a block. The
 //! tile of one head holds values as `[position][head_dim]` but keys as `[head_dim][position]`, so that scores of 32 positions are
-//! two vectors and no dot product sums across lanes. What lies in a tile is this crate's own affair: only [`kv_write`] and
+//! two vectors and no dot product sums across lanes. (On a GPU it is of the activations' type, and keys lie as values do.) What lies in a tile is this crate's own affair: only [`kv_write`] and
 //! [`crate::ops::paged_attention`] look inside.
 
 use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Tensor};

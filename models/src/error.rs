@@ -93,6 +93,12 @@ pub enum ModelError {
 }
 
 impl ModelError {
+    /// Whether the device said it, on a GPU, rather than the model or its input: nothing can be expected of the device then.
+    pub fn is_device_fault(&self) -> bool {
+        use weir_kernels::KernelError;
+        matches!(self, Self::Tensor(_) | Self::Kernel(KernelError::Device { .. } | KernelError::Tensor(_)))
+    }
+
     pub(crate) fn tokenizer(reason: impl std::fmt::Display) -> Self {
         Self::Tokenizer { reason: reason.to_string() }
     }

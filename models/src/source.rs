@@ -169,6 +169,11 @@ impl ModelSource {
         if max_tokens == 0 {
             return Err(ModelError::step("a step of no tokens"));
         }
+        let heads_too_wide = self.info.head_dim > HEAD_DIM_MAX_CUDA;
+        if device.is_cuda() && heads_too_wide {
+            let reason = format!("heads of {} features; on a GPU at most {HEAD_DIM_MAX_CUDA}", self.info.head_dim);
+            return Err(ModelError::step(reason));
+        }
         let place = Place { device: device.clone(), element: self.element(device) };
         match &self.network {
             Network::Decoder(config) => {
@@ -304,6 +309,9 @@ impl ModelSource {
         Ok(Self { info, checkpoint, network: Network::Decoder(decoder), origin, template })
     }
 }
+
+/// What the attention kernels' registers hold.
+const HEAD_DIM_MAX_CUDA: u32 = 256;
 
 /// The parts of a `tokenizer.json` that describe the model; the vocabulary is skipped.
 #[derive(Debug, Default, Deserialize)]

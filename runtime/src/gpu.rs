@@ -30,11 +30,15 @@ pub fn gpu_main(args: &[String]) -> ExitCode {
     }
 }
 
-/// One line of JSON for each GPU.
+/// One line of JSON for each GPU that this build's kernels run on. Where there are others only, why not.
 fn devices() -> ExitCode {
     match Gpu::all() {
         Ok(gpus) => {
-            for gpu in gpus {
+            let (usable, others): (Vec<Gpu>, Vec<Gpu>) = gpus.into_iter().partition(|gpu| gpu.check().is_ok());
+            if let (true, Some(Err(error))) = (usable.is_empty(), others.first().map(Gpu::check)) {
+                return refuse(&error.to_string());
+            }
+            for gpu in usable {
                 let (major, minor) = gpu.compute_capability;
                 let line = serde_json::json!({
                     "ordinal": gpu.ordinal,

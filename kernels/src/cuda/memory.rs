@@ -79,8 +79,9 @@ impl Pinned {
 #[derive(Debug)]
 pub(super) struct Staging {
     pinned: Pinned,
-    /// Where the next upload begins.
-    next: usize,
+    /// The half that is being filled, and how much of it is.
+    half: usize,
+    filled: usize,
     /// The last copy from each half.
     copied: [Option<Event>; 2],
     /// What copies from the GPU land in.
@@ -95,7 +96,7 @@ const LANDING: usize = 4 << 20;
 impl Staging {
     pub(super) fn new(stream: &CudaStream) -> Result<Staging, KernelError> {
         let (pinned, landing) = (Pinned::new(stream, 2 * HALF, false)?, Pinned::new(stream, LANDING, true)?);
-        Ok(Staging { pinned, next: 0, copied: [None, None], landing })
+        Ok(Staging { pinned, half: 0, filled: 0, copied: [None, None], landing })
     }
 
     /// Copies `bytes` to `address`, in the stream's order; the host may go on at once.
@@ -103,18 +104,17 @@ impl Staging {
         const OP: &str = "upload";
         stream.context().bind_to_thread().map_err(failed(OP))?;
         for (at, part) in bytes.chunks(HALF).enumerate() {
-            let half = self.next / HALF;
-            if self.next % HALF + part.len() > HALF {
+            if self.filled + part.len() > HALF {
                 // The other half is free once the copies of its last round have ended.
-                self.copied[half] = Some(Event::record(stream)?);
-                if let Some(copied) = self.copied[1 - half].take() {
+                self.copied[self.half] = Some(Event::record(stream)?);
+                self.half = 1 - self.half;
+                if let Some(copied) = self.copied[self.half].take() {
                     copied.wait()?;
                 }
-                self.next = (1 - half) * HALF;
+                self.filled = 0;
             }
-            let from = self.next;
-            // Never past the half's last byte, where the next part would take the other half for this one.
-            self.next = (from + part.len()).next_multiple_of(64).min((from / HALF + 1) * HALF - 1);
+            let from = self.half * HALF + self.filled;
+            self.filled = (self.filled + part.len()).next_multiple_of(64);
             let staged = &mut self.pinned.bytes()[from..from + part.len()];
             staged.copy_from_slice(part);
             let to = address + (at * HALF) as u64;

@@ -16,6 +16,8 @@ use crate::launch::{Element, Launch};
 
 include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 
+const OP: &str = "load a kernel";
+
 /// Dynamic shared memory that a kernel may have without asking.
 const SHARED_FREE: u32 = 48 << 10;
 
@@ -30,9 +32,14 @@ struct Loaded {
 }
 
 impl Modules {
+    /// Loads every module.
+    pub(super) fn load_all(&self, context: &Arc<CudaContext>) -> Result<(), KernelError> {
+        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        MODULES.iter().try_for_each(|(name, _)| loaded.module(context, name).map(|_| ()))
+    }
+
     /// The kernel of a launch, allowed the shared memory it asks for.
     pub(super) fn function(&self, context: &Arc<CudaContext>, launch: &Launch) -> Result<CudaFunction, KernelError> {
-        const OP: &str = "load a kernel";
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (launch.module, launch.kernel, launch.element);
         if let Some((function, shared)) = loaded.functions.get(&key)
@@ -40,16 +47,7 @@ impl Modules {
         {
             return Ok(function.clone());
         }
-        let module = match loaded.modules.get(launch.module) {
-            Some(module) => module.clone(),
-            None => {
-                let missing = || KernelError::Device { op: OP, message: format!("no module {}", launch.module) };
-                let (_, cubin) = MODULES.iter().find(|(name, _)| *name == launch.module).ok_or_else(missing)?;
-                let module = context.load_module(Ptx::from_binary(cubin.to_vec())).map_err(failed(OP))?;
-                loaded.modules.insert(launch.module, module.clone());
-                module
-            }
-        };
+        let module = loaded.module(context, launch.module)?;
         let function = module.load_function(&launch.name()).map_err(failed(OP))?;
         if launch.shared_bytes > SHARED_FREE {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -57,5 +55,18 @@ impl Modules {
         }
         loaded.functions.insert(key, (function.clone(), launch.shared_bytes.max(SHARED_FREE)));
         Ok(function)
+    }
+}
+
+impl Loaded {
+    fn module(&mut self, context: &Arc<CudaContext>, name: &'static str) -> Result<Arc<CudaModule>, KernelError> {
+        if let Some(module) = self.modules.get(name) {
+            return Ok(module.clone());
+        }
+        let missing = || KernelError::Device { op: OP, message: format!("no module {name}") };
+        let (_, cubin) = MODULES.iter().find(|(module, _)| *module == name).ok_or_else(missing)?;
+        let module = context.load_module(Ptx::from_binary(cubin.to_vec())).map_err(failed(OP))?;
+        self.modules.insert(name, module.clone());
+        Ok(module)
     }
 }

@@ -72,7 +72,12 @@ impl CudaMatrix {
                 rest = &rest[1..];
                 n = first.n;
                 let device = candle_core::Device::Cuda(stream.device().clone());
-                let storage = QStorage::from_data(Cow::Borrowed(first.bytes), &device, ggml(first.dtype))?;
+                // candle reads blocks in place and asserts their alignment, which a file need not have.
+                let bytes = match first.bytes.as_ptr().align_offset(8) {
+                    0 => Cow::Borrowed(first.bytes),
+                    _ => Cow::Owned(first.bytes.to_vec()),
+                };
+                let storage = QStorage::from_data(bytes, &device, ggml(first.dtype))?;
                 weights = PartWeights::Blocks(QMatMul::QTensor(Arc::new(QTensor::new(storage, (n, k))?)));
             }
             matrix.parts.push(Part { first: matrix.n, n, weights });

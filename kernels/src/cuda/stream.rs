@@ -33,6 +33,8 @@ struct Inner {
 impl Stream {
     pub(crate) fn open(ordinal: u32) -> Result<Stream, KernelError> {
         const OP: &str = "open";
+        let missing = || KernelError::Device { op: OP, message: format!("there is no GPU {ordinal}") };
+        gpus()?.into_iter().find(|gpu| gpu.ordinal == ordinal).ok_or_else(missing)?.check()?;
         let device = CudaDevice::new_with_stream(ordinal as usize)?;
         // SAFETY: all work of this device is in one stream, so no tensor is used or freed out of order.
         unsafe { device.disable_event_tracking() };
@@ -40,6 +42,8 @@ impl Stream {
         keep_freed_memory(&stream).map_err(failed(OP))?;
         let staging = Mutex::new(Staging::new(&stream)?);
         let (modules, launches) = (Modules::default(), AtomicU64::new(0));
+        // A kernel that cannot be loaded is found here, not in somebody's step.
+        modules.load_all(stream.context())?;
         Ok(Stream(Arc::new(Inner { device, stream, modules, staging, launches })))
     }
 
@@ -59,7 +63,10 @@ impl Stream {
         self.0.stream.synchronize().map_err(failed("synchronize"))
     }
 
+    /// What could be allocated, all memory that the stream's pool keeps given back first; waits for the stream.
     pub(crate) fn memory(&self) -> Result<DeviceMemory, KernelError> {
+        self.synchronize()?;
+        trim_pool(&self.0.stream).map_err(failed("memory"))?;
         let (free, total) = self.0.stream.context().mem_get_info().map_err(failed("memory"))?;
         Ok(DeviceMemory { free: free as u64, total: total as u64 })
     }
@@ -185,6 +192,18 @@ pub(crate) fn gpus() -> Result<Vec<Gpu>, KernelError> {
         })
         .collect::<Result<_, cudarc::driver::DriverError>>()
         .map_err(failed(OP))
+}
+
+/// Gives what the pool keeps and nobody uses back to the driver.
+fn trim_pool(stream: &CudaStream) -> Result<(), cudarc::driver::DriverError> {
+    let context = stream.context();
+    context.bind_to_thread()?;
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the pool is written to a local of its type, and is one that the driver has just named.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result()?;
+        sys::cuMemPoolTrimTo(pool, 0).result()
+    }
 }
 
 /// Keeps freed memory in the stream's pool: otherwise each wait would give it back to the driver, and each step take it anew.

@@ -4,6 +4,8 @@ use std::{
     ops::Range,
     path::Path,
     sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use weir_kernels::{Device, KernelError, launch::sample::SampleRow, ops};
@@ -36,6 +38,7 @@ impl DeviceModel {
         let (kv, blocks) = match info.kind {
             ModelKind::Generate => {
                 let wanted = kv_bytes / source.kv_block_bytes(device).max(1);
+                // Slots are counted in u32: a block's number times its positions must be one.
                 let blocks = wanted.clamp(1, u64::from(u32::MAX) / BLOCK_LEN as u64) as u32;
                 (Some(source.kv_store(blocks, device)?), blocks)
             }
@@ -66,13 +69,13 @@ impl DeviceModel {
     /// Runs one step, and says what the device took for it, in nanoseconds. A failure of the whole forward pass fails every row.
     ///
     /// # Errors
-    /// If the device is lost: nothing can be said of the step then.
-    pub(crate) fn run(&mut self, batch: Batch) -> Result<(Vec<RowResult>, u64), KernelError> {
+    /// If the device failed: nothing can be said of the step then, and nothing expected of the next.
+    pub(crate) fn run(&mut self, batch: Batch) -> Result<(Vec<RowResult>, u64), ModelError> {
         let began = self.device.event()?;
         self.sequences.open(batch.open);
         let rows = match &mut self.model {
-            Model::Generate(_) => self.generate(&batch.rows),
-            Model::Embed(_) => self.embed(&batch.rows),
+            Model::Generate(_) => self.generate(&batch.rows)?,
+            Model::Embed(_) => self.embed(&batch.rows)?,
         };
         self.sequences.close(&batch.close);
         let ended = self.device.event()?;
@@ -80,9 +83,9 @@ impl DeviceModel {
         Ok((rows, began.nanos_until(&ended)?))
     }
 
-    fn generate(&mut self, rows: &[BatchRow]) -> Vec<RowResult> {
+    fn generate(&mut self, rows: &[BatchRow]) -> Result<Vec<RowResult>, ModelError> {
         let (Model::Generate(model), Some(kv)) = (&mut self.model, &self.kv) else {
-            return fail_all(rows, "not a generation model");
+            return Ok(fail_all(rows, "not a generation model"));
         };
         let mut results: Vec<RowResult> = Vec::with_capacity(rows.len());
         let mut forward = Vec::with_capacity(rows.len());
@@ -132,7 +135,7 @@ impl DeviceModel {
             Ok(())
         });
         if let Err(error) = forwarded {
-            return fail_all(rows, &error.to_string());
+            return self.failed(rows, error);
         }
         drop(forward);
         let draws: Vec<Mutex<Draw>> = drawing
@@ -162,11 +165,19 @@ impl DeviceModel {
             }
             results[draw.at] = draw.result;
         }
-        results
+        Ok(results)
     }
 
-    fn embed(&mut self, rows: &[BatchRow]) -> Vec<RowResult> {
-        let Model::Embed(model) = &mut self.model else { return fail_all(rows, "not an embedding model") };
+    /// What becomes of the rows of a step that could not be computed: they fail, unless it was the GPU that did.
+    fn failed(&self, rows: &[BatchRow], error: ModelError) -> Result<Vec<RowResult>, ModelError> {
+        if self.device.is_cuda() && error.is_device_fault() {
+            return Err(error);
+        }
+        Ok(fail_all(rows, &error.to_string()))
+    }
+
+    fn embed(&mut self, rows: &[BatchRow]) -> Result<Vec<RowResult>, ModelError> {
+        let Model::Embed(model) = &mut self.model else { return Ok(fail_all(rows, "not an embedding model")) };
         let inputs: Vec<&[u32]> = rows
             .iter()
             .filter_map(|row| match row {
@@ -175,19 +186,20 @@ impl DeviceModel {
             })
             .collect();
         if inputs.len() != rows.len() {
-            return fail_all(rows, "not an embedding row");
+            return Ok(fail_all(rows, "not an embedding row"));
         }
         self.logits.clear();
         if let Err(error) = model.forward(&inputs, &mut self.logits) {
-            return fail_all(rows, &error.to_string());
+            return self.failed(rows, error);
         }
-        self.logits
-            .chunks_exact(self.dim)
+        let vectors = self.logits.chunks_exact(self.dim);
+        let rows = vectors
             .map(|vector| match vector.iter().all(|x| x.is_finite()) {
                 true => RowResult::Vector(vector.to_vec()),
                 false => RowResult::Failed("the vector is not finite".into()),
             })
-            .collect()
+            .collect();
+        Ok(rows)
     }
 }
 
@@ -202,24 +214,62 @@ fn tokens_max(source: &ModelSource, load: &Load) -> u32 {
 /// Bytes of a GPU that are nobody's: cuBLAS's workspace, modules, staging, candle's short-lived tensors.
 const RESERVE_BYTES: u64 = 2 << 30;
 
-/// Bytes of KV cache for each generation model of a load: what the load says, or else, on a GPU, an even share of what its weights
-/// and workspaces leave. The device is asked for its free memory once, before anything is loaded; all else is our own count, since
-/// what a driver calls free afterwards depends on pools and, where the GPU is a node of the host's memory, on the system.
+/// Positions of KV cache that a model on a GPU must have room for: with less, its own context or a handful of users would not fit.
+const KV_POSITIONS_MIN: u64 = 4096;
+/// How long the executor before may take to go, and its memory to come back.
+const MEMORY_WAIT_MAX: Duration = Duration::from_secs(30);
+const MEMORY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Bytes of KV cache for each generation model among `models`: what the load says, or else, on a GPU, an even share of what
+/// weights and workspaces leave. The GPU is asked for its free memory before anything is loaded; all else is our own count, since what a
+/// driver calls free afterwards depends on pools and, where the GPU is a node of the host's memory, on the system.
+///
+/// `wait`: at an executor's start, the one before may not have gone from the GPU yet.
 ///
 /// # Errors
-/// If the device is lost.
-pub(crate) fn kv_bytes(load: &Load, device: &Device) -> Result<u64, KernelError> {
-    let (0, Some(memory)) = (load.kv_bytes, device.memory()?) else { return Ok(load.kv_bytes) };
-    let mut taken = RESERVE_BYTES;
-    let mut sharers = 0;
-    for model in &load.models {
+/// If the models do not fit, or the device is lost.
+pub(crate) fn kv_bytes(models: &[LoadModel], load: &Load, device: &Device, wait: bool) -> Result<u64, ModelError> {
+    if !device.is_cuda() {
+        return Ok(load.kv_bytes);
+    }
+    let (mut taken, mut least, mut sharers) = (RESERVE_BYTES, 0u64, 0);
+    for model in models {
         let LoadModel::Path(path) = model else { continue };
         // One that cannot be opened takes nothing; loading it will say why.
         let Ok(source) = ModelSource::open(Path::new(path)) else { continue };
         taken = taken.saturating_add(source.device_bytes(u64::from(tokens_max(&source, load)), device));
-        sharers += u64::from(source.info().kind == ModelKind::Generate);
+        if source.info().kind == ModelKind::Generate {
+            let positions = KV_POSITIONS_MIN.min(u64::from(source.info().context_len));
+            least = least.max(source.kv_block_bytes(device) * positions.div_ceil(BLOCK_LEN as u64));
+            sharers += 1;
+        }
     }
-    Ok(memory.free.saturating_sub(taken) / sharers.max(1))
+    let each = least.max(load.kv_bytes);
+    let needed = taken.saturating_add(each.saturating_mul(sharers));
+    let free = free_memory(device, if wait { needed } else { 0 })?;
+    if free < needed {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let message = format!("{:.1} GiB are needed, {:.1} GiB of the GPU are free", gib(needed), gib(free));
+        return Err(KernelError::Device { op: "memory", message }.into());
+    }
+    Ok(if load.kv_bytes > 0 { load.kv_bytes } else { (free - taken) / sharers.max(1) })
+}
+
+/// The device's free memory, once it is `needed` and does not grow any more, or has been waited for.
+fn free_memory(device: &Device, needed: u64) -> Result<u64, ModelError> {
+    let mut free = device.memory()?.map_or(0, |memory| memory.free);
+    let mut waited = Duration::ZERO;
+    while needed > 0 && waited < MEMORY_WAIT_MAX {
+        thread::sleep(MEMORY_LOOK_INTERVAL);
+        waited += MEMORY_LOOK_INTERVAL;
+        let now = device.memory()?.map_or(0, |memory| memory.free);
+        let settled = now <= free && now >= needed;
+        free = now;
+        if settled {
+            break;
+        }
+    }
+    Ok(free)
 }
 
 /// One id to be drawn, on whichever thread is free.

@@ -5,12 +5,13 @@ use std::{
     io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::Instant,
 };
 
 use weir_kernels::{Device, Pool};
+use weir_models::ModelError;
 
 use super::{
     fake::FakeModel,
@@ -78,23 +79,40 @@ pub(crate) fn serve(
     let ToExecutor::Load(load) = first else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first frame must be a load"));
     };
-    // A model that cannot have its device is one that cannot be loaded, for all that the other side can do about it.
-    let device = match device.open(load.threads) {
-        Ok(device) => device,
-        Err(error) => return say(&FromExecutor::LoadFailed { model: 0, message: error.to_string() }),
-    };
     let pulse = Pulse::default();
+    // Opening a GPU takes seconds, and the heart beats meanwhile.
+    let opened = OnceLock::<Device>::new();
+    let progress = || opened.get().map_or(0, Device::progress);
     thread::scope(|scope| {
         scope.spawn(|| {
-            pulse.run(|| device.progress(), |progress| say(&FromExecutor::Heartbeat { progress }).is_ok());
+            pulse.run(progress, |progress| say(&FromExecutor::Heartbeat { progress }).is_ok());
             if pulse.is_unheard() {
                 unheard();
             }
         });
-        let outcome = load_and_run(&load, reader, &writer, &device, &pulse);
-        pulse.stop();
+        // Also when what follows panics: the scope waits for the heartbeat.
+        let _stop = StopOnDrop(&pulse);
+        // A model that cannot have its device is one that cannot be loaded, for all that the other side can do about it.
+        let device = match device.open(load.threads) {
+            Ok(device) => opened.get_or_init(|| device),
+            Err(error) => return say(&FromExecutor::LoadFailed { model: 0, message: error.to_string() }),
+        };
+        let outcome = load_and_run(&load, reader, &writer, device, &pulse);
+        if outcome.is_err() {
+            // The libraries that hold on to a GPU panic when they let go of one that is lost, and this process ends anyway.
+            std::mem::forget(device.clone());
+        }
         outcome
     })
+}
+
+/// Stops a pulse.
+struct StopOnDrop<'a>(&'a Pulse);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 fn load_and_run<W: Write + Send + 'static>(
@@ -104,9 +122,12 @@ fn load_and_run<W: Write + Send + 'static>(
     device: &Device,
     pulse: &Pulse,
 ) -> io::Result<()> {
-    let lost = |error: weir_kernels::KernelError| io::Error::other(error.to_string());
-    let kv_bytes = model::kv_bytes(load, device).map_err(lost)?;
+    let lost = |error: ModelError| io::Error::other(error.to_string());
     let say = |message: &FromExecutor| wire::write_frame(&mut *held(writer), message);
+    let kv_bytes = match model::kv_bytes(&load.models, load, device, true) {
+        Ok(kv_bytes) => kv_bytes,
+        Err(error) => return say(&FromExecutor::LoadFailed { model: 0, message: error.to_string() }),
+    };
     let models: Arc<Mutex<Vec<Option<Model>>>> = Arc::default();
     for (index, model) in load.models.iter().enumerate() {
         let index = index as u16;
@@ -142,8 +163,15 @@ fn load_and_run<W: Write + Send + 'static>(
                 thread::Builder::new().name("executor-loader".into()).stack_size(LOADER_STACK_BYTES).spawn(
                     move || {
                         let began = Instant::now();
+                        // One that was loaded here and refused elsewhere is nobody's: its memory is this one's.
+                        held(&models).truncate(index as usize);
+                        let load_it = || {
+                            let models = std::slice::from_ref(&place);
+                            let kv_bytes = model::kv_bytes(models, &load, &device, false).map_err(|e| e.to_string())?;
+                            load_model(&place, &load, kv_bytes, &device)
+                        };
                         // A panic here must not take the other models' executor with it.
-                        let model = catch_unwind(AssertUnwindSafe(|| load_model(&place, &load, kv_bytes, &device)))
+                        let model = catch_unwind(AssertUnwindSafe(load_it))
                             .unwrap_or_else(|_| Err("loading it failed in a way that is a bug".into()));
                         let message = match model {
                             Ok(model) => {
@@ -215,7 +243,7 @@ impl Model {
     ///
     /// # Errors
     /// If the device is lost.
-    fn run(&mut self, batch: Batch, pulse: &Pulse) -> Result<Option<Report>, weir_kernels::KernelError> {
+    fn run(&mut self, batch: Batch, pulse: &Pulse) -> Result<Option<Report>, ModelError> {
         let step = batch.step;
         Ok(match self {
             Model::Device(model) => {

@@ -23,6 +23,9 @@ pub(crate) const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// An executor that is not heard for this long, or gets nowhere with a step for this long, is hung. A step on a busy
 /// machine may take longer: it gets somewhere.
 pub(crate) const HUNG_AFTER: Duration = Duration::from_secs(6);
+/// One that has just been started may take this long to say its first word: a GPU's reads its libraries, half a gigabyte of them, from
+/// disk first.
+pub(crate) const FIRST_WORD_AFTER: Duration = Duration::from_secs(60);
 /// Longest a load may take, however alive its executor is.
 pub(crate) const LOAD_TIME_MAX: Duration = Duration::from_secs(30 * 60);
 /// The watch is looked at this often. What passes between two looks counts once at most, so that a node that was itself
@@ -89,16 +92,18 @@ pub(crate) struct Watch {
     stuck: Duration,
     progress: u64,
     started: Instant,
+    /// It has said something.
+    heard: bool,
 }
 
 impl Watch {
     pub(crate) fn new(now: Instant) -> Self {
-        Watch { looked: now, silent: Duration::ZERO, stuck: Duration::ZERO, progress: 0, started: now }
+        Watch { looked: now, silent: Duration::ZERO, stuck: Duration::ZERO, progress: 0, started: now, heard: false }
     }
 
     /// It said how far it has come.
     pub(crate) fn heartbeat(&mut self, progress: u64) {
-        self.silent = Duration::ZERO;
+        (self.silent, self.heard) = (Duration::ZERO, true);
         if self.progress != progress {
             self.progress = progress;
             self.stuck = Duration::ZERO;
@@ -121,10 +126,11 @@ impl Watch {
         self.looked = now;
         self.silent += passed;
         self.stuck = if running { self.stuck + passed } else { Duration::ZERO };
-        let seconds = HUNG_AFTER.as_secs();
-        if self.silent > HUNG_AFTER {
-            return Some(format!("the executor has not been heard for {seconds} s"));
+        let silence_max = if self.heard { HUNG_AFTER } else { FIRST_WORD_AFTER };
+        if self.silent > silence_max {
+            return Some(format!("the executor has not been heard for {} s", silence_max.as_secs()));
         }
+        let seconds = HUNG_AFTER.as_secs();
         if self.stuck > HUNG_AFTER {
             return Some(format!("the executor has got nowhere with a step for {seconds} s"));
         }
@@ -220,10 +226,20 @@ mod tests {
 
     #[test]
     fn silence_and_standstill_are_noticed_and_slowness_is_not() {
-        assert_eq!(watched(60, false, |_, _| {}), Some(7), "silent while idle");
+        let once = |second: u64, watch: &mut Watch| {
+            if second == 1 {
+                watch.heartbeat(7);
+            }
+        };
+        assert_eq!(watched(60, false, once), Some(7), "silent while idle");
+        assert_eq!(watched(100, false, |_, _| {}), Some(61), "silent from the start");
         assert_eq!(watched(60, false, |_, watch| watch.heartbeat(7)), None, "idle");
         assert_eq!(watched(60, true, |_, watch| watch.heartbeat(7)), Some(7), "in a step that stands still");
-        assert_eq!(watched(60, true, |_, watch| watch.given()), Some(7), "silent, whatever it is given");
+        let given = |second, watch: &mut Watch| {
+            once(second, watch);
+            watch.given();
+        };
+        assert_eq!(watched(60, true, given), Some(7), "silent, whatever it is given");
         assert_eq!(watched(600, true, |second, watch| watch.heartbeat(second / 5)), None, "in a step that is slow");
     }
 
