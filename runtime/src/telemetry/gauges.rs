@@ -18,13 +18,16 @@ use super::{
     board::{Gpu, State},
 };
 
+/// What a GPU has for a metric now, by the values of its label.
+type Values = fn(&Gpu, Instant) -> Vec<(&'static str, Option<f64>)>;
+
 /// The lines of one metric: for each GPU a value, or one for each value of one more label.
 struct Metric {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
     label: &'static str,
-    values: fn(&Gpu, Instant) -> Vec<(&'static str, Option<f64>)>,
+    values: Values,
 }
 
 /// The value of a metric without another label.
@@ -32,11 +35,7 @@ fn one(value: Option<f64>) -> Vec<(&'static str, Option<f64>)> {
     vec![("", value)]
 }
 
-const fn gauge(
-    name: &'static str,
-    help: &'static str,
-    values: fn(&Gpu, Instant) -> Vec<(&'static str, Option<f64>)>,
-) -> Metric {
+const fn gauge(name: &'static str, help: &'static str, values: Values) -> Metric {
     Metric { name, help, kind: MetricType::Gauge, label: "", values }
 }
 
