@@ -18,6 +18,8 @@ use crate::ids::Nanos;
 const MEMORY_SHIFT: u32 = 6;
 /// Steps before the fit is trusted to size chunks.
 const PROVEN: u32 = 4;
+/// Steps before devices are compared by the fit: a first step can be many times as slow as those after it.
+const TRIED: u32 = 16;
 /// Steps before the slopes move slowly.
 const SETTLED: u32 = 32;
 /// Variation of the tokens in a step below which it teaches little about their cost.
@@ -93,6 +95,11 @@ impl Cost {
     /// Whether enough steps were measured to size chunks by the fit.
     pub(crate) fn proven(&self) -> bool {
         self.seen >= PROVEN
+    }
+
+    /// Whether enough steps were measured to compare the device with others.
+    pub(crate) fn tried(&self) -> bool {
+        self.seen >= TRIED
     }
 
     /// The constant of a step.

@@ -230,6 +230,9 @@ impl Scheduler {
             return true;
         }
         let (here, theirs) = (&self.devices[d].models[m], &there.models[request.model as usize]);
+        if !here.cost.tried() || !theirs.cost.tried() {
+            return true;
+        }
         let sooner = here.time_with(&here.need_of_waiting(request), here.running + 1);
         sooner <= theirs.time_with(&request.need, theirs.running).saturating_add(there.next_start())
     }
@@ -263,6 +266,8 @@ struct Place {
     alone: bool,
     /// Time from now until the request is expected to end there.
     finish: Nanos,
+    /// Enough steps were measured to believe that.
+    tried: bool,
     /// Tokens of its prompt in the cache there.
     cached: u32,
     /// Requests of the device that run or wait.
@@ -272,9 +277,15 @@ struct Place {
 /// The best place. Finishes within an eighth of the least count as equal, for they come from costs that were measured;
 /// then a cached prefix decides, which saves what it saves for certain, then the number of requests, then the device's
 /// number.
+///
+/// While one of them has run too few steps to be judged, finishes count for nothing: a device that looked slow at first would never be
+/// chosen, and never be seen to be fast.
 fn best(places: &[Place]) -> Option<Place> {
-    let least = places.iter().map(|place| (place.alone, place.finish)).min()?;
-    let near = |place: &&Place| place.alone == least.0 && place.finish <= least.1.saturating_add(Nanos(least.1.0 / 8));
+    let believed = places.iter().all(|place| place.tried);
+    let finish = |place: &Place| if believed { place.finish } else { Nanos::ZERO };
+    let least = places.iter().map(|place| (place.alone, finish(place))).min()?;
+    let enough = least.1.saturating_add(Nanos(least.1.0 / 8));
+    let near = |place: &&Place| place.alone == least.0 && finish(place) <= enough;
     places.iter().filter(near).min_by_key(|place| (core::cmp::Reverse(place.cached), place.live, place.d)).copied()
 }
 
@@ -358,7 +369,8 @@ impl Device {
                 finish = finish.saturating_add(model.texts_time(outlook, mean).min(own));
             }
         }
-        Place { d, m, alone: self.alone.is_some(), finish, cached: need.cached, live: self.live() }
+        let (alone, tried) = (self.alone.is_some(), self.models[m].cost.tried());
+        Place { d, m, alone, finish, tried, cached: need.cached, live: self.live() }
     }
 
     fn live(&self) -> u32 {

@@ -72,6 +72,25 @@ fn running_texts_count_as_work_to_come() {
 }
 
 #[test]
+fn a_device_that_was_slow_at_first_is_tried() {
+    let mut rig = two();
+    for (device, time) in [(DEVICE, Nanos::from_millis(1)), (OTHER, Nanos::from_millis(100))] {
+        rig.scheduler.admit_to(rig.now, device, admission(1, CHAT, generate(20, 1))).unwrap();
+        let plan = plan_on(&mut rig, device).unwrap();
+        rig.now += time;
+        let report = StepReport { step: plan.step, device_time: time, rows: &[RowOutcome::Advanced] };
+        assert!(rig.scheduler.finish_step(rig.now, device, &report, &mut rig.events));
+    }
+    let ids: Vec<u16> = (0..6)
+        .map(|_| {
+            let id = rig.ask(1, 20, 50);
+            device_of(&rig, id)
+        })
+        .collect();
+    assert_eq!(ids, [0, 1, 0, 1, 0, 1]);
+}
+
+#[test]
 fn ties_go_to_the_first_device_and_the_choices_of_a_group_stay_together() {
     let mut rig = two();
     let group = vec![admission(1, CHAT, generate(100, 50)); 4];
@@ -85,6 +104,10 @@ fn ties_go_to_the_first_device_and_the_choices_of_a_group_stay_together() {
 #[test]
 fn a_prefix_draws_its_text_until_the_queue_costs_more() {
     let mut rig = two();
+    for device in [DEVICE, OTHER] {
+        rig.scheduler.admit_to(rig.now, device, admission(3, CHAT, generate(20, 20))).unwrap();
+    }
+    while step_both(&mut rig) {}
     rig.ask_text(1, 7, 640, 1);
     while step_both(&mut rig) {}
     let same = rig.ask_text(1, 7, 640, 1);
@@ -133,7 +156,7 @@ fn a_far_slower_device_does_not_take_over() {
     let mut rig = Rig::with(Config::default(), 400, 2, 256);
     add_other(&mut rig, LIMITS);
     // Each learns what it costs: the second is a thousand times as slow.
-    for _ in 0..8 {
+    for _ in 0..20 {
         for (device, time) in [(DEVICE, Nanos::from_millis(1)), (OTHER, Nanos::from_secs(1))] {
             rig.scheduler.admit_to(rig.now, device, admission(1, CHAT, generate(20, 1))).unwrap();
             let plan = plan_on(&mut rig, device).unwrap();
