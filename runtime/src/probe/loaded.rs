@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use candle_core::D;
+use weir_kernels::launch::sample::SampleRow;
+use weir_kernels::sample::Draw;
+use weir_kernels::{Device, ops};
 use weir_models::{BLOCK_LEN, KvStore, Model, ModelInfo, ModelKind, ModelSource, Row};
 
 use super::{Place, ProbeError};
@@ -12,6 +14,7 @@ use super::{Place, ProbeError};
 /// A loaded model.
 pub(super) struct Loaded {
     pub(super) info: ModelInfo,
+    device: Device,
     model: Model,
     kv: Option<KvStore>,
     /// What the last step left: logits, or vectors.
@@ -40,7 +43,7 @@ impl Loaded {
         };
         let model = source.load(place.device, step_tokens as usize)?;
         place.device.synchronize()?;
-        Ok(Loaded { info, model, kv, output: Vec::new(), drawn: Vec::new() })
+        Ok(Loaded { info, device: place.device.clone(), model, kv, output: Vec::new(), drawn: Vec::new() })
     }
 
     pub(super) fn vocab(&self) -> usize {
@@ -69,12 +72,20 @@ impl Loaded {
             return Err(ProbeError::Usage("this model embeds; it does not continue texts".into()));
         };
         self.drawn.clear();
-        let drawn = &mut self.drawn;
-        Ok(model.forward_with(rows, kv, |_, scores| {
+        let (device, drawn) = (&self.device, &mut self.drawn);
+        let best = Draw { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0, drawn: 0 };
+        let mut lost = false;
+        model.forward_with(rows, kv, |_, scores| {
             // scores: [rows of this part, vocab] f32
-            drawn.extend(scores.argmax(D::Minus1)?.to_vec1::<u32>()?);
+            let ids = ops::sample(scores, &vec![SampleRow::Draw(best); scores.dims()[0]], device)?;
+            lost |= ids.contains(&None);
+            drawn.extend(ids.into_iter().flatten());
             Ok(())
-        })?)
+        })?;
+        if lost {
+            return Err(ProbeError::Failed("a row's logits are not finite".into()));
+        }
+        Ok(())
     }
 
     /// Computes each sequence's ids but the last `keep`, in steps of up to `step_tokens` tokens; `each` runs a step and is told
