@@ -83,16 +83,16 @@ pub struct EngineSettings {
     /// Compute threads, divided among the CPU devices; 0 is one per core [default: 0]
     #[arg(long, value_name = "N")]
     pub threads: Option<u32>,
-    /// KV cache of each generation model, on each device [default: 1GiB]
+    /// KV cache of each generation model, on each device [default: 1GiB; on a GPU, what weights leave]
     #[arg(long, value_name = "SIZE")]
     pub kv_memory: Option<ByteSize>,
-    /// Tokens in one step, all requests together [default: 512]
+    /// Tokens in one step, all requests together [default: 512; on a GPU, 2048]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub step_tokens_max: Option<u32>,
-    /// Sequences in one step [default: 64]
+    /// Sequences in one step [default: 64; on a GPU, 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rows_max: Option<u32>,
-    /// What a step should stay under [default: 200ms]
+    /// What a step should stay under [default: 200ms; on a GPU, 100ms]
     #[arg(long, value_name = "TIME")]
     pub step_latency_max: Option<Span>,
     /// Requests waiting on the whole node [default: 1024]
