@@ -21,6 +21,10 @@ pub struct Device {
     tensors: candle_core::Device,
 }
 
+/// Where an emulated device gets its runners from.
+#[cfg(not(feature = "cuda"))]
+pub(crate) type RunnerSource = std::sync::Arc<dyn Fn() -> Box<dyn crate::launch::Runner> + Send + Sync>;
+
 /// Memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
@@ -88,6 +92,14 @@ impl Device {
         let stream = Stream::open(ordinal)?;
         let tensors = stream.tensors();
         Ok(Device { pool, stream: Some(stream), tensors })
+    }
+
+    /// Tensors on the host, each launch run by a runner from `runner`: for tests, which give it the emulation of CUDA's thread grid. What
+    /// is called on it is what is called on a GPU, but for products, which are plain loops.
+    #[cfg(not(feature = "cuda"))]
+    #[doc(hidden)]
+    pub fn emulated(runner: RunnerSource, pool: Pool) -> Device {
+        Device { pool, stream: Some(Stream::on_host(runner)), tensors: candle_core::Device::Cpu }
     }
 
     /// The host's threads: of the ops themselves on the CPU, of what is done beside them on a GPU.

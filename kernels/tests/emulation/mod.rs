@@ -3,7 +3,7 @@
 //! Each `.cu` file is compiled once by `g++` (its thread sanitizer's callbacks are what `grid.cpp` defines) against `grid.h`, and kept
 //! in the build's folder under a name that its content decides. `grid.cpp` runs its kernels and watches every access; see `grid.h` for
 //! what it finds.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, unsafe_code, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -22,8 +22,8 @@ const GUARD_BYTE: u8 = 0xA5;
 /// What the watch keeps for every two bytes: the size of `Shadow` in `grid.cpp`.
 const SHADOW_BYTES: usize = 20;
 
-const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
-const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/emulation");
+const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/cuda");
+const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/tests/emulation");
 
 /// Intervals between barriers so far, over all launches of this process. A module's state lies in its shared object, so launches go
 /// one at a time, holding this; compilations too.

@@ -12,7 +12,7 @@ use crate::support::{Random, Tensors, bits, distance, write_folder};
 const HIDDEN: usize = 64;
 const VOCAB: u32 = 90;
 
-fn config() -> serde_json::Value {
+pub fn config() -> serde_json::Value {
     json!({
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -31,7 +31,7 @@ fn config() -> serde_json::Value {
     })
 }
 
-fn weights(seed: u64) -> Tensors {
+pub fn weights(seed: u64) -> Tensors {
     let mut random = Random(seed);
     let mut tensors = Tensors::new();
     let mut put = |name: &str, shape: &[usize], middle| tensors.insert(name.to_owned(), random.tensor(shape, middle));
@@ -61,7 +61,7 @@ fn weights(seed: u64) -> Tensors {
 }
 
 /// Writes the files of a sentence-transformers folder.
-fn write_modules(folder: &std::path::Path, pooling: &str, normalize: bool) {
+pub fn write_modules(folder: &std::path::Path, pooling: &str, normalize: bool) {
     let mut modules = vec![
         json!({"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}),
         json!({"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}),

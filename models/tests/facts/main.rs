@@ -3,6 +3,9 @@
 
 mod boundaries;
 mod decoders;
+mod emulated;
+#[path = "../../../kernels/tests/emulation/mod.rs"]
+mod emulation;
 mod encoders;
 mod headers;
 mod real;
