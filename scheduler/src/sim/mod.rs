@@ -12,6 +12,7 @@
 mod checks;
 mod memory;
 mod outcome;
+mod presets;
 mod rng;
 mod scenario;
 mod world;

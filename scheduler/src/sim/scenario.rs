@@ -13,7 +13,9 @@ pub struct StepCost {
     pub step: Nanos,
     /// Per new token.
     pub token: Nanos,
-    /// Per 1,000 (new token, earlier position) pairs.
+    /// Per 1,000 positions of context that rows read: a row of `n` tokens from position `p` reads `p + n`. Memory traffic.
+    pub kilocontext: Nanos,
+    /// Per 1,000 (new token, earlier position) pairs. Arithmetic.
     pub kiloread: Nanos,
     /// Wall time per step in which the device does not compute.
     pub overhead: Nanos,

@@ -330,17 +330,19 @@ impl<'a> World<'a> {
         let plan = &self.machines[d].queue[0];
         let model = self.scenario.models.iter().find(|model| model.id == plan.model);
         let cost = model.expect("a known model").cost;
-        let (mut tokens, mut reads) = (0, 0);
+        let (mut tokens, mut context, mut reads) = (0, 0, 0);
         for PlanRow { kind, .. } in &plan.rows {
             let (from, len) = match *kind {
                 RowKind::Generate { from, len, .. } => (u64::from(from), u64::from(len)),
                 RowKind::Embed { len, .. } => (0, u64::from(len)),
             };
             tokens += len;
+            context += from + len;
             reads += len * from + len * (len + 1) / 2;
         }
         let step = plan.step;
-        let mut time = cost.step.0 + cost.token.0 * tokens + cost.kiloread.0 * reads / 1_000;
+        let mut time = cost.step.0 + cost.token.0 * tokens;
+        time += cost.kilocontext.0 * context / 1_000 + cost.kiloread.0 * reads / 1_000;
         if self.rng.per_mille(self.scenario.faults.slow_per_mille) {
             time *= u64::from(self.scenario.faults.slow_factor.max(1));
         }

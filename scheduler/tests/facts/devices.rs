@@ -270,6 +270,7 @@ fn play(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -
     let cost = StepCost {
         step: Nanos::from_millis(4),
         token: Nanos::from_micros(20),
+        kilocontext: Nanos::ZERO,
         kiloread: Nanos::from_micros(5),
         overhead: Nanos::from_micros(30),
     };

@@ -13,6 +13,7 @@ fn chat_model(blocks: u32) -> SimModel {
         cost: StepCost {
             step: Nanos::from_millis(4),
             token: Nanos::from_micros(20),
+            kilocontext: Nanos::ZERO,
             kiloread: Nanos::from_micros(5),
             overhead: Nanos::from_micros(30),
         },
@@ -26,6 +27,7 @@ fn vector_model() -> SimModel {
         cost: StepCost {
             step: Nanos::from_millis(1),
             token: Nanos::from_micros(5),
+            kilocontext: Nanos::ZERO,
             kiloread: Nanos::from_micros(1),
             overhead: Nanos::from_micros(30),
         },

@@ -110,6 +110,7 @@ fn play(sources: Vec<Source>, requests_max: u64, blocks: u32) -> Outcome {
     let cost = StepCost {
         step: Nanos::from_millis(4),
         token: Nanos::from_micros(20),
+        kilocontext: Nanos::ZERO,
         kiloread: Nanos::from_micros(5),
         overhead: Nanos::from_micros(30),
     };
