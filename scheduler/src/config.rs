@@ -18,6 +18,10 @@ pub struct Config {
     /// The step latency that prompt chunks and embedding items are sized for. Decode rows are bounded by `rows_max` only, and
     /// one prompt row per step always gets [`crate::BLOCK_LEN`] tokens, so a slow device still makes progress.
     pub step_latency_max: Nanos,
+    /// The most of a tenant's running work that counts as used before it was measured, over all devices. Without it a burst of long prompts
+    /// would start at the price of short ones; without a bound to it, a tenant with a very long prompt would stand back until others
+    /// had as much, and the service gap would grow with the longest prompt.
+    pub hold_max: Nanos,
     /// How much later a request of priority `p` counts as having arrived, times `p`. This is also the ageing: a request of
     /// class `p` is overtaken by class 0 for at most `p * priority_spacing`.
     pub priority_spacing: Nanos,
@@ -35,6 +39,7 @@ impl Default for Config {
             preemptions_max: 4,
             start_preempts_at: Nanos::from_secs(1),
             step_latency_max: Nanos::from_millis(250),
+            hold_max: Nanos::from_millis(500),
             priority_spacing: Nanos::from_secs(2),
             token_cost_prior: Nanos::from_micros(20),
             step_cost_prior: Nanos::from_millis(1),

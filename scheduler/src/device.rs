@@ -86,6 +86,8 @@ pub(crate) struct Device {
 
     last_start: Nanos,
     start_interval: u64,
+    /// The longest step that was measured here.
+    pub(crate) slowest: Nanos,
 }
 
 impl Device {
@@ -113,6 +115,7 @@ impl Device {
             idle: Nanos::ZERO,
             last_start: now,
             start_interval: 0,
+            slowest: Nanos::ZERO,
         };
         device.grow(tenants);
         device
@@ -151,6 +154,7 @@ impl Device {
         let since_report = now - self.reported;
         let open = now - self.booked;
         let time = device_time.min(open);
+        self.slowest = self.slowest.max(time);
         let left_open = match self.in_flight.is_empty() {
             true => Nanos::ZERO,
             false => since_report.saturating_sub(time),

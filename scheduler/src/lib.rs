@@ -48,6 +48,7 @@ extern crate std;
 
 mod admit;
 mod blocks;
+mod bound;
 mod charge;
 mod config;
 mod cost;

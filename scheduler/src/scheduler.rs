@@ -36,8 +36,8 @@ impl Scheduler {
     /// A scheduler with no devices, and with the operator as its only tenant.
     pub fn new(config: Config) -> Scheduler {
         Scheduler {
+            tenants: Tenants::new(config.hold_max),
             config,
-            tenants: Tenants::new(),
             devices: Vec::new(),
             requests: Requests::default(),
             draining: false,
@@ -51,7 +51,7 @@ impl Scheduler {
 
     /// Adds a tenant, or changes what it bought. What it has at work stays at work.
     pub fn add_tenant(&mut self, id: TenantId, tenant: Tenant) {
-        self.tenants.set(id, tenant);
+        self.tenants.set(id, tenant, self.config.hold_max);
         let tenants = self.tenants.len();
         for device in &mut self.devices {
             device.grow(tenants);

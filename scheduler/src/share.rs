@@ -3,8 +3,8 @@
 //! Fairness compares *virtual time*: device nanoseconds divided by weight (VTC, OSDI'24, with device time for tokens), summed over all
 //! devices, so that a tenant whose work happens to be on a busy device has first claim on the next place elsewhere. It has
 //! two parts: what was measured, and what is held for running work that was not measured yet (the whole rest of a prompt as soon as it
-//! starts). The first grows for good; the second is replaced by measurement step by step, so a burst of long prompts cannot
-//! start at the price of short ones.
+//! starts, but no more than [`crate::Config::hold_max`] in all). The first grows for good; the second is replaced by measurement step by
+//! step, so a burst of long prompts cannot start at the price of short ones.
 //!
 //! *Lift.* A tenant that was not short of anything, on any device, has no claim from the past: before it competes again its virtual time is
 //! raised to the device's ([`crate::device::Device::clock`]), which follows the least virtual time among the tenants that
@@ -45,6 +45,10 @@ pub(crate) struct Service {
     measured: Virtual,
     /// Held for what runs.
     held: Virtual,
+    /// The most of it that counts.
+    held_max: Virtual,
+    /// Everything measured, lifts left out: what the tenant was served.
+    served: Virtual,
     /// Devices of whose last step it wanted more than it got.
     short_on: u32,
 }
@@ -52,19 +56,30 @@ pub(crate) struct Service {
 impl Service {
     /// What fairness compares.
     pub(crate) fn virtual_time(&self) -> Virtual {
-        self.measured + self.held
+        self.measured + self.held.min(self.held_max)
     }
 
     /// Forgets the credit of a tenant that was not short anywhere.
     pub(crate) fn lift(&mut self, clock: Virtual) {
         if self.short_on == 0 {
-            self.measured = self.measured.max(clock.saturating_sub(self.held));
+            self.measured = self.measured.max(clock.saturating_sub(self.held.min(self.held_max)));
         }
     }
 
     /// So much was measured.
     pub(crate) fn add_measured(&mut self, time: Virtual) {
         self.measured += time;
+        self.served += time;
+    }
+
+    /// Everything that was ever measured.
+    pub(crate) fn served(&self) -> Virtual {
+        self.served
+    }
+
+    /// How much of what is held counts from now on.
+    pub(crate) fn set_held_max(&mut self, held_max: Virtual) {
+        self.held_max = held_max;
     }
 
     /// What is held for one of its requests changes.

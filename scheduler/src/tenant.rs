@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::ids::{Nanos, TenantId};
-use crate::share::Service;
+use crate::share::{Service, virtual_time};
 
 /// What a tenant bought, as far as the scheduler acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,27 +63,25 @@ pub(crate) struct Tenants {
 pub(crate) const OPERATOR_SLOT: u32 = 0;
 
 impl Tenants {
-    pub(crate) fn new() -> Tenants {
+    pub(crate) fn new(hold_max: Nanos) -> Tenants {
         let mut tenants = Tenants { slots: BTreeMap::new(), accounts: Vec::new(), waiting: 0 };
-        tenants.set(TenantId::OPERATOR, Tenant::default());
+        tenants.set(TenantId::OPERATOR, Tenant::default(), hold_max);
         tenants
     }
 
     /// Adds a tenant or changes what it bought.
-    pub(crate) fn set(&mut self, id: TenantId, plan: Tenant) {
+    pub(crate) fn set(&mut self, id: TenantId, plan: Tenant, hold_max: Nanos) {
+        let held_max = virtual_time(hold_max, plan.weight);
         if let Some(&slot) = self.slots.get(&id) {
-            self.accounts[slot as usize].plan = plan;
+            let account = &mut self.accounts[slot as usize];
+            account.plan = plan;
+            account.service.set_held_max(held_max);
             return;
         }
         self.slots.insert(id, self.accounts.len() as u32);
-        self.accounts.push(Account {
-            id,
-            plan,
-            charge: Nanos::ZERO,
-            waiting: 0,
-            running: 0,
-            service: Service::default(),
-        });
+        let mut service = Service::default();
+        service.set_held_max(held_max);
+        self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0, service });
     }
 
     pub(crate) fn slot(&self, id: TenantId) -> Option<u32> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod admission;
+mod bound;
 mod devices;
 mod histories;
 mod memory;
