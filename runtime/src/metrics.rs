@@ -103,6 +103,7 @@ pub(crate) struct Metrics {
     kv_usage: Family<ModelLabel, Seconds>,
     device_seconds: Family<AccountLabel, Counter<f64, AtomicU64>>,
     demand: Seconds,
+    gap_bound: Seconds,
     preemptions: Counter,
     restarts: Counter,
     hangs: Counter,
@@ -163,6 +164,9 @@ impl Metrics {
         registry.register_with_unit("device", help, Unit::Seconds, device_seconds.clone());
         let demand = Seconds::default();
         registry.register_with_unit("demand", "Estimated device time of what waits", Unit::Seconds, demand.clone());
+        let gap_bound = Seconds::default();
+        let help = "Most device time, divided by weight, that one of two tenants with work waiting can be served ahead of the other";
+        registry.register_with_unit("service_gap_bound", help, Unit::Seconds, gap_bound.clone());
         let preemptions = Counter::default();
         registry.register("preemptions", "Running requests that had to give their KV blocks back", preemptions.clone());
         let restarts = Counter::default();
@@ -225,6 +229,7 @@ impl Metrics {
             kv_usage,
             device_seconds,
             demand,
+            gap_bound,
             preemptions,
             restarts,
             hangs,
@@ -349,6 +354,7 @@ impl Metrics {
         self.devices.observe(Instant::now(), devices);
         let stats = scheduler.stats();
         self.demand.set(stats.demand.0 as f64 / 1e9);
+        self.gap_bound.set(scheduler.gap_bound().0 as f64 / 1e9);
         let queries: u64 = stats.models.iter().map(|m| m.prefix_queries).sum();
         let hits: u64 = stats.models.iter().map(|m| m.prefix_hits).sum();
         // Counted by the scheduler; a model that was loaded again counts from nothing, and this goes on.

@@ -120,6 +120,12 @@ impl Node {
         if self.devices.iter().all(|device| device.is_ready() && device.counts.steps > 0)
             && let Some(started) = self.started.take()
         {
+            let seconds = self.scheduler.gap_bound().0 as f64 / 1e9;
+            let seconds = (seconds * 1e3).round() / 1e3;
+            tracing::info!(
+                seconds,
+                "service gap between tenants with work waiting: at most this much device time by weight"
+            );
             let _ = started.send(Ok(()));
         }
     }
