@@ -119,9 +119,9 @@ impl Scheduler {
     fn revoke(&mut self, id: RequestId) {
         let slot = self.requests.find(id).expect("the request was just accepted");
         let request = self.requests.get(slot);
-        let (tenant, device) = (request.tenant as usize, &mut self.devices[request.device as usize]);
+        let (tenant, device) = (request.tenant, &mut self.devices[request.device as usize]);
         device.dequeue(&mut self.requests, &mut self.tenants, slot);
-        device.shares[tenant].live -= 1;
+        device.leave(tenant);
         self.requests.retire(slot);
         self.requests.release(slot);
     }
@@ -226,10 +226,9 @@ impl Scheduler {
         let each = match tenant {
             None => u128::from(device.next_start().0),
             Some(tenant) => {
-                let weight = |slot: &u32| u128::from(self.tenants.get(*slot).weight());
-                let active: u128 = device.active.iter().map(weight).sum();
                 let share = &device.shares[tenant as usize];
-                u128::from(share.demand.0) * active.max(1) / (u128::from(share.waiting.max(1)) * weight(&tenant))
+                let weights = u128::from(device.weights.max(1));
+                u128::from(share.demand.0) * weights / (u128::from(share.waiting.max(1)) * u128::from(share.weight))
             }
         };
         let each = Nanos(u64::try_from(each).unwrap_or(u64::MAX));

@@ -13,6 +13,7 @@ use crate::ids::{BlockHash, BlockId};
 use crate::prefix::Prefix;
 use crate::request::{NONE, Requests};
 use crate::tenant::{Account, Tenants};
+use crate::tournament::Tournament;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockState {
@@ -47,9 +48,24 @@ pub(crate) struct Held {
     pub(crate) cached: u32,
     oldest: u32,
     newest: u32,
+    floor: u32,
+    weight: u32,
+    /// It is in the list of those whose place among the fattest is out of date.
+    stale: bool,
 }
 
 impl Held {
+    /// Cached blocks that others may take.
+    fn spare(&self) -> u32 {
+        self.cached.min(self.total().saturating_sub(self.floor))
+    }
+
+    /// How far it is above its floor by weight, if it has blocks that others may take; the less, the further.
+    fn fatness(&self) -> Option<u64> {
+        let above = u64::from(self.total().saturating_sub(self.floor));
+        (self.spare() > 0).then(|| !((above << 32) / u64::from(self.weight)))
+    }
+
     pub(crate) fn total(&self) -> u32 {
         self.used + self.cached
     }
@@ -72,6 +88,12 @@ pub(crate) struct Pool {
     /// Requests whose block was published or given up: they go back to their queues.
     pub(crate) woken: Vec<u32>,
     pub(crate) evictions: u64,
+    /// Cached blocks over all tenants, and those of them that lie above their owners' floors.
+    cached: u32,
+    spare: u32,
+    /// Tenants with blocks above their floors, the fattest first; brought up to date when somebody asks.
+    fattest: Tournament<u64>,
+    stale: Vec<u32>,
 }
 
 impl Pool {
@@ -93,6 +115,10 @@ impl Pool {
             index: Prefix::new(len),
             woken: Vec::new(),
             evictions: 0,
+            cached: 0,
+            spare: 0,
+            fattest: Tournament::default(),
+            stale: Vec::new(),
         };
         pool.grow(tenants);
         pool
@@ -100,7 +126,34 @@ impl Pool {
 
     /// Makes room in the tables for tenants added since.
     pub(crate) fn grow(&mut self, tenants: usize) {
-        self.held.resize(tenants, Held { used: 0, cached: 0, oldest: NONE, newest: NONE });
+        let none = Held { used: 0, cached: 0, oldest: NONE, newest: NONE, floor: 0, weight: 1, stale: false };
+        self.held.resize(tenants, none);
+        self.fattest.grow(tenants);
+        // Each is in the list at most once, so that noting one never allocates.
+        self.stale.reserve(tenants - self.stale.len());
+    }
+
+    /// Takes over what the tenant bought.
+    pub(crate) fn set_plan(&mut self, tenant: u32, account: &Account) {
+        self.change(tenant, |held| (held.floor, held.weight) = (account.plan.kv_blocks_floor, account.weight()));
+    }
+
+    /// Changes what a tenant has, and the sums with it.
+    fn change(&mut self, tenant: u32, change: impl FnOnce(&mut Held)) {
+        let held = &mut self.held[tenant as usize];
+        let (cached, spare) = (held.cached, held.spare());
+        change(held);
+        self.cached = self.cached - cached + held.cached;
+        self.spare = self.spare - spare + held.spare();
+        // Whoever had nothing to give and has nothing to give is in no order.
+        if !held.stale && (held.cached > 0 || cached > 0) {
+            held.stale = true;
+            self.stale.push(tenant);
+        }
+    }
+
+    pub(crate) fn played(&self) -> u64 {
+        self.fattest.played
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -127,13 +180,11 @@ impl Pool {
     /// How many blocks could be given to the tenant now.
     pub(crate) fn room(&self, tenant: u32, tenants: &Tenants, limits: Limits) -> u32 {
         let own = self.held(tenant);
-        let mut room = self.free_len() + own.cached;
-        for (held, account) in self.held.iter().zip(tenants.iter()) {
-            if held.cached > 0 {
-                room += above_floor(held, account, limits);
-            }
-        }
-        room -= above_floor(own, tenants.get(tenant), limits);
+        let others = match limits {
+            Limits::Bind => self.spare - own.spare(),
+            Limits::GiveWay => self.cached - own.cached,
+        };
+        let room = self.free_len() + own.cached + others;
         room.min(ceiling(tenants.get(tenant), limits).saturating_sub(own.used))
     }
 
@@ -147,7 +198,7 @@ impl Pool {
         if own.total() >= ceiling {
             self.evict(tenant);
         } else if self.free.is_empty() {
-            let victim = self.fattest(tenant, tenants, limits)?;
+            let victim = self.fattest(tenant, limits)?;
             self.evict(victim);
         }
         let at = self.free.pop()?;
@@ -156,26 +207,27 @@ impl Pool {
         block.state = BlockState::Private;
         block.refs = 1;
         block.owner = tenant;
-        self.held[tenant as usize].used += 1;
+        self.change(tenant, |held| held.used += 1);
         Some(BlockId(at))
     }
 
     /// The tenant with cached blocks that is furthest above its floor by weight; the asking tenant's own may always go.
-    fn fattest(&self, tenant: u32, tenants: &Tenants, limits: Limits) -> Option<u32> {
-        let mut best: Option<(u64, u64, u32)> = None;
-        for (slot, (held, account)) in self.held.iter().zip(tenants.iter()).enumerate() {
-            let slot = slot as u32;
-            if held.cached == 0 || (slot != tenant && above_floor(held, account, limits) == 0) {
-                continue;
-            }
-            let above = u64::from(held.total().saturating_sub(account.plan.kv_blocks_floor));
-            let weight = u64::from(account.weight());
-            // above / weight, compared without division.
-            if best.is_none_or(|(most, by, _)| above * by > most * weight) {
-                best = Some((above, weight, slot));
-            }
+    fn fattest(&mut self, tenant: u32, limits: Limits) -> Option<u32> {
+        while let Some(stale) = self.stale.pop() {
+            let held = &mut self.held[stale as usize];
+            held.stale = false;
+            self.fattest.set(stale, held.fatness().unwrap_or(u64::MAX));
         }
-        best.map(|(_, _, slot)| slot)
+        if let Some((_, fattest)) = self.fattest.least() {
+            return Some(fattest);
+        }
+        let any = || (0u32..).zip(&self.held).find(|(_, held)| held.cached > 0).map(|(slot, _)| slot);
+        match limits {
+            _ if self.held(tenant).cached > 0 => Some(tenant),
+            Limits::Bind => None,
+            // Seldom, and with nothing in flight: a walk through all tenants will do.
+            Limits::GiveWay => any(),
+        }
     }
 
     /// One more holder for a ready block.
@@ -183,9 +235,8 @@ impl Pool {
         debug_assert_eq!(self.blocks[at as usize].state, BlockState::Ready);
         if self.blocks[at as usize].refs == 0 {
             self.unlink(at);
-            let held = &mut self.held[self.blocks[at as usize].owner as usize];
-            held.cached -= 1;
-            held.used += 1;
+            let owner = self.blocks[at as usize].owner;
+            self.change(owner, |held| (held.cached, held.used) = (held.cached - 1, held.used + 1));
         }
         self.blocks[at as usize].refs += 1;
     }
@@ -198,13 +249,10 @@ impl Pool {
         if refs > 0 {
             return;
         }
-        let held = &mut self.held[owner as usize];
-        held.used -= 1;
+        let cached = u32::from(state == BlockState::Ready);
+        self.change(owner, |held| (held.cached, held.used) = (held.cached + cached, held.used - 1));
         match state {
-            BlockState::Ready => {
-                held.cached += 1;
-                self.link_newest(at);
-            }
+            BlockState::Ready => self.link_newest(at),
             BlockState::Coming => {
                 self.index.remove(&mut self.blocks, at);
                 self.liberate(at);
@@ -257,7 +305,7 @@ impl Pool {
         let at = self.held[tenant as usize].oldest;
         assert!(at != NONE, "a tenant with cached blocks has an oldest one");
         self.unlink(at);
-        self.held[tenant as usize].cached -= 1;
+        self.change(tenant, |held| held.cached -= 1);
         self.index.remove(&mut self.blocks, at);
         self.evictions += 1;
         self.liberate(at);
@@ -345,7 +393,12 @@ impl Pool {
         assert_eq!(free, self.free.len(), "free blocks");
         assert_eq!(indexed, self.index.entries(&self.blocks), "indexed blocks");
         assert!(self.woken.is_empty(), "woken requests were put back");
+        assert_eq!(self.cached, self.held.iter().map(|held| held.cached).sum::<u32>(), "cached blocks");
+        assert_eq!(self.spare, self.held.iter().map(Held::spare).sum::<u32>(), "blocks above their floors");
         for (slot, held_now) in self.held.iter().enumerate() {
+            let placed = self.fattest.key(slot as u32);
+            assert!(held_now.stale || placed == held_now.fatness(), "place of slot {slot} among the fattest");
+            assert_eq!(held_now.stale, self.stale.contains(&(slot as u32)));
             assert_eq!((held_now.used, held_now.cached), held[slot], "blocks of tenant slot {slot}");
             let (mut cached, mut at) = (0, held_now.oldest);
             while at != NONE {
@@ -362,13 +415,4 @@ fn ceiling(account: &Account, limits: Limits) -> u32 {
         Limits::Bind => account.plan.kv_blocks_ceiling.unwrap_or(u32::MAX),
         Limits::GiveWay => u32::MAX,
     }
-}
-
-/// Cached blocks that others may take.
-fn above_floor(held: &Held, account: &Account, limits: Limits) -> u32 {
-    let floor = match limits {
-        Limits::Bind => account.plan.kv_blocks_floor,
-        Limits::GiveWay => 0,
-    };
-    held.cached.min(held.total().saturating_sub(floor))
 }

@@ -8,6 +8,7 @@ use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
 use crate::model::Model;
 use crate::share::{Share, Virtual};
 use crate::tenant::Tenants;
+use crate::tournament::Roster;
 
 /// Where a device's wall time went. At every moment `wall == tenants + operator + idle + in_flight`, to the nanosecond: the time of
 /// the step that runs now is `in_flight`, and is booked to the others when it ends. None of the others ever shrinks.
@@ -62,8 +63,18 @@ pub(crate) struct Device {
     pub(crate) costs: Vec<(ModelId, Cost)>,
     /// By tenant slot.
     pub(crate) shares: Vec<Share>,
-    /// Tenants with live requests here, in the order of their arrival.
-    pub(crate) active: Vec<u32>,
+    /// Tenants with live requests here that are not short of the device; see [`crate::standing`].
+    pub(crate) calm: Roster,
+    /// While a step is planned: tenants that were short and are looked at.
+    pub(crate) looked: Vec<u32>,
+    /// Over all tenants: requests that are not settled, those of them that wait, and the device time that these are expected to take.
+    pub(crate) live: u32,
+    pub(crate) waiting: u32,
+    pub(crate) demand: Nanos,
+    /// The weights of the tenants with live requests here.
+    pub(crate) weights: u64,
+    /// Looks at tenants and requests while planning; see [`crate::Scheduler::touched`].
+    pub(crate) touched: u64,
     /// The device's virtual time; see [`crate::share`].
     pub(crate) clock: Virtual,
     /// In the order they were planned.
@@ -91,7 +102,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(id: DeviceId, now: Nanos, tenants: usize, step_latency_max: Nanos) -> Device {
+    pub(crate) fn new(id: DeviceId, now: Nanos, tenants: &Tenants, step_latency_max: Nanos) -> Device {
         let mut device = Device {
             id,
             up: true,
@@ -101,7 +112,13 @@ impl Device {
             models: Vec::new(),
             costs: Vec::new(),
             shares: Vec::new(),
-            active: Vec::new(),
+            calm: Roster::default(),
+            looked: Vec::new(),
+            live: 0,
+            waiting: 0,
+            demand: Nanos::ZERO,
+            weights: 0,
+            touched: 0,
             clock: 0,
             in_flight: VecDeque::new(),
             alone: None,
@@ -117,12 +134,16 @@ impl Device {
             start_interval: 0,
             slowest: Nanos::ZERO,
         };
-        device.grow(tenants);
+        device.grow(tenants.len());
+        for tenant in 0..tenants.len() as u32 {
+            device.set_plan(tenants, tenant);
+        }
         device
     }
 
     pub(crate) fn grow(&mut self, tenants: usize) {
         self.shares.resize(tenants, Share::default());
+        self.calm.grow(tenants);
         for model in &mut self.models {
             model.grow(tenants);
         }
@@ -180,44 +201,6 @@ impl Device {
             (true, false) => books.operator += open,
         }
         books
-    }
-
-    /// A request of the tenant arrived.
-    pub(crate) fn enter(&mut self, tenant: u32) {
-        let share = &mut self.shares[tenant as usize];
-        share.live += 1;
-        if !share.active {
-            share.active = true;
-            self.active.push(tenant);
-        }
-    }
-
-    /// Brings the virtual clock up to date and lifts every tenant that was not short; then forgets those that left.
-    pub(crate) fn lift(&mut self, tenants: &mut Tenants) {
-        let shares = &mut self.shares;
-        let (mut least, mut greatest) = (None, 0);
-        for &tenant in &self.active {
-            let share = &shares[tenant as usize];
-            let time = tenants.get(tenant).service.virtual_time();
-            greatest = time.max(greatest);
-            if share.short && share.live > 0 {
-                least = Some(least.map_or(time, |least: Virtual| least.min(time)));
-            }
-        }
-        self.clock = self.clock.max(least.unwrap_or(greatest));
-        self.active.retain(|&tenant| {
-            let (share, service) = (&mut shares[tenant as usize], &mut tenants.get_mut(tenant).service);
-            service.lift(self.clock);
-            share.active = share.live > 0;
-            let short = share.short && share.active;
-            share.note_short(service, short);
-            share.active
-        });
-    }
-
-    /// Device time that all waiting requests are expected to take.
-    pub(crate) fn demand(&self) -> Nanos {
-        self.active.iter().map(|tenant| self.shares[*tenant as usize].demand).sum()
     }
 
     /// The measured time between two starts while requests wait.

@@ -6,7 +6,8 @@
 //! *Order.* The tenant with the least virtual time gives one row; the row's expected cost is added to a copy of its virtual time, and
 //! the next tenant is picked, until rows or tokens are used up. Inside a tenant, requests go by rank (arrival, put off by
 //! priority class), running and waiting ones alike. So when rows are short, rows of a tenant over its share skip steps, and a tenant that
-//! comes back finds room at once.
+//! comes back finds room at once. Only tenants that were not short before are all looked at; of the others, those whose turn comes
+//! (see [`crate::standing`]).
 //!
 //! *Chunks.* A prompt row takes what the token budget and the latency cap leave, less one token for each running row still to come, so
 //! long prompts do not stall decodes. The first prompt row of a step always gets a block's worth, so decodes do not stall
@@ -16,9 +17,14 @@
 //!
 //! *Alone.* While a request is to run alone, everybody else's rows are passed over, in every step of the device.
 //!
+//! *Refusals.* Who cannot start for want of tokens or time stays in its place; after a few of them ([`STARTS_REFUSED_MAX`]), or the
+//! first one without blocks, the step starts nobody else. So a step asks no more tenants than it has rows, and a few.
+//!
 //! Blocks are `room`'s matter.
 //!
-//! Cost: O(active tenants) to start, O(log tenants) per row, no allocation once the buffers have grown.
+//! Cost: O(rows + arrivals) and O(log tenants) per row, whatever the number of tenants and of waiting requests; running requests that
+//! can have no row now (what they know is in flight, or the step has no tokens left for a prompt) cost a look each. No
+//! allocation once the buffers have grown.
 
 use crate::BLOCK_LEN;
 use crate::admit::Work;
@@ -32,6 +38,7 @@ use crate::plan::{BlockRange, PlanRow, RowKind, StepPlan};
 use crate::request::{Rank, Requests};
 use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
+use crate::standing::least;
 use crate::tenant::Tenants;
 
 use alloc::collections::BinaryHeap;
@@ -41,12 +48,19 @@ use core::cmp::Reverse;
 
 /// Tokens of the prompts in a step before the cost of a token is known on this device.
 const UNPROVEN_TOKENS: u64 = 128;
+/// Requests that may fail to start in a step for want of tokens or time. Those behind them in order are hardly smaller, there can be any
+/// number of them, and they have no claim to overtake.
+const STARTS_REFUSED_MAX: u32 = 8;
+
+/// Scratch of the planner: the tenants called for a step, by the virtual time that they would have with the rows they got in it.
+pub(crate) type Order = BinaryHeap<Reverse<(Virtual, u32)>>;
 
 impl Scheduler {
     /// Fills `plan` with the device's next step. False if there is nothing to run now, or enough steps are in flight; then the plan is
     /// empty. Worth calling again after every admission, cancellation and finished step.
     pub fn next_step(&mut self, now: Nanos, id: DeviceId, plan: &mut StepPlan) -> bool {
         plan.clear();
+        self.file_lowered();
         let Some(d) = self.device(id) else {
             return false;
         };
@@ -61,10 +75,10 @@ impl Scheduler {
         if !device.up || device.in_flight.len() >= self.config.steps_in_flight_max.max(1) as usize {
             return false;
         }
-        device.lift(&mut self.tenants);
-        if device.active.is_empty() {
+        if device.live == 0 {
             return false;
         }
+        device.lift(&mut self.tenants);
         let planned = self.plan_step(now, d, plan, Limits::Bind)
             || self.devices[d].in_flight.is_empty() && self.plan_step(now, d, plan, Limits::GiveWay);
         self.devices[d].note_short(&mut self.tenants);
@@ -75,7 +89,7 @@ impl Scheduler {
         for model in &mut self.devices[d].models {
             model.tried = false;
         }
-        while let Some(m) = self.devices[d].choose_model(&self.tenants) {
+        while let Some(m) = self.devices[d].choose_model(&mut self.tenants) {
             self.devices[d].models[m].tried = true;
             if self.fill(now, d, m, plan, limits) {
                 return true;
@@ -109,6 +123,7 @@ impl Scheduler {
             reserve,
             prompt_given: false,
             no_room: false,
+            starts_left: STARTS_REFUSED_MAX,
             device,
             tenants: &mut self.tenants,
             requests: &mut self.requests,
@@ -132,42 +147,6 @@ impl Scheduler {
         device.last_step = id;
         device.in_flight.push_back(step);
         true
-    }
-}
-
-impl Device {
-    /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least
-    /// recently, so that a long text of one model does not hold up the same tenant's work for another.
-    fn choose_model(&self, tenants: &Tenants) -> Option<usize> {
-        let mut best: Option<(Virtual, u32, StepId, usize)> = None;
-        for (m, model) in self.models.iter().enumerate().filter(|(_, model)| !model.tried) {
-            for &tenant in &self.active {
-                if model.lanes[tenant as usize].is_empty() {
-                    continue;
-                }
-                let time = tenants.get(tenant).service.virtual_time();
-                let candidate = (time, tenant, model.last_step, m);
-                if best.is_none_or(|best| candidate < best) {
-                    best = Some(candidate);
-                }
-            }
-        }
-        best.map(|(_, _, _, m)| m)
-    }
-
-    /// Notes which tenants wanted more than the step gives them. Of a step that is one request's alone nothing is noted: the
-    /// others wanted no less because they were not asked.
-    fn note_short(&mut self, tenants: &mut Tenants) {
-        if self.alone.is_some() {
-            return;
-        }
-        for &tenant in &self.active {
-            let short = self.models.iter().any(|model| {
-                let lane = &model.lanes[tenant as usize];
-                if model.tried { lane.short } else { !lane.is_empty() }
-            });
-            self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, short);
-        }
     }
 }
 
@@ -209,6 +188,8 @@ pub(crate) struct Fill<'a> {
     pub(crate) prompt_given: bool,
     /// A request did not start for want of blocks.
     pub(crate) no_room: bool,
+    /// So many more may fail to start for want of tokens or time before nobody else is asked to.
+    pub(crate) starts_left: u32,
     pub(crate) device: &'a mut Device,
     pub(crate) tenants: &'a mut Tenants,
     pub(crate) requests: &'a mut Requests,
@@ -227,16 +208,26 @@ impl Fill<'_> {
         &mut self.device.models[self.m].lanes[tenant as usize]
     }
 
-    fn run(&mut self, order: &mut BinaryHeap<Reverse<(Virtual, u32)>>) {
+    fn run(&mut self, order: &mut Order) {
         order.clear();
-        for &tenant in &self.device.active {
-            let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-            (lane.cursor, lane.capped, lane.short) = (0, false, false);
-            if !lane.is_empty() {
-                order.push(Reverse((self.tenants.get(tenant).service.virtual_time(), tenant)));
+        match self.device.alone.map(|id| self.requests.find(id)) {
+            Some(alone) => {
+                let tenant = alone.map(|slot| self.requests.get(slot).tenant);
+                order.extend(tenant.map(|tenant| Reverse((self.look_at(tenant), tenant))));
+            }
+            None => {
+                for at in 0..self.device.calm.len() + self.device.looked.len() {
+                    let calm = self.device.calm.get(at);
+                    let tenant = calm.unwrap_or_else(|| self.device.looked[at - self.device.calm.len()]);
+                    let model = &self.device.models[self.m];
+                    if !model.lanes[tenant as usize].is_empty() && !model.is_filed(tenant) {
+                        order.push(Reverse((self.look_at(tenant), tenant)));
+                    }
+                }
             }
         }
         while self.rows_left > 0 && self.tokens_left > 0 {
+            self.call_next(order);
             let Some(mut first) = order.peek_mut() else {
                 return;
             };
@@ -247,10 +238,45 @@ impl Fill<'_> {
                 Pick::Nothing => drop(PeekMut::pop(first)),
             }
         }
-        while let Some(Reverse((_, tenant))) = order.pop() {
+        for Reverse((_, tenant)) in order.drain() {
             let more = self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some();
             self.lane(tenant).short |= more;
         }
+    }
+
+    /// Calls the next of the tenants that are filed, if its time is less than that of all who were called.
+    fn call_next(&mut self, order: &mut Order) {
+        if self.device.alone.is_some() {
+            return;
+        }
+        let model = &mut self.device.models[self.m];
+        let mut next = least(&mut model.short_running, self.tenants);
+        if self.starts_left > 0 && !self.no_room {
+            let waiting = least(&mut model.short_waiting, self.tenants);
+            next = next.into_iter().chain(waiting).min();
+        }
+        if let Some((time, tenant)) = next
+            && order.peek().is_none_or(|Reverse(first)| (time, tenant) < *first)
+        {
+            self.look_at(tenant);
+            order.push(Reverse((time, tenant)));
+        }
+    }
+
+    /// From now on the tenant is among those that the step looks at. Returns its virtual time.
+    fn look_at(&mut self, tenant: u32) -> Virtual {
+        self.device.touched += 1;
+        let model = &mut self.device.models[self.m];
+        model.short_running.remove(tenant);
+        model.short_waiting.remove(tenant);
+        let lane = &mut model.lanes[tenant as usize];
+        (lane.cursor, lane.capped, lane.short) = (0, false, false);
+        let share = &mut self.device.shares[tenant as usize];
+        if share.short && !share.looked {
+            share.looked = true;
+            self.device.looked.push(tenant);
+        }
+        self.tenants.get(tenant).service.virtual_time()
     }
 
     /// One row of the tenant's, by rank.
@@ -276,6 +302,7 @@ impl Fill<'_> {
                     Start::Parked => {}
                     Start::Capped => self.lane(tenant).capped = true,
                     Start::NoBudget => {
+                        self.starts_left = self.starts_left.saturating_sub(1);
                         let lane = self.lane(tenant);
                         (lane.capped, lane.short) = (true, true);
                     }
@@ -302,19 +329,21 @@ impl Fill<'_> {
                 return Some((request.rank, slot));
             }
             lane.cursor += 1;
+            self.device.touched += 1;
         }
         None
     }
 
     /// The tenant's next waiting request, if it may start.
     fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
-        let no_room = self.no_room;
+        self.device.touched += 1;
+        let closed = self.no_room || self.starts_left == 0;
         let (alone, requests) = (self.device.alone, &*self.requests);
         let allowed = |slot: u32| alone.is_none_or(|alone| requests.id(slot) == alone);
         let may_start = self.tenants.get(tenant).may_start();
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         let head = lane.waiting.head().filter(|(_, slot)| may_start && !lane.capped && allowed(*slot))?;
-        if no_room {
+        if closed {
             lane.short = true;
             return None;
         }

@@ -6,6 +6,7 @@ use crate::BLOCK_LEN;
 use crate::ids::Nanos;
 use crate::request::{NONE, State};
 use crate::scheduler::Scheduler;
+use crate::share::Share;
 
 impl Scheduler {
     /// Recomputes every count, sum and list from the requests themselves, and panics where one disagrees. Takes time in proportion
@@ -88,9 +89,18 @@ impl Scheduler {
             assert_eq!(share.live, live[tenant], "live requests of slot {tenant}");
             assert_eq!(share.waiting, waiting[tenant], "waiting requests of slot {tenant}");
             assert_eq!(share.demand, demand[tenant], "demand of slot {tenant}");
-            assert!(share.live == 0 || share.active, "slot {tenant} is in the list");
-            assert_eq!(share.active, device.active.contains(&(tenant as u32)));
+            let slot = tenant as u32;
+            assert!(!share.looked && device.looked.is_empty(), "nobody is looked at between steps");
+            assert_eq!(device.calm.has(slot), share.live > 0 && !share.short, "slot {tenant} is calm");
+            let filed = device.models.iter().any(|model| model.is_filed(slot));
+            assert_eq!(filed, share.short, "slot {tenant} is filed where it is short");
+            assert_eq!(share.weight, self.tenants.get(slot).weight());
         }
+        let live_of = |share: &&Share| share.live > 0;
+        let weights: u64 = device.shares.iter().filter(live_of).map(|share| u64::from(share.weight)).sum();
+        assert_eq!(device.weights, weights, "weights");
+        assert_eq!((device.live, device.waiting), (live.iter().sum(), waiting.iter().sum()), "live and waiting");
+        assert_eq!(device.demand, demand.iter().copied().sum(), "demand");
         for m in 0..device.models.len() {
             self.check_model(d, m);
         }
@@ -129,10 +139,19 @@ impl Scheduler {
                 State::Parked | State::Free => {}
             }
         }
-        for lane in &model.lanes {
+        for (tenant, lane) in (0u32..).zip(&model.lanes) {
             enlisted += lane.running.len();
             queued -= lane.waiting.len();
             assert!(lane.running.is_sorted_by_key(|slot| self.requests.get(*slot).rank));
+            let (runs, waits) = (!lane.running.is_empty(), !lane.waiting.is_empty());
+            assert_eq!((model.running_tenants.has(tenant), model.waiting_tenants.has(tenant)), (runs, waits));
+            let short = self.devices[d].shares[tenant as usize].short;
+            let filed = (model.short_running.key(tenant), model.short_waiting.key(tenant));
+            assert_eq!(filed.0.is_some(), short && runs, "slot {tenant} is short with running requests");
+            assert_eq!(filed.1.is_some(), short && !runs && waits, "slot {tenant} is short with waiting requests only");
+            let service = &self.tenants.get(tenant).service;
+            let above = filed.0.max(filed.1).is_some_and(|filed| filed > service.virtual_time());
+            assert!(!above || service.lowered, "slot {tenant} is filed above its time");
         }
         assert_eq!((model.running, enlisted as u32), (running, running), "running");
         assert_eq!(queued, 0, "queued");

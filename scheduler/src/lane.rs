@@ -22,9 +22,13 @@ impl Device {
         let share = &mut self.shares[tenant as usize];
         share.demand += request.estimate;
         share.waiting += 1;
+        self.demand += request.estimate;
+        self.waiting += 1;
         tenants.get_mut(tenant).waiting += 1;
         tenants.waiting += 1;
+        let m = request.model as usize;
         model.lanes[tenant as usize].waiting.push(requests, slot);
+        self.refile(tenants, m, tenant);
     }
 
     /// The opposite, also for a parked request. Its state is for the caller to set.
@@ -37,34 +41,40 @@ impl Device {
         let share = &mut self.shares[tenant as usize];
         share.demand = share.demand - request.estimate;
         share.waiting -= 1;
+        self.demand = self.demand - request.estimate;
+        self.waiting -= 1;
         tenants.get_mut(tenant).waiting -= 1;
         tenants.waiting -= 1;
+        let m = request.model as usize;
         match request.state {
             State::Parked => model.pool.unpark(requests, slot),
             _ => model.lanes[tenant as usize].waiting.remove(requests, slot),
         }
+        self.refile(tenants, m, tenant);
     }
 
     /// Takes a waiting request out of its queue until the block `at` is ready or given up. It still counts as waiting.
-    pub(crate) fn park(&mut self, requests: &mut Requests, slot: u32, at: u32) {
+    pub(crate) fn park(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32, at: u32) {
         let request = requests.get_mut(slot);
-        let (tenant, model) = (request.tenant as usize, &mut self.models[request.model as usize]);
+        let (tenant, m) = (request.tenant, request.model as usize);
+        let model = &mut self.models[m];
         request.state = State::Parked;
-        model.lanes[tenant].waiting.remove(requests, slot);
+        model.lanes[tenant as usize].waiting.remove(requests, slot);
         model.pool.park(requests, slot, at);
+        self.refile(tenants, m, tenant);
     }
 
     /// Puts the requests whose block became ready, or was given up, back into their queues.
-    pub(crate) fn wake(&mut self, requests: &mut Requests, model: usize) {
-        let model = &mut self.models[model];
-        while let Some(mut slot) = model.pool.woken.pop() {
+    pub(crate) fn wake(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
+        while let Some(mut slot) = self.models[m].pool.woken.pop() {
             while slot != NONE {
                 let request = requests.get_mut(slot);
                 request.state = State::Waiting;
                 request.parked_on = NONE;
-                let tenant = request.tenant as usize;
+                let tenant = request.tenant;
                 let next = core::mem::replace(&mut request.parked_next, NONE);
-                model.lanes[tenant].waiting.push(requests, slot);
+                self.models[m].lanes[tenant as usize].waiting.push(requests, slot);
+                self.refile(tenants, m, tenant);
                 slot = next;
             }
         }
@@ -76,9 +86,11 @@ impl Device {
         let request = requests.get_mut(slot);
         request.state = State::Running;
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        let m = request.model as usize;
         model.lanes[tenant as usize].insert_running(requests, slot);
         model.running += 1;
         tenants.get_mut(tenant).running += 1;
+        self.refile(tenants, m, tenant);
     }
 
     /// Takes a running request out of its lane, so that no more rows are planned for it; others are left alone. Its state is for
@@ -89,15 +101,17 @@ impl Device {
             return;
         }
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        let m = request.model as usize;
         model.lanes[tenant as usize].remove_running(requests, slot);
         model.running -= 1;
         tenants.get_mut(tenant).running -= 1;
         Device::set_held(requests, tenants, slot, 0);
+        self.refile(tenants, m, tenant);
     }
 
     /// Sends a preempted request, whose rows have all ended, back to its queue.
     pub(crate) fn restart(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        self.release_blocks(requests, slot);
+        self.release_blocks(requests, tenants, slot);
         let request = requests.get_mut(slot);
         debug_assert_eq!((request.in_flight, request.drawing), (0, 0));
         request.computed = 0;
@@ -106,18 +120,18 @@ impl Device {
     }
 
     /// Lets go of all blocks of a request, the last ones first, so that the start of a prefix outlives its end in the cache.
-    pub(crate) fn release_blocks(&mut self, requests: &mut Requests, slot: u32) {
+    pub(crate) fn release_blocks(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get_mut(slot);
         let m = request.model as usize;
         request.published = 0;
         while let Some(block) = request.blocks.pop() {
             self.models[m].pool.release(block);
         }
-        self.wake(requests, m);
+        self.wake(requests, tenants, m);
     }
 
     /// Publishes the request's blocks that are computed and whose hashes are known.
-    pub(crate) fn publish(&mut self, requests: &mut Requests, slot: u32) {
+    pub(crate) fn publish(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get_mut(slot);
         if !request.holds_blocks() {
             return;
@@ -129,17 +143,17 @@ impl Device {
             self.models[m].pool.publish(request.blocks[at], request.hashes[at]);
             request.published += 1;
         }
-        self.wake(requests, m);
+        self.wake(requests, tenants, m);
     }
 
     /// Takes the request's blocks out of the prefix index: what they hold is not to be trusted.
-    pub(crate) fn withdraw(&mut self, requests: &mut Requests, slot: u32) {
+    pub(crate) fn withdraw(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get(slot);
         let m = request.model as usize;
         for block in &request.blocks {
             self.models[m].pool.withdraw(*block);
         }
-        self.wake(requests, m);
+        self.wake(requests, tenants, m);
     }
 
     /// Brings what is held for a running request up to what it is known to need.
@@ -152,7 +166,7 @@ impl Device {
 
     fn set_held(requests: &mut Requests, tenants: &mut Tenants, slot: u32, held: Virtual) {
         let request = requests.get_mut(slot);
-        tenants.get_mut(request.tenant).service.change_held(request.held, held);
+        tenants.change_held(request.tenant, request.held, held);
         request.held = held;
     }
 }

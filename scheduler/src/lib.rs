@@ -69,9 +69,11 @@ mod scheduler;
 mod share;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod standing;
 mod stats;
 mod step;
 mod tenant;
+mod tournament;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};
 pub use config::{Config, ModelLimits};

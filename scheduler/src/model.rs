@@ -10,6 +10,8 @@ use crate::cost::{Cost, Load};
 use crate::ids::{BlockHash, ModelId, Nanos, StepId};
 use crate::queue::Queue;
 use crate::request::{Rank, Request, Requests};
+use crate::share::Virtual;
+use crate::tournament::{Roster, Tournament};
 
 /// One tenant's requests for the model.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +64,15 @@ pub(crate) struct Model {
     pub(crate) cost: Cost,
     pub(crate) pool: Pool,
     pub(crate) lanes: Vec<Lane>,
+    /// Tenants with running requests, and those with waiting ones.
+    pub(crate) running_tenants: Roster,
+    pub(crate) waiting_tenants: Roster,
+    /// By virtual time: the tenants short of the device that have running requests, and those that only have waiting ones. See
+    /// [`crate::standing`].
+    pub(crate) short_running: Tournament<Virtual>,
+    pub(crate) short_waiting: Tournament<Virtual>,
+    /// Where the next one to take over waiting requests goes on looking; see `pull` in [`crate::place`].
+    pub(crate) pulled_at: usize,
     /// Running requests over all lanes.
     pub(crate) running: u32,
     /// Requests that will give their blocks back when their rows in flight have ended.
@@ -106,6 +117,11 @@ impl Model {
             cost: Cost::new(config.step_cost_prior, config.token_cost_prior),
             pool: Pool::new(limits.blocks, tenants),
             lanes: Vec::new(),
+            running_tenants: Roster::default(),
+            waiting_tenants: Roster::default(),
+            short_running: Tournament::default(),
+            short_waiting: Tournament::default(),
+            pulled_at: 0,
             running: 0,
             releasing: 0,
             last_step: StepId(0),
@@ -124,6 +140,15 @@ impl Model {
     pub(crate) fn grow(&mut self, tenants: usize) {
         self.pool.grow(tenants);
         self.lanes.resize(tenants, Lane::default());
+        self.running_tenants.grow(tenants);
+        self.waiting_tenants.grow(tenants);
+        self.short_running.grow(tenants);
+        self.short_waiting.grow(tenants);
+    }
+
+    /// Whether the tenant is in one of the lists of short ones.
+    pub(crate) fn is_filed(&self, tenant: u32) -> bool {
+        self.short_running.has(tenant) || self.short_waiting.has(tenant)
     }
 
     /// Learns how long answers are.

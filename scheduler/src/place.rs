@@ -31,6 +31,9 @@ use crate::scheduler::Scheduler;
 
 use alloc::vec::Vec;
 
+/// Tenants that a device at work asks in a step for requests to take over, per model and other device.
+const PULL_ASKS: usize = 8;
+
 impl Scheduler {
     /// The device and model that the work goes to: the best that takes newcomers, or `only` that one.
     pub(crate) fn place(
@@ -122,12 +125,12 @@ impl Scheduler {
 
     /// Whether the device has no request and no step in flight.
     pub fn is_device_empty(&self, id: DeviceId) -> bool {
-        self.device(id).is_none_or(|d| self.devices[d].in_flight.is_empty() && self.devices[d].live() == 0)
+        self.device(id).is_none_or(|d| self.devices[d].in_flight.is_empty() && self.devices[d].live == 0)
     }
 
     /// Requests bound to the device that have not ended.
     pub fn device_live(&self, id: DeviceId) -> u32 {
-        self.device(id).map_or(0, |d| self.devices[d].live())
+        self.device(id).map_or(0, |d| self.devices[d].live)
     }
 
     /// The device that the request is bound to; one that waits may yet go to another.
@@ -159,7 +162,7 @@ impl Scheduler {
         let request = requests.get(slot);
         let (from, tenant) = (request.device as usize, request.tenant);
         devices[from].dequeue(requests, tenants, slot);
-        devices[from].shares[tenant as usize].live -= 1;
+        devices[from].leave(tenant);
         let request = requests.get_mut(slot);
         (request.device, request.model) = (to as u32, model as u32);
         devices[to].enter(tenant);
@@ -176,11 +179,32 @@ impl Scheduler {
             for e in 0..self.devices.len() {
                 let theirs = self.devices[e].model_index(self.devices[d].models[m].id);
                 let Some(theirs) = theirs.filter(|_| e != d && self.devices[e].up) else { continue };
-                for at in 0..self.devices[e].active.len() {
-                    let tenant = self.devices[e].active[at];
-                    self.pull_from(tenant, (e, theirs), (d, m));
-                }
+                self.pull_all((e, theirs), (d, m));
             }
+        }
+    }
+
+    /// Takes over from the tenants that wait for a model there. A device that works asks a few of them each step, and goes on where it left
+    /// off; one that stands still asks all.
+    fn pull_all(&mut self, (e, theirs): (usize, usize), (d, m): (usize, usize)) {
+        let idle = self.devices[d].in_flight.is_empty();
+        let count = self.devices[e].models[theirs].waiting_tenants.len();
+        for _ in 0..if idle { count } else { count.min(PULL_ASKS) } {
+            let model = &self.devices[d].models[m];
+            if model.limits.rows_max <= model.running {
+                return;
+            }
+            let at = model.pulled_at;
+            let there = &self.devices[e].models[theirs].waiting_tenants;
+            let Some((at, tenant)) =
+                there.get(at).map(|tenant| (at, tenant)).or(there.get(0).map(|tenant| (0, tenant)))
+            else {
+                return;
+            };
+            self.pull_from(tenant, (e, theirs), (d, m));
+            let kept = self.devices[e].models[theirs].waiting_tenants.get(at) == Some(tenant);
+            self.devices[d].models[m].pulled_at = at + usize::from(kept);
+            self.devices[d].touched += 1;
         }
     }
 
@@ -248,7 +272,7 @@ impl Scheduler {
             && others.into_iter().any(|e| {
                 (0..self.devices[e].models.len()).any(|theirs| {
                     let Some(m) = device.model_index(self.devices[e].models[theirs].id) else { return false };
-                    self.devices[e].active.iter().any(|&tenant| {
+                    self.devices[e].models[theirs].waiting_tenants.iter().any(|tenant| {
                         self.tenants.get(tenant).may_start()
                             && self.next_to_pull(tenant, e, theirs).is_some_and(|slot| self.gains(slot, d, m))
                     })
@@ -299,7 +323,7 @@ struct Outlook {
 }
 
 impl Model {
-    fn outlook(&self, active: &[u32], requests: &Requests) -> Outlook {
+    fn outlook(&self, requests: &Requests) -> Outlook {
         let waiting_rows = self.cost.marginal(Load::new(0, 1)).0.saturating_mul(u64::from(self.waiting_texts));
         let mut outlook = Outlook {
             prompts: self.waiting_prompts,
@@ -307,7 +331,7 @@ impl Model {
             draws: self.waiting_draws,
             rows: Nanos(waiting_rows),
         };
-        for &tenant in active {
+        for tenant in self.running_tenants.iter() {
             for &slot in &self.lanes[tenant as usize].running {
                 let need = self.need_of_running(requests.get(slot));
                 outlook.add(self, &need);
@@ -353,8 +377,7 @@ impl Device {
     /// How well the device would do a request: every prompt there is and its own, then its draws beside the others'; while
     /// steps of another model are run, its own stand still.
     fn place(&self, d: usize, m: usize, requests: &Requests, need: &Need) -> Place {
-        let mut outlooks: Vec<Outlook> =
-            self.models.iter().map(|model| model.outlook(&self.active, requests)).collect();
+        let mut outlooks: Vec<Outlook> = self.models.iter().map(|model| model.outlook(requests)).collect();
         outlooks[m].add(&self.models[m], need);
         let prompts = outlooks.iter().fold(Nanos::ZERO, |sum, outlook| sum.saturating_add(outlook.prompts));
         let own = match need.draws {
@@ -370,17 +393,12 @@ impl Device {
             }
         }
         let (alone, tried) = (self.alone.is_some(), self.models[m].cost.tried());
-        Place { d, m, alone, finish, tried, cached: need.cached, live: self.live() }
-    }
-
-    fn live(&self) -> u32 {
-        self.active.iter().map(|tenant| self.shares[*tenant as usize].live).sum()
+        Place { d, m, alone, finish, tried, cached: need.cached, live: self.live }
     }
 
     /// Until one of those that wait is expected to start: their work divided by their number, but at least the measured
     /// time between two starts, for estimates know nothing of stalls.
     pub(crate) fn next_start(&self) -> Nanos {
-        let waiting: u64 = self.active.iter().map(|tenant| u64::from(self.shares[*tenant as usize].waiting)).sum();
-        Nanos(self.demand().0 / waiting.max(1)).max(self.start_interval())
+        Nanos(self.demand.0 / u64::from(self.waiting.max(1))).max(self.start_interval())
     }
 }

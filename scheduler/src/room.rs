@@ -32,7 +32,7 @@ impl Fill<'_> {
                 break;
             };
             if pool.blocks[at as usize].state == BlockState::Coming {
-                self.device.park(self.requests, slot, at);
+                self.device.park(self.requests, self.tenants, slot, at);
                 return Start::Parked;
             }
             cached += 1;
@@ -48,7 +48,7 @@ impl Fill<'_> {
         let wanted = positions.div_ceil(BLOCK_LEN) - cached;
         self.hold_cached(slot, cached);
         if let Err(why) = self.room_to_start(slot, wanted) {
-            self.device.release_blocks(self.requests, slot);
+            self.device.release_blocks(self.requests, self.tenants, slot);
             return why;
         }
         for _ in 0..wanted {
@@ -79,7 +79,7 @@ impl Fill<'_> {
         let limits = self.limits;
         let model = &mut self.device.models[self.m];
         let block = model.pool.take(tenant, self.tenants, limits);
-        self.device.wake(self.requests, self.m);
+        self.device.wake(self.requests, self.tenants, self.m);
         block
     }
 
@@ -157,7 +157,7 @@ impl Fill<'_> {
         // Nobody else runs until the one that runs alone has: whoever is in its way goes.
         let alone = self.device.alone.is_some();
         let mut best = None;
-        for &other in &self.device.active {
+        for other in model.running_tenants.iter() {
             let own = other == tenant;
             if own && rank.is_none() && !alone || !own && only_own {
                 continue;

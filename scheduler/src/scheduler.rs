@@ -1,18 +1,16 @@
 //! The state machine's outside: tenants, devices, cancellation, draining, and the books. Admission is in [`crate::admit`], planning
 //! in `fill`, what follows a step in `step`.
 
-use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
-use core::cmp::Reverse;
 
 use crate::BLOCK_LEN;
 use crate::config::{Config, ModelLimits};
 use crate::device::{Device, DeviceAccounts};
 use crate::event::{End, Event};
+use crate::fill::Order;
 use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
 use crate::model::Model;
 use crate::request::{Requests, State};
-use crate::share::Virtual;
 use crate::tenant::{Tenant, Tenants};
 
 /// Who runs next, where, and who pays. One per node, owned by one thread; every method takes the caller's clock and returns at once.
@@ -28,8 +26,7 @@ pub struct Scheduler {
     /// Events not yet handed out.
     pub(crate) events: Vec<Event>,
     pub(crate) preemptions: u64,
-    /// Scratch of the planner: tenants by virtual time.
-    pub(crate) order: BinaryHeap<Reverse<(Virtual, u32)>>,
+    pub(crate) order: Order,
 }
 
 impl Scheduler {
@@ -45,16 +42,16 @@ impl Scheduler {
             next_step: 1,
             events: Vec::new(),
             preemptions: 0,
-            order: BinaryHeap::new(),
+            order: Order::new(),
         }
     }
 
     /// Adds a tenant, or changes what it bought. What it has at work stays at work.
     pub fn add_tenant(&mut self, id: TenantId, tenant: Tenant) {
-        self.tenants.set(id, tenant, self.config.hold_max);
-        let tenants = self.tenants.len();
+        let slot = self.tenants.set(id, tenant, self.config.hold_max);
         for device in &mut self.devices {
-            device.grow(tenants);
+            device.grow(self.tenants.len());
+            device.set_plan(&self.tenants, slot);
         }
     }
 
@@ -74,7 +71,7 @@ impl Scheduler {
             }
             return;
         }
-        let device = Device::new(id, now, self.tenants.len(), self.config.step_latency_max);
+        let device = Device::new(id, now, &self.tenants, self.config.step_latency_max);
         match self.devices.iter_mut().find(|device| device.gone) {
             Some(vacant) => *vacant = device,
             None => self.devices.push(device),
@@ -103,6 +100,9 @@ impl Scheduler {
         let device = &mut self.devices[d];
         if let Some(at) = device.costs.iter().position(|(known, _)| *known == id) {
             model.cost = device.costs.swap_remove(at).1;
+        }
+        for (tenant, account) in (0u32..).zip(self.tenants.iter()) {
+            model.pool.set_plan(tenant, account);
         }
         device.models.push(model);
         true
@@ -154,7 +154,6 @@ impl Scheduler {
             device.costs.retain(|(id, _)| *id != model.id);
             device.costs.push((model.id, model.cost));
         }
-        device.lift(&mut self.tenants);
     }
 
     /// Ends a request. Blocks used by steps in flight stay until those have ended, and so does the [`Event::Settled`], for the
@@ -205,7 +204,7 @@ impl Scheduler {
             return;
         }
         request.hashes.push(hash);
-        self.devices[device].publish(&mut self.requests, slot);
+        self.devices[device].publish(&mut self.requests, &mut self.tenants, slot);
     }
 
     /// Admits nothing more; what was accepted runs to its end.
@@ -249,7 +248,7 @@ impl Scheduler {
         let (d, m) = (request.device as usize, request.model as usize);
         let (state, in_flight) = (request.state, request.in_flight);
         let device = &mut self.devices[d];
-        device.shares[request.tenant as usize].live -= 1;
+        device.leave(request.tenant);
         if end == End::Finished && request.draws_max() > 0 {
             let (id, drawn) = (device.models[m].id, request.drawn);
             // How long answers are is the model's way, and its clients', on whatever device.
@@ -277,7 +276,7 @@ impl Scheduler {
         if request.state == State::Ghost {
             device.models[request.model as usize].releasing -= 1;
         }
-        device.release_blocks(&mut self.requests, slot);
+        device.release_blocks(&mut self.requests, &mut self.tenants, slot);
         self.requests.release(slot);
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! *Lift.* A tenant that was not short of anything, on any device, has no claim from the past: before it competes again its virtual time is
 //! raised to the device's ([`crate::device::Device::clock`]), which follows the least virtual time among the tenants that
-//! are short of that device, and the greatest of all when nobody is. So idleness earns nothing, and what was used while nobody
+//! are short of that device, and the greatest of all when nobody is. Who is short, and how the least of them is found without
+//! asking all, is [`crate::standing`]'s matter. So idleness earns nothing, and what was used while nobody
 //! waited is nobody's debt. The clock is the device's and not the node's: where two devices serve different tenants, one may be far
 //! ahead of the other, and who joins the first must not start with the second's past.
 
@@ -34,8 +35,10 @@ pub(crate) struct Share {
     pub(crate) waiting: u32,
     /// Device time that the waiting ones are expected to take.
     pub(crate) demand: Nanos,
-    /// Whether the tenant is in the device's list of active ones.
-    pub(crate) active: bool,
+    /// The tenant's weight.
+    pub(crate) weight: u32,
+    /// While a step is planned: the tenant, which was short, is looked at; see [`crate::standing`].
+    pub(crate) looked: bool,
 }
 
 /// A tenant's virtual time, over all devices.
@@ -51,6 +54,10 @@ pub(crate) struct Service {
     served: Virtual,
     /// Devices of whose last step it wanted more than it got.
     short_on: u32,
+    /// The greatest virtual time under which it is filed anywhere; see [`crate::standing`].
+    filed: Virtual,
+    /// It is in the list of those whose virtual time fell below that.
+    pub(crate) lowered: bool,
 }
 
 impl Service {
@@ -85,6 +92,24 @@ impl Service {
     /// What is held for one of its requests changes.
     pub(crate) fn change_held(&mut self, before: Virtual, after: Virtual) {
         self.held = self.held - before + after;
+    }
+
+    /// It is filed under its present time.
+    pub(crate) fn file(&mut self) -> Virtual {
+        let time = self.virtual_time();
+        self.filed = self.filed.max(time);
+        time
+    }
+
+    /// It is filed anew everywhere.
+    pub(crate) fn file_anew(&mut self) {
+        self.lowered = false;
+        self.filed = 0;
+    }
+
+    /// Whether it may be filed somewhere under more than its present time.
+    pub(crate) fn is_filed_above(&self) -> bool {
+        self.virtual_time() < self.filed
     }
 
     pub(crate) fn held(&self) -> Virtual {

@@ -104,7 +104,7 @@ impl Scheduler {
         match state {
             State::Ghost | State::Ending => {
                 if outcome == RowOutcome::Failed {
-                    device.withdraw(requests, slot);
+                    device.withdraw(requests, tenants, slot);
                 }
                 if in_flight == 0 {
                     match state {
@@ -118,7 +118,7 @@ impl Scheduler {
             State::Free | State::Waiting | State::Parked => unreachable!("it has rows in flight"),
         }
         if outcome == RowOutcome::Failed {
-            device.withdraw(requests, slot);
+            device.withdraw(requests, tenants, slot);
             device.leave_lane(requests, tenants, slot);
             self.settle(now, slot, End::Failed);
             return;
@@ -135,7 +135,7 @@ impl Scheduler {
         let drawn_all = request.draws_max() > 0 && request.drawn == request.draws_max();
         let computed_all = request.draws_max() == 0 && request.computed == request.limit();
         let done = outcome == RowOutcome::Finished && !row.is_item || drawn_all || computed_all;
-        device.publish(requests, slot);
+        device.publish(requests, tenants, slot);
         if done {
             device.leave_lane(requests, tenants, slot);
             self.settle(now, slot, End::Finished);

@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::ids::{Nanos, TenantId};
-use crate::share::{Service, virtual_time};
+use crate::share::{Service, Virtual, virtual_time};
 
 /// What a tenant bought, as far as the scheduler acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub(crate) struct Tenants {
     accounts: Vec<Account>,
     /// Waiting requests over all tenants and devices, parked ones included.
     pub(crate) waiting: u32,
+    /// Those whose virtual time has fallen below what they are filed under.
+    lowered: Vec<u32>,
 }
 
 /// The operator's slot.
@@ -64,24 +66,56 @@ pub(crate) const OPERATOR_SLOT: u32 = 0;
 
 impl Tenants {
     pub(crate) fn new(hold_max: Nanos) -> Tenants {
-        let mut tenants = Tenants { slots: BTreeMap::new(), accounts: Vec::new(), waiting: 0 };
+        let mut tenants = Tenants { slots: BTreeMap::new(), accounts: Vec::new(), waiting: 0, lowered: Vec::new() };
         tenants.set(TenantId::OPERATOR, Tenant::default(), hold_max);
         tenants
     }
 
-    /// Adds a tenant or changes what it bought.
-    pub(crate) fn set(&mut self, id: TenantId, plan: Tenant, hold_max: Nanos) {
+    /// Adds a tenant or changes what it bought; returns its slot.
+    pub(crate) fn set(&mut self, id: TenantId, plan: Tenant, hold_max: Nanos) -> u32 {
         let held_max = virtual_time(hold_max, plan.weight);
         if let Some(&slot) = self.slots.get(&id) {
             let account = &mut self.accounts[slot as usize];
             account.plan = plan;
             account.service.set_held_max(held_max);
-            return;
+            self.note_lowered(slot);
+            return slot;
         }
-        self.slots.insert(id, self.accounts.len() as u32);
+        let slot = self.accounts.len() as u32;
+        self.slots.insert(id, slot);
         let mut service = Service::default();
         service.set_held_max(held_max);
         self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0, service });
+        // Each is in the list at most once, so that noting one never allocates.
+        self.lowered.reserve(self.accounts.len() - self.lowered.len());
+        slot
+    }
+
+    /// Files a tenant under its present virtual time, which is returned.
+    pub(crate) fn file(&mut self, slot: u32) -> Virtual {
+        self.accounts[slot as usize].service.file()
+    }
+
+    /// What is held for one of the tenant's requests changes.
+    pub(crate) fn change_held(&mut self, slot: u32, before: Virtual, after: Virtual) {
+        self.accounts[slot as usize].service.change_held(before, after);
+        self.note_lowered(slot);
+    }
+
+    /// A tenant that lies below where it is filed is filed anew before anybody is chosen.
+    fn note_lowered(&mut self, slot: u32) {
+        let service = &mut self.accounts[slot as usize].service;
+        if service.is_filed_above() && !service.lowered {
+            service.lowered = true;
+            self.lowered.push(slot);
+        }
+    }
+
+    /// The next tenant that is to be filed anew everywhere.
+    pub(crate) fn next_lowered(&mut self) -> Option<u32> {
+        let slot = self.lowered.pop()?;
+        self.accounts[slot as usize].service.file_anew();
+        Some(slot)
     }
 
     pub(crate) fn slot(&self, id: TenantId) -> Option<u32> {

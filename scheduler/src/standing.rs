@@ -1,0 +1,231 @@
+//! How tenants stand on a device: calm or short.
+//!
+//! A tenant with live requests on a device is *short* there if it wanted more of a step than it got, and *calm* otherwise. Calm tenants have
+//! all they want: each has a row in the step, or is held back by its own limits or by what it has in flight, or has just come.
+//! So there are at most as many as rows and arrivals, and a step can afford to look at each. Short tenants can be any number,
+//! and a step looks only at those it gets to: they are filed, per model, by virtual time, those that have running requests apart from
+//! those that only have waiting ones, for when no request may start any more, the latter need not be asked.
+//!
+//! *Filed times lag.* A tenant's virtual time is one over all devices, and changes with every row of it anywhere. It nearly always grows; then
+//! nothing is done, and who reads the least of a file brings it up to date first: a filed time is never above the true one, so
+//! what is least and true is the least of all. Where a time falls (a request ends before what was held for it was used), the
+//! tenant is noted in [`Tenants::lowered`], and filed anew on all devices before the next step is planned.
+//!
+//! *A step* lifts the calm ones, takes tenants from both kinds in the order of their times, and then notes for each that it looked at whether it
+//! wanted more. A short tenant that it did not look at stays short: it had something to run and nobody asked. It turns calm at once
+//! when its last request leaves its lanes.
+//!
+//! Cost: O(calm + looked at * log tenants).
+
+use crate::device::Device;
+use crate::ids::StepId;
+use crate::scheduler::Scheduler;
+use crate::share::Virtual;
+use crate::tenant::Tenants;
+use crate::tournament::Tournament;
+
+impl Scheduler {
+    /// Files tenants anew whose virtual time has fallen.
+    pub(crate) fn file_lowered(&mut self) {
+        while let Some(tenant) = self.tenants.next_lowered() {
+            let time = self.tenants.file(tenant);
+            for model in self.devices.iter_mut().flat_map(|device| &mut device.models) {
+                for file in [&mut model.short_running, &mut model.short_waiting] {
+                    if file.has(tenant) {
+                        file.set(tenant, time);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What planning has looked at so far: tenants, requests, and levels of the trees that keep tenants in order. A measure of the
+    /// cost of decisions that is the same on every machine.
+    pub fn touched(&self) -> u64 {
+        let of_model =
+            |model: &crate::model::Model| model.short_running.played + model.short_waiting.played + model.pool.played();
+        let of_device = |device: &Device| device.touched + device.models.iter().map(of_model).sum::<u64>();
+        self.devices.iter().map(of_device).sum()
+    }
+}
+
+/// The tenant with the least virtual time in a file, its time being brought up to date.
+pub(crate) fn least(file: &mut Tournament<Virtual>, tenants: &mut Tenants) -> Option<(Virtual, u32)> {
+    loop {
+        let (filed, tenant) = file.least()?;
+        let time = tenants.get(tenant).service.virtual_time();
+        if time == filed {
+            return Some((time, tenant));
+        }
+        file.set(tenant, tenants.file(tenant));
+    }
+}
+
+impl Device {
+    /// A request of the tenant arrived.
+    pub(crate) fn enter(&mut self, tenant: u32) {
+        self.live += 1;
+        let share = &mut self.shares[tenant as usize];
+        share.live += 1;
+        if share.live == 1 {
+            self.weights += u64::from(share.weight);
+            self.calm.set(tenant, true);
+        }
+    }
+
+    /// A request of the tenant ended or went to another device. It is out of queue and lane.
+    pub(crate) fn leave(&mut self, tenant: u32) {
+        self.live -= 1;
+        let share = &mut self.shares[tenant as usize];
+        share.live -= 1;
+        if share.live == 0 {
+            debug_assert!(!share.short, "who has nothing is short of nothing");
+            self.weights -= u64::from(share.weight);
+            self.calm.set(tenant, false);
+        }
+    }
+
+    /// Takes over what the tenant bought.
+    pub(crate) fn set_plan(&mut self, tenants: &Tenants, tenant: u32) {
+        let account = tenants.get(tenant);
+        let share = &mut self.shares[tenant as usize];
+        let before = core::mem::replace(&mut share.weight, account.weight());
+        if share.live > 0 {
+            self.weights = self.weights - u64::from(before) + u64::from(share.weight);
+        }
+        for model in &mut self.models {
+            model.pool.set_plan(tenant, account);
+        }
+    }
+
+    /// Brings the virtual clock up to date and lifts every tenant that was not short.
+    pub(crate) fn lift(&mut self, tenants: &mut Tenants) {
+        let mut clock: Option<Virtual> = None;
+        for model in &mut self.models {
+            for file in [&mut model.short_running, &mut model.short_waiting] {
+                if let Some((time, _)) = least(file, tenants) {
+                    clock = Some(clock.map_or(time, |clock| clock.min(time)));
+                }
+            }
+        }
+        let time = |tenant: u32| tenants.get(tenant).service.virtual_time();
+        let clock = clock.unwrap_or_else(|| self.calm.iter().map(time).max().unwrap_or(0));
+        self.clock = self.clock.max(clock);
+        for tenant in self.calm.iter() {
+            tenants.get_mut(tenant).service.lift(self.clock);
+        }
+        self.touched += self.calm.len() as u64;
+    }
+
+    /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least
+    /// recently, so that a long text of one model does not hold up the same tenant's work for another.
+    pub(crate) fn choose_model(&mut self, tenants: &mut Tenants) -> Option<usize> {
+        if let [model] = &self.models[..] {
+            return (!model.tried && self.live > 0).then_some(0);
+        }
+        let mut best: Option<(Virtual, u32, StepId, usize)> = None;
+        let mut consider = |candidate| {
+            if best.is_none_or(|best| candidate < best) {
+                best = Some(candidate);
+            }
+        };
+        for (m, model) in self.models.iter_mut().enumerate().filter(|(_, model)| !model.tried) {
+            for file in [&mut model.short_running, &mut model.short_waiting] {
+                if let Some((time, tenant)) = least(file, tenants) {
+                    consider((time, tenant, model.last_step, m));
+                }
+            }
+        }
+        for tenant in self.calm.iter().chain(self.looked.iter().copied()) {
+            let time = tenants.get(tenant).service.virtual_time();
+            for (m, model) in self.models.iter().enumerate() {
+                if !model.tried && !model.lanes[tenant as usize].is_empty() {
+                    consider((time, tenant, model.last_step, m));
+                }
+            }
+        }
+        self.touched += (self.calm.len() + self.looked.len()) as u64;
+        best.map(|(_, _, _, m)| m)
+    }
+
+    /// Notes which of the tenants looked at wanted more than the step gives them. Of a step that is one request's alone nothing is noted:
+    /// the others wanted no less because they were not asked.
+    pub(crate) fn note_short(&mut self, tenants: &mut Tenants) {
+        let alone = self.alone.is_some();
+        self.touched += (self.calm.len() + self.looked.len()) as u64;
+        while let Some(tenant) = self.looked.pop() {
+            self.shares[tenant as usize].looked = false;
+            let kept = alone && self.models.iter().any(|model| !model.lanes[tenant as usize].is_empty());
+            match kept || self.wants_more(tenant) {
+                true => self.file_all(tenants, tenant),
+                false => self.calm_down(tenants, tenant),
+            }
+        }
+        let mut at = 0;
+        while let Some(tenant) = self.calm.get(at).filter(|_| !alone) {
+            if !self.wants_more(tenant) {
+                at += 1;
+                continue;
+            }
+            self.calm.set(tenant, false);
+            self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, true);
+            self.file_all(tenants, tenant);
+        }
+    }
+
+    fn wants_more(&self, tenant: u32) -> bool {
+        self.models.iter().any(|model| {
+            let lane = &model.lanes[tenant as usize];
+            // Where it is still filed, nobody asked it.
+            !lane.is_empty() && (!model.tried || lane.short || model.is_filed(tenant))
+        })
+    }
+
+    fn calm_down(&mut self, tenants: &mut Tenants, tenant: u32) {
+        let share = &mut self.shares[tenant as usize];
+        share.note_short(&mut tenants.get_mut(tenant).service, false);
+        self.calm.set(tenant, share.live > 0);
+        for model in &mut self.models {
+            model.short_running.remove(tenant);
+            model.short_waiting.remove(tenant);
+        }
+    }
+
+    /// Brings the lists up to date after the tenant's lane in a model has changed.
+    pub(crate) fn refile(&mut self, tenants: &mut Tenants, m: usize, tenant: u32) {
+        let model = &mut self.models[m];
+        let lane = &model.lanes[tenant as usize];
+        model.running_tenants.set(tenant, !lane.running.is_empty());
+        model.waiting_tenants.set(tenant, !lane.waiting.is_empty());
+        let share = &self.shares[tenant as usize];
+        // Who is looked at for a step is filed when the step is planned.
+        if !share.short || share.looked {
+            return;
+        }
+        self.file(tenants, m, tenant);
+        if !self.models.iter().any(|model| model.is_filed(tenant)) {
+            self.calm_down(tenants, tenant);
+        }
+    }
+
+    fn file_all(&mut self, tenants: &mut Tenants, tenant: u32) {
+        for m in 0..self.models.len() {
+            self.file(tenants, m, tenant);
+        }
+    }
+
+    /// Files a short tenant where its lane in a model belongs.
+    fn file(&mut self, tenants: &mut Tenants, m: usize, tenant: u32) {
+        let model = &mut self.models[m];
+        let lane = &model.lanes[tenant as usize];
+        let runs = !lane.running.is_empty();
+        let waits = !runs && !lane.waiting.is_empty();
+        for (file, belongs) in [(&mut model.short_running, runs), (&mut model.short_waiting, waits)] {
+            match (file.has(tenant), belongs) {
+                (false, true) => file.set(tenant, tenants.file(tenant)),
+                (true, false) => file.remove(tenant),
+                _ => {}
+            }
+        }
+    }
+}
