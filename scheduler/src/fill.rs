@@ -20,7 +20,7 @@
 //! *Refusals.* Who cannot start for want of tokens or time stays in its place; after a few of them ([`STARTS_REFUSED_MAX`]), or the
 //! first one without blocks, the step starts nobody else. So a step asks no more tenants than it has rows, and a few.
 //!
-//! Blocks are `room`'s matter.
+//! What goes into a row is `row`'s matter, blocks are `room`'s.
 //!
 //! Cost: O(rows + arrivals) and O(log tenants) per row, whatever the number of tenants and of waiting requests; running requests that
 //! can have no row now (what they know is in flight, or the step has no tokens left for a prompt) cost a look each. No
@@ -29,12 +29,11 @@
 use crate::BLOCK_LEN;
 use crate::admit::Work;
 use crate::blocks::Limits;
-use crate::cost::Load;
-use crate::device::{Device, Row, Step};
+use crate::device::{Device, Step};
 use crate::event::Event;
 use crate::ids::{DeviceId, Nanos, StepId};
 use crate::model::{Lane, Model};
-use crate::plan::{BlockRange, PlanRow, RowKind, StepPlan};
+use crate::plan::StepPlan;
 use crate::request::{Rank, Requests};
 use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
@@ -46,8 +45,6 @@ use alloc::collections::binary_heap::PeekMut;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-/// Tokens of the prompts in a step before the cost of a token is known on this device.
-const UNPROVEN_TOKENS: u64 = 128;
 /// Requests that may fail to start in a step for want of tokens or time. Those behind them in order are hardly smaller, there can be any
 /// number of them, and they have no claim to overtake.
 const STARTS_REFUSED_MAX: u32 = 8;
@@ -364,87 +361,6 @@ impl Fill<'_> {
         Some(self.push_stretch(slot, len))
     }
 
-    /// How many of `ready` tokens from position `from` go into this step.
-    pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {
-        if ready == 1 {
-            return Some(1);
-        }
-        let cost = &self.device.models[self.m].cost;
-        let kept = self.reserve.min(self.rows_left.saturating_sub(1));
-        let tokens = self.tokens_left.saturating_sub(kept);
-        let timely = match cost.proven() {
-            true => {
-                let kept = cost.marginal(Load::new(0, 1)).0.saturating_mul(u64::from(kept));
-                cost.tokens_within(from, self.time_left.saturating_sub(Nanos(kept)))
-            }
-            false => UNPROVEN_TOKENS.saturating_sub(self.plan.tokens()),
-        };
-        let mut len = ready.min(tokens).min(u32::try_from(timely).unwrap_or(u32::MAX));
-        if !self.prompt_given {
-            len = len.max(ready.min(BLOCK_LEN).min(self.tokens_left));
-        } else if len < ready.min(BLOCK_LEN) {
-            return None;
-        }
-        let aligned = ((from + len) / BLOCK_LEN * BLOCK_LEN).saturating_sub(from);
-        if len < ready && aligned >= BLOCK_LEN {
-            len = aligned;
-        }
-        Some(len)
-    }
-
-    /// Whether an item goes into this step. The first always does.
-    fn fits_item(&self, len: u32) -> bool {
-        if self.step.rows.is_empty() {
-            return true;
-        }
-        let cost = &self.device.models[self.m].cost;
-        let timely = match cost.proven() {
-            true => cost.marginal(Load::new(0, len)) <= self.time_left,
-            false => self.plan.tokens() + u64::from(len) <= UNPROVEN_TOKENS,
-        };
-        len <= self.tokens_left && timely
-    }
-
-    fn push_item(&mut self, slot: u32, len: u32) -> Nanos {
-        let request = self.requests.get_mut(slot);
-        let item = request.planned;
-        request.planned += 1;
-        let kind = RowKind::Embed { item, len };
-        let row = Row { slot, from: item, len, samples: false, is_item: true, load: Load::new(0, len) };
-        self.push_row(row, kind)
-    }
-
-    pub(crate) fn push_stretch(&mut self, slot: u32, len: u32) -> Nanos {
-        let request = self.requests.get_mut(slot);
-        let from = request.planned;
-        let draws_left = request.draws_max() - request.drawn - request.drawing;
-        let samples = from + len == request.known + request.drawing && draws_left > 0;
-        request.planned += len;
-        request.drawing += u32::from(samples);
-        self.prompt_given |= len > 1;
-        let request = self.requests.get(slot);
-        let start = self.plan.blocks.len() as u32;
-        self.plan.blocks.extend_from_slice(&request.blocks);
-        let blocks = BlockRange { start, len: request.blocks.len() as u32 };
-        let kind = RowKind::Generate { from, len, samples, blocks };
-        let row = Row { slot, from, len, samples, is_item: false, load: Load::new(from, len) };
-        self.push_row(row, kind)
-    }
-
-    fn push_row(&mut self, row: Row, kind: RowKind) -> Nanos {
-        let request = self.requests.get_mut(row.slot);
-        request.in_flight += 1;
-        request.last_step = self.id;
-        self.plan.rows.push(PlanRow { request: self.requests.id(row.slot), kind });
-        self.rows_left -= 1;
-        self.tokens_left = self.tokens_left.saturating_sub(row.len);
-        let cost = &self.device.models[self.m].cost;
-        self.time_left = self.time_left.saturating_sub(cost.marginal(row.load));
-        let expected = cost.attributed(row.load, 1);
-        self.step.rows.push(row);
-        expected
-    }
-
     /// Starts a waiting request and gives it its first row.
     fn start(&mut self, slot: u32) -> Start {
         let request = self.requests.get(slot);
@@ -459,31 +375,5 @@ impl Fill<'_> {
             }
             Work::Generate { .. } => self.start_sequence(slot),
         }
-    }
-
-    /// Moves a request from the queue to the running ones, with `cached` blocks that need not be computed.
-    pub(crate) fn enter(&mut self, slot: u32, cached: u32) {
-        self.device.start(self.requests, self.tenants, slot);
-        let request = self.requests.get_mut(slot);
-        let first = request.started_at.is_none();
-        let still_waiting = self.device.shares[request.tenant as usize].waiting > 0;
-        if let Work::Generate { .. } = request.work {
-            let model = &mut self.device.models[self.m];
-            request.computed = cached * BLOCK_LEN;
-            request.planned = request.computed;
-            request.published = cached;
-            if request.uses_cache {
-                model.prefix_queries += u64::from(request.known);
-                model.prefix_hits += u64::from(request.computed);
-            }
-        }
-        if first {
-            request.started_at = Some(self.now);
-            request.cached_tokens = cached * BLOCK_LEN;
-            let cached_tokens = request.cached_tokens;
-            self.device.observe_start(self.now, still_waiting);
-            self.events.push(Event::Started { request: self.requests.id(slot), cached_tokens });
-        }
-        self.device.hold(self.requests, self.tenants, slot);
     }
 }

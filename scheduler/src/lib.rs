@@ -65,6 +65,7 @@ mod prefix;
 mod queue;
 mod request;
 mod room;
+mod row;
 mod scheduler;
 mod share;
 #[cfg(feature = "sim")]
