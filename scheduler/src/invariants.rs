@@ -109,7 +109,7 @@ impl Scheduler {
     fn check_model(&self, d: usize, m: usize) {
         let model = &self.devices[d].models[m];
         let mut refs = vec![0u32; model.pool.len() as usize];
-        let (mut running, mut releasing, mut queued, mut enlisted) = (0, 0, 0, 0);
+        let (mut running, mut yielding, mut queued, mut enlisted) = (0, 0, 0, 0);
         let (mut prompts, mut draws, mut texts) = (Nanos::ZERO, 0, 0);
         for (slot, request) in self.requests.iter() {
             if (request.device as usize, request.model as usize) != (d, m) || request.state == State::Free {
@@ -131,7 +131,7 @@ impl Scheduler {
                     running += 1;
                     assert!(lane.running.contains(&slot), "{slot} is in its lane");
                 }
-                State::Draining | State::Ending | State::Ghost => releasing += 1,
+                State::Draining | State::Ending | State::Ghost => yielding += request.yields,
                 State::Waiting => {
                     queued += 1;
                     assert!(lane.waiting.slots().any(|other| other == slot), "{slot} is queued");
@@ -157,7 +157,7 @@ impl Scheduler {
         assert_eq!(queued, 0, "queued");
         let sums = (model.waiting_prompts, model.waiting_draws, model.waiting_texts);
         assert_eq!(sums, (prompts, draws, texts), "what waits");
-        assert_eq!(model.releasing, releasing, "releasing");
+        assert_eq!(model.yielding, yielding, "blocks about to come free");
         model.pool.check(&refs);
     }
 }

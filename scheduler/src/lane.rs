@@ -119,11 +119,22 @@ impl Device {
         self.enqueue(requests, tenants, slot);
     }
 
+    /// Counts the blocks that will come free when the request's rows in flight have ended. Those that others hold, too, are not among them.
+    pub(crate) fn yield_blocks(&mut self, requests: &mut Requests, slot: u32) {
+        let request = requests.get_mut(slot);
+        let model = &mut self.models[request.model as usize];
+        let pool = &model.pool;
+        let own = request.blocks.iter().filter(|block| pool.blocks[block.0 as usize].refs == 1).count() as u32;
+        model.yielding = model.yielding - request.yields + own;
+        request.yields = own;
+    }
+
     /// Lets go of all blocks of a request, the last ones first, so that the start of a prefix outlives its end in the cache.
     pub(crate) fn release_blocks(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get_mut(slot);
         let m = request.model as usize;
         request.published = 0;
+        self.models[m].yielding -= core::mem::take(&mut request.yields);
         while let Some(block) = request.blocks.pop() {
             self.models[m].pool.release(block);
         }

@@ -75,8 +75,8 @@ pub(crate) struct Model {
     pub(crate) pulled_at: usize,
     /// Running requests over all lanes.
     pub(crate) running: u32,
-    /// Requests that will give their blocks back when their rows in flight have ended.
-    pub(crate) releasing: u32,
+    /// Blocks that come free when rows in flight have ended, of requests that get no more rows.
+    pub(crate) yielding: u32,
     /// The last step that ran it.
     pub(crate) last_step: StepId,
     /// While a step is planned: this model was tried for it and had nothing to run.
@@ -123,7 +123,7 @@ impl Model {
             short_waiting: Tournament::default(),
             pulled_at: 0,
             running: 0,
-            releasing: 0,
+            yielding: 0,
             last_step: StepId(0),
             tried: false,
             waiting_prompts: Nanos::ZERO,

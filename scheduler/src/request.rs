@@ -59,6 +59,8 @@ pub(crate) struct Request {
     pub(crate) last_step: StepId,
 
     pub(crate) blocks: Vec<BlockId>,
+    /// How many of them were counted as coming free, since it gets no more rows.
+    pub(crate) yields: u32,
     /// Known hashes of its full blocks, in order.
     pub(crate) hashes: Vec<BlockHash>,
     pub(crate) uses_cache: bool,
@@ -110,6 +112,7 @@ impl Request {
             in_flight: 0,
             last_step: StepId(0),
             blocks: Vec::new(),
+            yields: 0,
             hashes: Vec::new(),
             uses_cache: false,
             published: 0,

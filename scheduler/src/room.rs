@@ -17,7 +17,7 @@ use crate::cost::Load;
 use crate::event::Event;
 use crate::fill::{Fill, Start};
 use crate::ids::BlockId;
-use crate::request::{Rank, Request, State};
+use crate::request::{Rank, State};
 use crate::share::{Virtual, virtual_time};
 
 impl Fill<'_> {
@@ -102,7 +102,7 @@ impl Fill<'_> {
             if room >= needed.min(ceiling - model.pool.held(tenant).used).max(wanted) {
                 return Ok(());
             }
-            if !self.make_room(tenant, None) {
+            if !self.make_room(tenant, None, needed - room.min(needed)) {
                 return Err(Start::NoRoom);
             }
         }
@@ -110,34 +110,37 @@ impl Fill<'_> {
 
     /// Gives a running request blocks until it has `wanted`, if need be from a request behind it.
     pub(crate) fn grow(&mut self, slot: u32, wanted: u32) -> Option<()> {
-        while (self.requests.get(slot).blocks.len() as u32) < wanted {
-            let Request { tenant, rank, .. } = *self.requests.get(slot);
+        loop {
+            let request = self.requests.get(slot);
+            let (tenant, rank, n) = (request.tenant, request.rank, request.blocks.len() as u32);
+            if n >= wanted {
+                return Some(());
+            }
             match self.take(tenant) {
                 Some(block) => {
                     let request = self.requests.get_mut(slot);
-                    let n = request.blocks.len();
                     request.blocks.push(block);
-                    if let Some(hash) = request.hashes.get(n) {
+                    if let Some(hash) = request.hashes.get(n as usize) {
                         self.device.models[self.m].pool.announce(block, *hash);
                     }
                 }
-                None => self.make_room(tenant, Some(rank)).then_some(())?,
+                None => self.make_room(tenant, Some(rank), wanted - n).then_some(())?,
             }
         }
-        Some(())
     }
 
-    /// Preempts one request for the tenant's sake; `rank` is that of its running request, or nothing for one that wants to
-    /// start. True if blocks came free at once. While requests are about to give their blocks back, nobody else is preempted.
-    fn make_room(&mut self, tenant: u32, rank: Option<Rank>) -> bool {
-        if self.model().releasing > 0 {
+    /// Preempts one request for the tenant's sake, which misses so many blocks; `rank` is that of its running request, or nothing for
+    /// one that wants to start. False if nothing is to be had, or what is missing comes free anyway when steps in flight have
+    /// ended. So all blocks that a long prompt needs are taken at once, and not two steps apart; see `docs/fairness.md`.
+    fn make_room(&mut self, tenant: u32, rank: Option<Rank>, missing: u32) -> bool {
+        if self.model().yielding >= missing {
             return false;
         }
         let Some(slot) = self.victim(tenant, rank) else {
             return false;
         };
         self.preempt(slot);
-        self.model().releasing == 0
+        true
     }
 
     /// The request of lowest rank of the tenant furthest over its share: the one that is most whole [`Fill::start_preempts_at`] of
@@ -225,7 +228,7 @@ impl Fill<'_> {
             self.device.restart(self.requests, self.tenants, slot);
         } else {
             request.state = State::Draining;
-            self.model().releasing += 1;
+            self.device.yield_blocks(self.requests, slot);
         }
     }
 }

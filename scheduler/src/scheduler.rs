@@ -175,12 +175,8 @@ impl Scheduler {
             return;
         }
         let request = self.requests.get_mut(slot);
-        let counted = request.state == State::Draining;
         request.state = State::Ending;
-        if !counted {
-            let model = request.model as usize;
-            self.devices[request.device as usize].models[model].releasing += 1;
-        }
+        self.devices[request.device as usize].yield_blocks(&mut self.requests, slot);
     }
 
     /// Until further notice, the device runs rows of this request only, one step at a time: whatever happens then is its doing
@@ -246,7 +242,7 @@ impl Scheduler {
             preemptions: request.preemptions,
         });
         let (d, m) = (request.device as usize, request.model as usize);
-        let (state, in_flight) = (request.state, request.in_flight);
+        let in_flight = request.in_flight;
         let device = &mut self.devices[d];
         device.leave(request.tenant);
         if end == End::Finished && request.draws_max() > 0 {
@@ -256,26 +252,19 @@ impl Scheduler {
                 model.observe_drawn(drawn);
             }
         }
-        let model = &mut self.devices[d].models[m];
-        if matches!(state, State::Draining | State::Ending) {
-            model.releasing -= 1;
-        }
         self.requests.retire(slot);
         if in_flight == 0 {
             self.discard(slot);
             return;
         }
-        model.releasing += 1;
         self.requests.get_mut(slot).state = State::Ghost;
+        self.devices[d].yield_blocks(&mut self.requests, slot);
     }
 
     /// Frees the blocks and the slot of a settled request.
     pub(crate) fn discard(&mut self, slot: u32) {
         let request = self.requests.get(slot);
         let device = &mut self.devices[request.device as usize];
-        if request.state == State::Ghost {
-            device.models[request.model as usize].releasing -= 1;
-        }
         device.release_blocks(&mut self.requests, &mut self.tenants, slot);
         self.requests.release(slot);
     }

@@ -142,11 +142,7 @@ impl Scheduler {
             return;
         }
         match state {
-            State::Draining if in_flight == 0 => {
-                let model = &mut device.models[requests.get(slot).model as usize];
-                model.releasing -= 1;
-                device.restart(requests, tenants, slot);
-            }
+            State::Draining if in_flight == 0 => device.restart(requests, tenants, slot),
             State::Draining => {}
             _ => device.hold(requests, tenants, slot),
         }

@@ -95,3 +95,29 @@ fn service_counts_what_was_computed_again_and_no_lift() {
     rig.finish_with(&plan, STEP, fails);
     assert!(rig.scheduler.tenant_service(TenantId(1)) > rig.charge(1));
 }
+
+#[test]
+fn all_blocks_that_a_long_prompt_needs_are_taken_in_one_step() {
+    let config = Config { start_preempts_at: Nanos::from_millis(50), ..Config::default() };
+    let mut rig = Rig::with(config, 128, 16, 256);
+    for _ in 0..12 {
+        rig.ask(1, 200, 100);
+    }
+    for _ in 0..20 {
+        rig.step();
+    }
+    let long = rig.ask(2, 2_000, 1);
+    let mut preempted = Vec::new();
+    // One step is always in flight while the next is planned, so nobody's blocks come free at once.
+    let mut running = rig.plan().unwrap();
+    while rig.cached_tokens(long).is_none() {
+        let next = rig.plan();
+        preempted.push(rig.events.iter().filter(|event| matches!(event, Event::Preempted { .. })).count());
+        rig.finish(&running);
+        running = next.or_else(|| rig.plan()).unwrap();
+    }
+    preempted.dedup();
+    println!("preempted by then: {preempted:?}");
+    // What is missing beside the free blocks takes four requests of seven or eight blocks, and they go together.
+    assert_eq!(preempted, [0, 4]);
+}
