@@ -9,15 +9,22 @@
 //! block that does not hold its tenant's text; wall time is accounted for to the nanosecond at every event; and nothing
 //! stands still while work waits.
 
+mod arrivals;
 mod checks;
 mod memory;
 mod outcome;
 mod presets;
 mod rng;
 mod scenario;
+mod turns;
+mod watch;
+mod workloads;
 mod world;
 
+pub use arrivals::Phases;
 pub use outcome::{Outcome, TenantOutcome};
 pub use rng::Rng;
 pub use scenario::{Arrivals, Ask, Faults, Range, Scenario, SimModel, Source, StepCost};
-pub use world::run;
+pub use watch::{Part, Watch, Window};
+pub use workloads::{STEP_CAP, WORKLOADS, Workload, workload};
+pub use world::{run, run_watched};

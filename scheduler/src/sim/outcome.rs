@@ -23,6 +23,10 @@ pub struct TenantOutcome {
     pub waits: Vec<Nanos>,
     /// Prompt tokens found in the cache.
     pub cached_tokens: u64,
+    /// Prompt tokens of settled requests, found in the cache or not.
+    pub prompt_tokens: u64,
+    /// Ids drawn by settled requests.
+    pub drawn_tokens: u64,
 }
 
 impl TenantOutcome {

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::arrivals::Phases;
 use crate::config::{Config, ModelLimits};
 use crate::ids::{DeviceId, ModelId, Nanos, TenantId};
 use crate::tenant::Tenant;
@@ -39,6 +40,8 @@ pub enum Arrivals {
     Poisson(Nanos),
     /// This many requests are always at hand: a new one comes when one ends.
     Backlog(u32),
+    /// On a schedule with a beginning and an end, whatever becomes of the requests.
+    Phases(Phases),
 }
 
 /// Lowest and highest of a uniform draw.
@@ -57,6 +60,18 @@ pub enum Ask {
         shared_blocks: u32,
         /// How many different shared beginnings there are; 0 keeps the source out of the prefix cache.
         beginnings: u32,
+    },
+    /// The next turn of a conversation: the prompt is all that was said so far and something new. A source talks with one voice if
+    /// it has one request at a time.
+    Turns {
+        /// Prompt tokens of the first turn.
+        first: u32,
+        /// By how much the prompt grows with a turn; what was drawn is a part of it.
+        more: u32,
+        /// Ids drawn in a turn.
+        drawn: Range,
+        /// Turns of a conversation; the next one begins from nothing.
+        turns: u32,
     },
     /// Vectors.
     Embed {

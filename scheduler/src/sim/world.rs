@@ -8,6 +8,7 @@ use super::memory::{Memory, Text};
 use super::outcome::{Outcome, TenantOutcome};
 use super::rng::{Rng, mix};
 use super::scenario::{Arrivals, Ask, Scenario, Source};
+use super::watch::Watch;
 use crate::BLOCK_LEN;
 use crate::admit::{Admission, Work};
 use crate::event::{End, Event};
@@ -75,15 +76,25 @@ pub(super) struct World<'a> {
     pub(super) outcome: Outcome,
     pub(super) places: BTreeMap<TenantId, usize>,
     pub(super) asked: u64,
+    /// By source: turns so far of those who talk, see [`Ask::Turns`].
+    pub(super) turns: BTreeMap<usize, u32>,
     pub(super) events: Vec<Event>,
     pub(super) outcomes: Vec<RowOutcome>,
 }
 
 /// Plays a scenario to its end: until every accepted request has ended. Panics where something that must be true is not.
 pub fn run(scenario: &Scenario) -> Outcome {
+    run_watched(scenario, None)
+}
+
+/// The same, with somebody looking on.
+pub fn run_watched(scenario: &Scenario, mut watch: Option<&mut Watch>) -> Outcome {
     let mut world = World::new(scenario);
     while let Some(Reverse((at, _, happening))) = world.heap.pop() {
         world.now = at;
+        if let Some(watch) = &mut watch {
+            watch.look(at, &world.scheduler, world.outcome.tokens);
+        }
         world.happen(happening);
         world.check_books();
         // What one device passes over in this turn is there for another that has nothing to do.
@@ -113,6 +124,8 @@ impl<'a> World<'a> {
                     charge: Nanos::ZERO,
                     waits: Vec::new(),
                     cached_tokens: 0,
+                    prompt_tokens: 0,
+                    drawn_tokens: 0,
                 });
                 tenants.len() - 1
             });
@@ -153,6 +166,7 @@ impl<'a> World<'a> {
             outcome,
             places,
             asked: 0,
+            turns: BTreeMap::new(),
             events: Vec::new(),
             outcomes: Vec::new(),
         };
@@ -160,13 +174,7 @@ impl<'a> World<'a> {
             world.bring_up(d);
         }
         for (n, source) in scenario.sources.iter().enumerate() {
-            let count = match source.arrivals {
-                Arrivals::Poisson(_) => 1,
-                Arrivals::Backlog(count) => count,
-            };
-            for _ in 0..count {
-                world.plan(source.from, Happening::Arrival(n));
-            }
+            world.plan_first(n, source);
         }
         for (at, device, outage) in &scenario.faults.lost {
             world.plan(*at, Happening::Lost(device.0 as usize, *outage));
@@ -178,7 +186,7 @@ impl<'a> World<'a> {
         world
     }
 
-    fn plan(&mut self, at: Nanos, happening: Happening) {
+    pub(super) fn plan(&mut self, at: Nanos, happening: Happening) {
         self.seq += 1;
         self.heap.push(Reverse((at, self.seq, happening)));
     }
@@ -232,10 +240,7 @@ impl<'a> World<'a> {
         }
         self.asked += 1;
         let source = &self.scenario.sources[n];
-        if let Arrivals::Poisson(mean) = source.arrivals {
-            let gap = self.rng.exponential(mean.0);
-            self.plan(self.now + Nanos(gap), Happening::Arrival(n));
-        }
+        self.plan_next(n, source);
         let mut client = self.client(n, source);
         let work = self.work(source, &mut client);
         let (tenant, model) = (source.tenant, source.model);
@@ -297,9 +302,11 @@ impl<'a> World<'a> {
                     hashes: (0..hashed).map(|n| client.text.hash(n)).collect(),
                 }
             }
+            Ask::Turns { .. } => self.turn(source, client),
             Ask::Embed { items, len } => {
                 client.items = self.rng.between(items.0, items.1);
-                let lens = (0..client.items).map(|_| self.rng.between(len.0, len.1)).collect();
+                let lens: Vec<u32> = (0..client.items).map(|_| self.rng.between(len.0, len.1)).collect();
+                client.prompt_len = lens.iter().sum();
                 Work::Embed { lens }
             }
         }
@@ -419,6 +426,8 @@ impl<'a> World<'a> {
                     part.ends[end as usize] += 1;
                     part.charge += charge;
                     part.cached_tokens += u64::from(cached_tokens);
+                    part.prompt_tokens += u64::from(client.prompt_len);
+                    part.drawn_tokens += u64::from(client.drawn);
                     if let Arrivals::Backlog(_) = source.arrivals {
                         self.plan(self.now, Happening::Arrival(client.source));
                     }
