@@ -29,6 +29,24 @@ pub struct Config {
     pub token_cost_prior: Nanos,
     /// The constant cost of a step assumed before the first step of a model was measured.
     pub step_cost_prior: Nanos,
+    /// Who goes next; the others than the default are there to be compared with it.
+    #[cfg(feature = "sim")]
+    pub order: Order,
+}
+
+/// By what rule the next row of a step is chosen.
+#[cfg(feature = "sim")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Weir's: the tenant that had the least device time by weight.
+    #[default]
+    DeviceTime,
+    /// Who came first, whoever it is.
+    Fcfs,
+    /// Tenants take turns, a request each.
+    RoundRobin,
+    /// VTC: the tenant that had the fewest tokens by weight.
+    Tokens,
 }
 
 impl Default for Config {
@@ -43,6 +61,8 @@ impl Default for Config {
             priority_spacing: Nanos::from_secs(2),
             token_cost_prior: Nanos::from_micros(20),
             step_cost_prior: Nanos::from_millis(1),
+            #[cfg(feature = "sim")]
+            order: Order::DeviceTime,
         }
     }
 }

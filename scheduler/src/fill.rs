@@ -86,13 +86,21 @@ impl Scheduler {
         for model in &mut self.devices[d].models {
             model.tried = false;
         }
-        while let Some(m) = self.devices[d].choose_model(&mut self.tenants) {
+        while let Some(m) = self.next_model(d) {
             self.devices[d].models[m].tried = true;
             if self.fill(now, d, m, plan, limits) {
                 return true;
             }
         }
         false
+    }
+
+    fn next_model(&mut self, d: usize) -> Option<usize> {
+        #[cfg(feature = "sim")]
+        if self.config.order.is_foreign() {
+            return self.devices[d].next_model();
+        }
+        self.devices[d].choose_model(&mut self.tenants)
     }
 
     fn fill(&mut self, now: Nanos, d: usize, m: usize, plan: &mut StepPlan, limits: Limits) -> bool {
@@ -114,6 +122,8 @@ impl Scheduler {
             limits,
             preemptions_max: self.config.preemptions_max,
             start_preempts_at: self.config.start_preempts_at,
+            #[cfg(feature = "sim")]
+            order: self.config.order,
             rows_left: model.limits.rows_max.max(1),
             tokens_left: model.limits.tokens_max.max(1),
             time_left: device.step_latency_max.saturating_sub(model.cost.step()),
@@ -129,6 +139,12 @@ impl Scheduler {
             plan,
             step: &mut step,
         };
+        #[cfg(feature = "sim")]
+        match self.config.order.is_foreign() {
+            true => fill.run_as(self.config.order, &mut self.policy),
+            false => fill.run(&mut self.order),
+        }
+        #[cfg(not(feature = "sim"))]
         fill.run(&mut self.order);
 
         let device = &mut self.devices[d];
@@ -176,6 +192,8 @@ pub(crate) struct Fill<'a> {
     pub(crate) limits: Limits,
     pub(crate) preemptions_max: u32,
     pub(crate) start_preempts_at: Nanos,
+    #[cfg(feature = "sim")]
+    pub(crate) order: crate::config::Order,
     pub(crate) rows_left: u32,
     pub(crate) tokens_left: u32,
     pub(crate) time_left: Nanos,
@@ -348,7 +366,7 @@ impl Fill<'_> {
     }
 
     /// A row for a running request, unless tokens, time or blocks are short.
-    fn go_on(&mut self, slot: u32) -> Option<Nanos> {
+    pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
         self.reserve = self.reserve.saturating_sub(1);
         let request = self.requests.get(slot);
         if let Work::Embed { lens } = &request.work {
@@ -362,7 +380,7 @@ impl Fill<'_> {
     }
 
     /// Starts a waiting request and gives it its first row.
-    fn start(&mut self, slot: u32) -> Start {
+    pub(crate) fn start(&mut self, slot: u32) -> Start {
         let request = self.requests.get(slot);
         match &request.work {
             Work::Embed { lens } => {

@@ -77,6 +77,8 @@ mod tenant;
 mod tournament;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};
+#[cfg(feature = "sim")]
+pub use config::Order;
 pub use config::{Config, ModelLimits};
 pub use device::DeviceAccounts;
 pub use event::{End, Event};

@@ -146,6 +146,10 @@ impl Fill<'_> {
     /// The request of lowest rank of the tenant furthest over its share: the one that is most whole [`Fill::start_preempts_at`] of
     /// virtual time ahead, then the one with the most blocks by weight. Small leads in time are noise, and do not choose.
     fn victim(&self, tenant: u32, rank: Option<Rank>) -> Option<u32> {
+        #[cfg(feature = "sim")]
+        if self.order.is_foreign() {
+            return self.last_to_come(rank);
+        }
         let model = &self.device.models[self.m];
         let plan = &self.tenants.get(tenant).plan;
         let bind = self.limits == Limits::Bind;

@@ -27,6 +27,8 @@ pub struct Scheduler {
     pub(crate) events: Vec<Event>,
     pub(crate) preemptions: u64,
     pub(crate) order: Order,
+    #[cfg(feature = "sim")]
+    pub(crate) policy: crate::sim::Policy,
 }
 
 impl Scheduler {
@@ -43,6 +45,8 @@ impl Scheduler {
             events: Vec::new(),
             preemptions: 0,
             order: Order::new(),
+            #[cfg(feature = "sim")]
+            policy: crate::sim::Policy::default(),
         }
     }
 

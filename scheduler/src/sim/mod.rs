@@ -13,6 +13,7 @@ mod arrivals;
 mod checks;
 mod memory;
 mod outcome;
+mod policy;
 mod presets;
 mod rng;
 mod scenario;
@@ -23,6 +24,7 @@ mod world;
 
 pub use arrivals::Phases;
 pub use outcome::{Outcome, TenantOutcome};
+pub(crate) use policy::Policy;
 pub use rng::Rng;
 pub use scenario::{Arrivals, Ask, Faults, Range, Scenario, SimModel, Source, StepCost};
 pub use watch::{Part, Watch, Window};
