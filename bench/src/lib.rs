@@ -38,6 +38,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod closed_loop;
+pub mod compare;
 mod config;
 mod connection;
 mod date;
