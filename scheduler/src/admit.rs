@@ -57,6 +57,8 @@ pub enum RejectReason {
     UnknownModel,
     /// The tenant was never added.
     UnknownTenant,
+    /// The tenant is metered and its window is spent; the retry time is when the next one begins.
+    QuotaSpent,
     /// [`Scheduler::drain`] was called.
     Draining,
     /// No device is up.
@@ -164,6 +166,9 @@ impl Scheduler {
         }
         let tenant = self.tenants.slot(admission.tenant);
         let tenant = tenant.ok_or(refuse(RejectReason::UnknownTenant))?;
+        if let Some(until) = self.tenants.get(tenant).spent_until(now) {
+            return Err(Reject { reason: RejectReason::QuotaSpent, retry_after: until - now });
+        }
         if !self.devices.iter().any(|device| device.up && !device.closed) && place.is_none() {
             return Err(refuse(RejectReason::NoDevice));
         }
@@ -215,6 +220,8 @@ impl Scheduler {
         let at = &mut self.devices[device as usize];
         at.enter(tenant);
         at.enqueue(&mut self.requests, &mut self.tenants, slot);
+        let wanted = self.requests.get(slot).estimate;
+        self.tenants.ask_at_door(tenant, wanted, &mut self.events);
         id
     }
 

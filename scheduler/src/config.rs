@@ -25,6 +25,8 @@ pub struct Config {
     /// How much later a request of priority `p` counts as having arrived, times `p`. This is also the ageing: a request of
     /// class `p` is overtaken by class 0 for at most `p * priority_spacing`.
     pub priority_spacing: Nanos,
+    /// How long the requests of a metered tenant wait for a grant before they end with [`crate::End::Quota`].
+    pub quota_wait_max: Nanos,
     /// The cost of a new token assumed before the first step of a model was measured.
     pub token_cost_prior: Nanos,
     /// The constant cost of a step assumed before the first step of a model was measured.
@@ -59,6 +61,7 @@ impl Default for Config {
             step_latency_max: Nanos::from_millis(250),
             hold_max: Nanos::from_millis(500),
             priority_spacing: Nanos::from_secs(2),
+            quota_wait_max: Nanos::from_secs(10),
             token_cost_prior: Nanos::from_micros(20),
             step_cost_prior: Nanos::from_millis(1),
             #[cfg(feature = "sim")]

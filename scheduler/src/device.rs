@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use crate::cost::{Cost, Load};
 use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
 use crate::model::Model;
+use crate::purse::Reserve;
 use crate::share::{Share, Virtual};
 use crate::tenant::Tenants;
 use crate::tournament::Roster;
@@ -21,6 +22,8 @@ pub struct DeviceAccounts {
     /// The operator's: its own requests, redo after preemptions, overrun rows, failed rows, the part of a step's wall time in
     /// which the device did not compute, and the time the device was lost.
     pub operator: Nanos,
+    /// Of the operator's, what metered tenants' rows took above their grants.
+    pub overrun: Nanos,
     /// No step was running.
     pub idle: Nanos,
     /// The step that runs now, so far, with what the report before it left open.
@@ -38,6 +41,8 @@ pub(crate) struct Row {
     /// An item of an embedding request rather than a stretch of a sequence.
     pub(crate) is_item: bool,
     pub(crate) load: Load,
+    /// Kept for it of its tenant's grant, if it is metered.
+    pub(crate) reserve: Option<Reserve>,
 }
 
 /// A step planned and not finished.
@@ -93,6 +98,7 @@ pub(crate) struct Device {
     pub(crate) reported: Nanos,
     pub(crate) tenants: Nanos,
     pub(crate) operator: Nanos,
+    pub(crate) overrun: Nanos,
     pub(crate) idle: Nanos,
 
     last_start: Nanos,
@@ -129,6 +135,7 @@ impl Device {
             reported: now,
             tenants: Nanos::ZERO,
             operator: Nanos::ZERO,
+            overrun: Nanos::ZERO,
             idle: Nanos::ZERO,
             last_start: now,
             start_interval: 0,
@@ -191,6 +198,7 @@ impl Device {
             wall: now.max(self.booked).saturating_sub(self.since),
             tenants: self.tenants,
             operator: self.operator,
+            overrun: self.overrun,
             idle: self.idle,
             in_flight: Nanos::ZERO,
         };

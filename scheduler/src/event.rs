@@ -13,9 +13,11 @@ pub enum End {
     Failed,
     /// Its device went away.
     Lost,
+    /// Its tenant's quota is spent, or no grant came in time.
+    Quota,
 }
 
-/// One fact about one request, in the order they came true.
+/// One fact about one request, or one tenant's grant, in the order they came true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The request left the queue for the first time. A restart after a preemption is not announced.
@@ -46,5 +48,24 @@ pub enum Event {
         queued: Nanos,
         /// How often it lost its blocks.
         preemptions: u32,
+    },
+    /// A metered tenant's grant runs low, or a row found too little. Said once until a grant comes or the present one ends.
+    GrantLow {
+        /// Whose.
+        tenant: TenantId,
+        /// What is left for rows to come.
+        left: Nanos,
+        /// What the row (or the request, at admission) that saw it is expected to take; zero where none was looked at.
+        wanted: Nanos,
+    },
+    /// A part of a metered tenant's grant that nobody will spend. All that is told of an epoch and all that was spent of it add
+    /// up to what was granted.
+    GrantReturned {
+        /// Whose.
+        tenant: TenantId,
+        /// Of which lease.
+        epoch: u64,
+        /// How much, never zero.
+        amount: Nanos,
     },
 }

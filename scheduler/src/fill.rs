@@ -58,9 +58,19 @@ impl Scheduler {
     pub fn next_step(&mut self, now: Nanos, id: DeviceId, plan: &mut StepPlan) -> bool {
         plan.clear();
         self.file_lowered();
+        self.tick(now);
         let Some(d) = self.device(id) else {
             return false;
         };
+        // Nobody waits for one that runs alone and cannot for want of a grant.
+        let waits = self.lone_is_dry(d).then(|| self.devices[d].alone.take()).flatten();
+        let planned = self.plan_next(now, d, plan);
+        self.devices[d].alone = waits.or(self.devices[d].alone);
+        self.end_broke(now);
+        planned
+    }
+
+    fn plan_next(&mut self, now: Nanos, d: usize, plan: &mut StepPlan) -> bool {
         if self.devices[d].up && self.devices[d].in_flight.len() < self.config.steps_in_flight_max.max(1) as usize {
             self.pull(d);
         }
@@ -124,6 +134,8 @@ impl Scheduler {
             start_preempts_at: self.config.start_preempts_at,
             #[cfg(feature = "sim")]
             order: self.config.order,
+            quota_wait_max: self.config.quota_wait_max,
+            unpaid: false,
             rows_left: model.limits.rows_max.max(1),
             tokens_left: model.limits.tokens_max.max(1),
             time_left: device.step_latency_max.saturating_sub(model.cost.step()),
@@ -182,6 +194,8 @@ pub(crate) enum Start {
     NoRoom,
     /// The tenant's ceiling.
     Capped,
+    /// Too little of the tenant's grant.
+    NoGrant,
 }
 
 /// A step being filled.
@@ -194,6 +208,9 @@ pub(crate) struct Fill<'a> {
     pub(crate) start_preempts_at: Nanos,
     #[cfg(feature = "sim")]
     pub(crate) order: crate::config::Order,
+    pub(crate) quota_wait_max: Nanos,
+    /// The row just asked for is passed over for want of a grant, not of the device.
+    pub(crate) unpaid: bool,
     pub(crate) rows_left: u32,
     pub(crate) tokens_left: u32,
     pub(crate) time_left: Nanos,
@@ -235,7 +252,10 @@ impl Fill<'_> {
                     let calm = self.device.calm.get(at);
                     let tenant = calm.unwrap_or_else(|| self.device.looked[at - self.device.calm.len()]);
                     let model = &self.device.models[self.m];
-                    if !model.lanes[tenant as usize].is_empty() && !model.is_filed(tenant) {
+                    if self.tenants.get(tenant).is_dry() {
+                        let running = model.lanes[tenant as usize].running.len() as u32;
+                        self.reserve = self.reserve.saturating_sub(running);
+                    } else if !model.lanes[tenant as usize].is_empty() && !model.is_filed(tenant) {
                         order.push(Reverse((self.look_at(tenant), tenant)));
                     }
                 }
@@ -308,14 +328,15 @@ impl Fill<'_> {
                 if let Some(cost) = self.go_on(slot) {
                     return Pick::Row(cost);
                 }
+                let short = !core::mem::take(&mut self.unpaid);
                 let lane = self.lane(tenant);
-                lane.short = true;
+                lane.short |= short;
                 lane.cursor += 1;
             } else if let Some((_, slot)) = waiting {
                 match self.start(slot) {
                     Start::Row(cost) => return Pick::Row(cost),
                     Start::Parked => {}
-                    Start::Capped => self.lane(tenant).capped = true,
+                    Start::Capped | Start::NoGrant => self.lane(tenant).capped = true,
                     Start::NoBudget => {
                         self.starts_left = self.starts_left.saturating_sub(1);
                         let lane = self.lane(tenant);
@@ -367,14 +388,17 @@ impl Fill<'_> {
 
     /// A row for a running request, unless tokens, time or blocks are short.
     pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
+        self.unpaid = false;
         self.reserve = self.reserve.saturating_sub(1);
         let request = self.requests.get(slot);
         if let Work::Embed { lens } = &request.work {
             let len = lens[request.planned as usize];
-            return self.fits_item(len).then(|| self.push_item(slot, len));
+            let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
+            return fits.then(|| self.push_item(slot, len));
         }
         let from = request.planned;
         let len = self.chunk(from, request.ready_len())?;
+        let len = self.afford(slot, from, len, false)?;
         self.grow(slot, (from + len).div_ceil(BLOCK_LEN))?;
         Some(self.push_stretch(slot, len))
     }
@@ -387,6 +411,9 @@ impl Fill<'_> {
                 let len = lens[request.planned as usize];
                 if !self.fits_item(len) {
                     return Start::NoBudget;
+                }
+                if self.afford(slot, 0, len, true).is_none() {
+                    return Start::NoGrant;
                 }
                 self.enter(slot, 0);
                 Start::Row(self.push_item(slot, len))

@@ -21,6 +21,7 @@ impl Scheduler {
             let matches = |state, of: u32| states.contains(&state) && tenant.is_none_or(|tenant| tenant == of as usize);
             self.requests.iter().filter(|(_, r)| matches(r.state, r.tenant)).count() as u32
         };
+        self.check_grants();
         let waiting = [State::Waiting, State::Parked];
         assert_eq!(self.tenants.waiting, counted(&waiting, None), "waiting");
         for (slot, account) in self.tenants.iter().enumerate() {

@@ -213,7 +213,8 @@ impl Scheduler {
         let model = &self.devices[d].models[m];
         let rows = model.limits.rows_max.saturating_sub(model.running);
         let here = !model.lanes[tenant as usize].waiting.is_empty();
-        if waiting == 0 || here || rows == 0 || !self.tenants.get(tenant).may_start() {
+        let account = self.tenants.get(tenant);
+        if waiting == 0 || here || rows == 0 || !account.may_start() || account.is_dry() {
             return;
         }
         let mut blocks = model.pool.room(tenant, &self.tenants, Limits::Bind);
@@ -274,6 +275,7 @@ impl Scheduler {
                     let Some(m) = device.model_index(self.devices[e].models[theirs].id) else { return false };
                     self.devices[e].models[theirs].waiting_tenants.iter().any(|tenant| {
                         self.tenants.get(tenant).may_start()
+                            && !self.tenants.get(tenant).is_dry()
                             && self.next_to_pull(tenant, e, theirs).is_some_and(|slot| self.gains(slot, d, m))
                     })
                 })

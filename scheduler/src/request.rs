@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::admit::Work;
+use crate::event::End;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
 use crate::model::Need;
 
@@ -25,7 +26,7 @@ pub(crate) enum State {
     Running,
     /// Preempted while rows of it were in flight: it goes back to the queue when they have ended.
     Draining,
-    /// Cancelled while rows of it were in flight: it settles when they have ended, for the tenant pays for them.
+    /// Cancelled, or out of quota, while rows of it were in flight: it settles when they have ended, for the tenant pays for them.
     Ending,
     /// Settled while rows of it were in flight: it only keeps its blocks until they have ended.
     Ghost,
@@ -85,6 +86,8 @@ pub(crate) struct Request {
     pub(crate) need: Need,
     /// The last step its device had planned when it joined the queue.
     pub(crate) queued_at: StepId,
+    /// How it ends, while it is [`State::Ending`].
+    pub(crate) ending: End,
     /// It was given its device by name, and goes to no other.
     pub(crate) pinned: bool,
     /// Position in its lane's queue while it waits.
@@ -127,6 +130,7 @@ impl Request {
             estimate: Nanos::ZERO,
             need: Need::default(),
             queued_at: StepId(0),
+            ending: End::Cancelled,
             pinned: false,
             queue_pos: NONE,
             parked_next: NONE,

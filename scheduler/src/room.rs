@@ -45,6 +45,9 @@ impl Fill<'_> {
         let Some(len) = self.chunk(from, ready) else {
             return Start::NoBudget;
         };
+        let Some(len) = self.afford(slot, from, len, false) else {
+            return Start::NoGrant;
+        };
         let wanted = positions.div_ceil(BLOCK_LEN) - cached;
         self.hold_cached(slot, cached);
         if let Err(why) = self.room_to_start(slot, wanted) {
@@ -179,7 +182,7 @@ impl Fill<'_> {
             let over = match rank {
                 _ if own || inside_floor || alone => true,
                 Some(_) => excess > mine,
-                None => self.is_owed(tenant, other, slot),
+                None => excess.0 || self.is_owed(tenant, other, slot),
             };
             if over && best.is_none_or(|(most, _)| excess > most) {
                 best = Some((excess, slot));
@@ -188,13 +191,14 @@ impl Fill<'_> {
         best.map(|(_, slot)| slot)
     }
 
-    /// How far a tenant is over its share, for comparison with others: a total order.
-    fn excess(&self, tenant: u32) -> (Virtual, u64, u32) {
+    /// How far a tenant is over its share, for comparison with others: a total order. Furthest is who could not use its blocks now
+    /// anyway, for want of a grant.
+    fn excess(&self, tenant: u32) -> (bool, Virtual, u64, u32) {
         let account = self.tenants.get(tenant);
         let unit = virtual_time(self.start_preempts_at, 1).max(1);
         let lead = account.service.virtual_time().saturating_sub(self.device.clock) / unit;
         let used = u64::from(self.device.models[self.m].pool.held(tenant).used);
-        (lead, (used << 32) / u64::from(account.weight()), tenant)
+        (account.is_dry(), lead, (used << 32) / u64::from(account.weight()), tenant)
     }
 
     /// Whether the tenant is owed so much more than another that its waiting request may take the blocks of the other's `slot`: more
@@ -210,9 +214,10 @@ impl Fill<'_> {
     /// The tenant's preemptible request of lowest rank, and behind `rank` if that is given.
     fn last_of(&self, tenant: u32, rank: Option<Rank>) -> Option<u32> {
         let lane = &self.device.models[self.m].lanes[tenant as usize];
+        let dry = self.tenants.get(tenant).is_dry();
         lane.running.iter().rev().copied().find(|&slot| {
             let request = self.requests.get(slot);
-            request.preemptions < self.preemptions_max
+            (request.preemptions < self.preemptions_max || dry)
                 && !request.blocks.is_empty()
                 && rank.is_none_or(|rank| request.rank > rank)
         })
@@ -225,7 +230,9 @@ impl Fill<'_> {
         self.device.leave_lane(self.requests, self.tenants, slot);
         let request = self.requests.get_mut(slot);
         let held = self.device.models[self.m].pool.held(request.tenant).total();
-        request.preemptions += 1;
+        // One that waits for a grant loses its blocks for that, however often it lost them before.
+        let dry = self.tenants.get(request.tenant).is_dry();
+        request.preemptions += u32::from(!dry || request.preemptions < self.preemptions_max);
         request.redo_until = request.redo_until.max(request.computed);
         request.redo_free = held <= self.tenants.get(request.tenant).plan.kv_blocks_floor;
         if request.in_flight == 0 {

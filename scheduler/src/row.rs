@@ -59,7 +59,7 @@ impl Fill<'_> {
         let item = request.planned;
         request.planned += 1;
         let kind = RowKind::Embed { item, len };
-        let row = Row { slot, from: item, len, samples: false, is_item: true, load: Load::new(0, len) };
+        let row = Row { slot, from: item, len, samples: false, is_item: true, load: Load::new(0, len), reserve: None };
         self.push_row(row, kind)
     }
 
@@ -76,11 +76,12 @@ impl Fill<'_> {
         self.plan.blocks.extend_from_slice(&request.blocks);
         let blocks = BlockRange { start, len: request.blocks.len() as u32 };
         let kind = RowKind::Generate { from, len, samples, blocks };
-        let row = Row { slot, from, len, samples, is_item: false, load: Load::new(from, len) };
+        let row = Row { slot, from, len, samples, is_item: false, load: Load::new(from, len), reserve: None };
         self.push_row(row, kind)
     }
 
-    fn push_row(&mut self, row: Row, kind: RowKind) -> Nanos {
+    fn push_row(&mut self, mut row: Row, kind: RowKind) -> Nanos {
+        row.reserve = self.reserve_for(&row);
         let request = self.requests.get_mut(row.slot);
         request.in_flight += 1;
         request.last_step = self.id;

@@ -133,6 +133,8 @@ impl Scheduler {
         }
         device.up = false;
         device.alone = None;
+        self.unreserve(d);
+        let device = &mut self.devices[d];
         device.in_flight.clear();
         device.book_idle(now);
         let slots: Vec<u32> = self
@@ -158,14 +160,19 @@ impl Scheduler {
             device.costs.retain(|(id, _)| *id != model.id);
             device.costs.push((model.id, model.cost));
         }
+        self.end_broke(now);
     }
 
     /// Ends a request. Blocks used by steps in flight stay until those have ended, and so does the [`Event::Settled`], for the
     /// tenant pays for them. A stale id, or a request that is ending already, is left alone.
     pub fn cancel(&mut self, now: Nanos, id: RequestId) {
-        let Some(slot) = self.requests.find(id) else {
-            return;
-        };
+        if let Some(slot) = self.requests.find(id) {
+            self.end_early(now, slot, End::Cancelled);
+        }
+    }
+
+    /// Ends a request that is not ending yet.
+    pub(crate) fn end_early(&mut self, now: Nanos, slot: u32, end: End) {
         let Scheduler { devices, requests, tenants, .. } = self;
         let device = &mut devices[requests.get(slot).device as usize];
         match requests.get(slot).state {
@@ -175,11 +182,11 @@ impl Scheduler {
             State::Ending | State::Ghost | State::Free => return,
         }
         if self.requests.get(slot).in_flight == 0 {
-            self.settle(now, slot, End::Cancelled);
+            self.settle(now, slot, end);
             return;
         }
         let request = self.requests.get_mut(slot);
-        request.state = State::Ending;
+        (request.state, request.ending) = (State::Ending, end);
         self.devices[request.device as usize].yield_blocks(&mut self.requests, slot);
     }
 

@@ -1,7 +1,7 @@
 //! How tenants stand on a device: calm or short.
 //!
 //! A tenant with live requests on a device is *short* there if it wanted more of a step than it got, and *calm* otherwise. Calm tenants have
-//! all they want: each has a row in the step, or is held back by its own limits or by what it has in flight, or has just come.
+//! all they want: each has a row in the step, or is held back by its own limits or grant or by what it has in flight, or has just come.
 //! So there are at most as many as rows and arrivals, and a step can afford to look at each. Short tenants can be any number,
 //! and a step looks only at those it gets to: they are filed, per model, by virtual time, those that have running requests apart from
 //! those that only have waiting ones, for when no request may start any more, the latter need not be asked.
@@ -139,7 +139,7 @@ impl Device {
         for tenant in self.calm.iter().chain(self.looked.iter().copied()) {
             let time = tenants.get(tenant).service.virtual_time();
             for (m, model) in self.models.iter().enumerate() {
-                if !model.tried && !model.lanes[tenant as usize].is_empty() {
+                if !model.tried && !model.lanes[tenant as usize].is_empty() && !tenants.get(tenant).is_dry() {
                     consider((time, tenant, model.last_step, m));
                 }
             }
@@ -156,14 +156,14 @@ impl Device {
         while let Some(tenant) = self.looked.pop() {
             self.shares[tenant as usize].looked = false;
             let kept = alone && self.models.iter().any(|model| !model.lanes[tenant as usize].is_empty());
-            match kept || self.wants_more(tenant) {
+            match kept || self.wants_more(tenants, tenant) {
                 true => self.file_all(tenants, tenant),
                 false => self.calm_down(tenants, tenant),
             }
         }
         let mut at = 0;
         while let Some(tenant) = self.calm.get(at).filter(|_| !alone) {
-            if !self.wants_more(tenant) {
+            if !self.wants_more(tenants, tenant) {
                 at += 1;
                 continue;
             }
@@ -173,8 +173,10 @@ impl Device {
         }
     }
 
-    fn wants_more(&self, tenant: u32) -> bool {
-        self.models.iter().any(|model| {
+    fn wants_more(&self, tenants: &Tenants, tenant: u32) -> bool {
+        // What it wants is a grant, and not the device.
+        let dry = tenants.get(tenant).is_dry();
+        !dry && self.models.iter().any(|model| {
             let lane = &model.lanes[tenant as usize];
             // Where it is still filed, nobody asked it.
             !lane.is_empty() && (!model.tried || lane.short || model.is_filed(tenant))

@@ -3,7 +3,8 @@
 //! *Whose time.* The measured time is split over the rows by their fitted cost. A row's part is the tenant's, except that the operator
 //! pays for a request that had settled before (its row was planned on the guess that it would go on), for a row that
 //! failed, and for positions that were computed before a preemption. The last two advance the tenant's virtual time all the same, so that
-//! neither failing nor thrashing earns anything.
+//! neither failing nor thrashing earns anything. The same goes for what the grant of a metered tenant does not cover; see
+//! [`crate::grant`].
 
 use alloc::vec::Vec;
 
@@ -59,6 +60,7 @@ impl Scheduler {
         device.models[m].cost.observe(load, rows, time);
         step.rows.clear();
         device.spare.push(step);
+        self.end_broke(now);
         events.append(&mut self.events);
         true
     }
@@ -66,28 +68,33 @@ impl Scheduler {
     /// Books a row's part of the step.
     fn charge(&mut self, d: usize, row: &Row, outcome: RowOutcome, part: Nanos) {
         let device = &mut self.devices[d];
-        let request = self.requests.get_mut(row.slot);
+        let request = self.requests.get(row.slot);
+        let tenant = request.tenant;
         if request.state == State::Ghost {
             device.operator += part;
+            self.pay(row, tenant, Nanos::ZERO);
             return;
         }
-        let tenant = request.tenant;
+        let redo_free = request.redo_free;
         let redo_len = request.redo_until.saturating_sub(row.from).min(row.len);
         let redo = match outcome {
             RowOutcome::Failed => part,
             _ if redo_len == 0 => Nanos::ZERO,
             _ => Nanos((u128::from(part.0) * u128::from(redo_len) / u128::from(row.len)) as u64),
         };
-        let bill = part - redo;
-        device.operator += redo;
+        let due = part - redo;
+        let bill = self.pay(row, tenant, due);
+        let device = &mut self.devices[d];
+        device.operator += redo + (due - bill);
+        device.overrun += due - bill;
         match tenant {
             OPERATOR_SLOT => device.operator += bill,
             _ => device.tenants += bill,
         }
-        request.charge += bill;
+        self.requests.get_mut(row.slot).charge += bill;
         let account = self.tenants.get_mut(tenant);
         account.charge += bill;
-        let counted = if request.redo_free && outcome != RowOutcome::Failed { bill } else { part };
+        let counted = if redo_free && outcome != RowOutcome::Failed { due } else { part };
         let counted = virtual_time(counted, account.weight());
         account.service.add_measured(counted);
     }
@@ -100,7 +107,7 @@ impl Scheduler {
         let request = requests.get_mut(slot);
         request.in_flight -= 1;
         request.drawing -= u32::from(row.samples);
-        let (state, in_flight) = (request.state, request.in_flight);
+        let (state, in_flight, ending) = (request.state, request.in_flight, request.ending);
         match state {
             State::Ghost | State::Ending => {
                 if outcome == RowOutcome::Failed {
@@ -109,7 +116,7 @@ impl Scheduler {
                 if in_flight == 0 {
                     match state {
                         State::Ghost => self.discard(slot),
-                        _ => self.settle(now, slot, End::Cancelled),
+                        _ => self.settle(now, slot, ending),
                     }
                 }
                 return;

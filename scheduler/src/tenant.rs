@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::ids::{Nanos, TenantId};
+use crate::purse::Purse;
 use crate::share::{Service, Virtual, virtual_time};
 
 /// What a tenant bought, as far as the scheduler acts on it.
@@ -19,11 +20,20 @@ pub struct Tenant {
     pub kv_blocks_floor: u32,
     /// KV blocks in each pool that it can hold at most, cached and in use together.
     pub kv_blocks_ceiling: Option<u32>,
+    /// Its rows run only against device time granted with [`crate::Scheduler::grant`].
+    pub metered: bool,
 }
 
 impl Default for Tenant {
     fn default() -> Tenant {
-        Tenant { weight: 1, queue_len_max: 1024, running_max: u32::MAX, kv_blocks_floor: 0, kv_blocks_ceiling: None }
+        Tenant {
+            weight: 1,
+            queue_len_max: 1024,
+            running_max: u32::MAX,
+            kv_blocks_floor: 0,
+            kv_blocks_ceiling: None,
+            metered: false,
+        }
     }
 }
 
@@ -38,6 +48,8 @@ pub(crate) struct Account {
     pub(crate) running: u32,
     /// What it has had of all devices.
     pub(crate) service: Service,
+    /// What it may spend, if it is metered.
+    pub(crate) purse: Purse,
 }
 
 impl Account {
@@ -59,6 +71,10 @@ pub(crate) struct Tenants {
     pub(crate) waiting: u32,
     /// Those whose virtual time has fallen below what they are filed under.
     lowered: Vec<u32>,
+    /// When a grant expires or a wait for one ends, at the earliest.
+    pub(crate) deadline: Option<Nanos>,
+    /// Tenants whose requests end because nothing more can be spent; see [`crate::grant`].
+    pub(crate) broke: Vec<u32>,
 }
 
 /// The operator's slot.
@@ -66,7 +82,14 @@ pub(crate) const OPERATOR_SLOT: u32 = 0;
 
 impl Tenants {
     pub(crate) fn new(hold_max: Nanos) -> Tenants {
-        let mut tenants = Tenants { slots: BTreeMap::new(), accounts: Vec::new(), waiting: 0, lowered: Vec::new() };
+        let mut tenants = Tenants {
+            slots: BTreeMap::new(),
+            accounts: Vec::new(),
+            waiting: 0,
+            lowered: Vec::new(),
+            deadline: None,
+            broke: Vec::new(),
+        };
         tenants.set(TenantId::OPERATOR, Tenant::default(), hold_max);
         tenants
     }
@@ -85,7 +108,8 @@ impl Tenants {
         self.slots.insert(id, slot);
         let mut service = Service::default();
         service.set_held_max(held_max);
-        self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0, service });
+        let purse = Purse::default();
+        self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0, service, purse });
         // Each is in the list at most once, so that noting one never allocates.
         self.lowered.reserve(self.accounts.len() - self.lowered.len());
         slot

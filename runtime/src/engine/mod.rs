@@ -347,6 +347,7 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
             running_max: tenant.running_max,
             kv_blocks_floor: tenant.kv_blocks_floor,
             kv_blocks_ceiling: tenant.kv_blocks_ceiling,
+            ..Tenant::default()
         };
         scheduler.add_tenant(TenantId(index as u32 + 1), plan);
     }

@@ -172,6 +172,7 @@ impl Node {
                     }
                 }
                 Event::Preempted { .. } => self.metrics.preempted(),
+                Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
                 Event::Settled { request, end, charge, .. } => self.settled(request, end, charge),
             }
         }
@@ -249,6 +250,7 @@ fn refusal(reject: Reject) -> SubmitError {
     let busy = |message: &str, tenant_limit| SubmitError::Busy { message: message.into(), retry_after, tenant_limit };
     match reject.reason {
         RejectReason::TenantQueueFull => busy("Too many requests of yours are waiting", true),
+        RejectReason::QuotaSpent => busy("Your quota of device time is spent", true),
         RejectReason::QueueFull => busy("The server has too many requests waiting", false),
         RejectReason::NoDevice => busy("The model's device is not available at present", false),
         RejectReason::Draining => SubmitError::Draining,

@@ -15,8 +15,8 @@ pub struct TenantOutcome {
     pub accepted: u64,
     /// Refused requests.
     pub rejected: u64,
-    /// Settled requests by [`End`]: finished, cancelled, failed, lost.
-    pub ends: [u64; 4],
+    /// Settled requests by [`End`]: finished, cancelled, failed, lost, out of quota.
+    pub ends: [u64; 5],
     /// The sum of the bills.
     pub charge: Nanos,
     /// From admission to the first drawn id or embedded item, of each request that got so far, in ascending order.

@@ -84,7 +84,7 @@ impl Fill<'_> {
             match self.start(slot) {
                 Start::Row(_) => policy.count_start(self, tenant, slot, new),
                 Start::Parked => {}
-                Start::Capped => self.device.models[self.m].lanes[tenant as usize].capped = true,
+                Start::Capped | Start::NoGrant => self.device.models[self.m].lanes[tenant as usize].capped = true,
                 Start::NoBudget | Start::NoRoom => return,
             }
         }

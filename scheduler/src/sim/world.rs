@@ -120,7 +120,7 @@ impl<'a> World<'a> {
                     tenant: source.tenant,
                     accepted: 0,
                     rejected: 0,
-                    ends: [0; 4],
+                    ends: [0; 5],
                     charge: Nanos::ZERO,
                     waits: Vec::new(),
                     cached_tokens: 0,
@@ -412,6 +412,7 @@ impl<'a> World<'a> {
                     assert!(self.clients.contains_key(&request), "only live requests are preempted");
                     self.outcome.preemptions += 1;
                 }
+                Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
                 Event::Settled { request, tenant, end, charge, cached_tokens, preemptions, .. } => {
                     self.note(request.0 ^ charge.0.rotate_left(20) ^ end as u64);
                     let client = self.clients.remove(&request).expect("a request ends once");

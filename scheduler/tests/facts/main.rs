@@ -4,6 +4,7 @@
 mod admission;
 mod bound;
 mod devices;
+mod grants;
 mod histories;
 mod memory;
 mod money;
