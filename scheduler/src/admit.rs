@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::BLOCK_LEN;
 use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
 use crate::scheduler::Scheduler;
+use crate::why::{Times, Watch};
 
 /// What a request wants computed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct Resumption {
     pub redo: u32,
     /// When it came first.
     pub since: Nanos,
+    /// Where its time went until it was lost; see [`crate::Event::Settled`].
+    pub times: Times,
 }
 
 /// A refused client is told to come back within these.
@@ -146,7 +149,7 @@ impl Scheduler {
         resumption: Resumption,
     ) -> Result<RequestId, Reject> {
         let refuse = |reason| Reject { reason, retry_after: Nanos::ZERO };
-        let Resumption { admission, redo, since } = resumption;
+        let Resumption { admission, redo, since, times } = resumption;
         let tenant = self.tenants.slot(admission.tenant).ok_or(refuse(RejectReason::UnknownTenant))?;
         let only = match device {
             Some(id) => Some(self.device(id).ok_or(refuse(RejectReason::NoDevice))? as u32),
@@ -156,6 +159,7 @@ impl Scheduler {
         let id = self.enter(now, since, admission, tenant, device, model);
         let request = self.requests.get_mut(id.index() as u32);
         (request.redo_until, request.redo_free, request.pinned) = (redo, true, only.is_some());
+        request.watch.resume(since, times);
         Ok(id)
     }
 
@@ -195,6 +199,7 @@ impl Scheduler {
         device: u32,
         model: u32,
     ) -> RequestId {
+        self.requests.tick(now);
         let slot = self.requests.claim();
         let seq = self.next_seq;
         self.next_seq += 1;
@@ -205,6 +210,7 @@ impl Scheduler {
         request.model = model;
         request.rank = (since.0.saturating_add(lateness), seq);
         request.admitted_at = now;
+        request.watch = Watch::begin(now);
         request.work = admission.work;
         match &mut request.work {
             Work::Generate { prompt_len, hashes, .. } => {
@@ -231,14 +237,13 @@ impl Scheduler {
     fn retry_after(&self, device: u32, tenant: Option<u32>) -> Nanos {
         let device = &self.devices[device as usize];
         let each = match tenant {
-            None => u128::from(device.next_start().0),
+            None => device.next_start(),
             Some(tenant) => {
                 let share = &device.shares[tenant as usize];
-                let weights = u128::from(device.weights.max(1));
-                u128::from(share.demand.0) * weights / (u128::from(share.waiting.max(1)) * u128::from(share.weight))
+                let each = Nanos(share.demand.0 / u64::from(share.waiting.max(1)));
+                self.at_share(device, tenant, each)
             }
         };
-        let each = Nanos(u64::try_from(each).unwrap_or(u64::MAX));
         each.max(device.start_interval()).clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
     }
 }

@@ -1,6 +1,7 @@
 //! What happened to a request, told to the caller.
 
 use crate::ids::{Nanos, RequestId, TenantId};
+use crate::why::Times;
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +47,8 @@ pub enum Event {
         cached_tokens: u32,
         /// From admission to its first start, or to its end if it never started.
         queued: Nanos,
+        /// Where its time from admission until now went; they add up to it.
+        times: Times,
         /// How often it lost its blocks.
         preemptions: u32,
     },

@@ -39,6 +39,7 @@ use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
 use crate::tenant::Tenants;
+use crate::why::Cause;
 
 use alloc::collections::BinaryHeap;
 use alloc::collections::binary_heap::PeekMut;
@@ -57,6 +58,7 @@ impl Scheduler {
     /// empty. Worth calling again after every admission, cancellation and finished step.
     pub fn next_step(&mut self, now: Nanos, id: DeviceId, plan: &mut StepPlan) -> bool {
         plan.clear();
+        self.requests.tick(now);
         self.file_lowered();
         self.tick(now);
         let Some(d) = self.device(id) else {
@@ -75,7 +77,10 @@ impl Scheduler {
             self.pull(d);
         }
         let device = &mut self.devices[d];
-        device.alone = device.alone.filter(|id| self.requests.find(*id).is_some());
+        if device.alone.is_some_and(|id| self.requests.find(id).is_none()) {
+            device.alone = None;
+            self.requests.alone(d as u32, None);
+        }
         if device.alone.is_some() && !device.in_flight.is_empty() {
             return false;
         }
@@ -336,13 +341,18 @@ impl Fill<'_> {
                 match self.start(slot) {
                     Start::Row(cost) => return Pick::Row(cost),
                     Start::Parked => {}
-                    Start::Capped | Start::NoGrant => self.lane(tenant).capped = true,
+                    Start::Capped => {
+                        self.requests.wait(slot, Cause::Queue);
+                        self.lane(tenant).capped = true;
+                    }
+                    Start::NoGrant => self.lane(tenant).capped = true,
                     Start::NoBudget => {
                         self.starts_left = self.starts_left.saturating_sub(1);
                         let lane = self.lane(tenant);
                         (lane.capped, lane.short) = (true, true);
                     }
                     Start::NoRoom => {
+                        self.requests.wait(slot, Cause::Memory);
                         self.no_room = true;
                         self.lane(tenant).short = true;
                     }
@@ -354,7 +364,7 @@ impl Fill<'_> {
     /// The tenant's next running request that can have a row in this step.
     fn next_running(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         let id = self.id;
-        let requests = &*self.requests;
+        let requests = &mut *self.requests;
         let alone = self.device.alone;
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         while let Some(&slot) = lane.running.get(lane.cursor) {
@@ -362,7 +372,12 @@ impl Fill<'_> {
             let is_list = matches!(request.work, Work::Embed { .. });
             let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
             if !barred && request.ready_len() > 0 && (is_list || request.last_step != id) {
-                return Some((request.rank, slot));
+                let rank = request.rank;
+                requests.wait(slot, Cause::Share);
+                return Some((rank, slot));
+            }
+            if barred {
+                requests.wait(slot, Cause::Placement);
             }
             lane.cursor += 1;
             self.device.touched += 1;
@@ -373,12 +388,20 @@ impl Fill<'_> {
     /// The tenant's next waiting request, if it may start.
     fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         self.device.touched += 1;
-        let closed = self.no_room || self.starts_left == 0;
-        let (alone, requests) = (self.device.alone, &*self.requests);
-        let allowed = |slot: u32| alone.is_none_or(|alone| requests.id(slot) == alone);
-        let may_start = self.tenants.get(tenant).may_start();
+        let (no_room, closed) = (self.no_room, self.no_room || self.starts_left == 0);
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        let head = lane.waiting.head().filter(|(_, slot)| may_start && !lane.capped && allowed(*slot))?;
+        let head = lane.waiting.head().filter(|_| !lane.capped)?;
+        let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
+        let cause = match self.tenants.get(tenant).may_start() {
+            false => Cause::Queue,
+            true if barred => Cause::Placement,
+            true if no_room => Cause::Memory,
+            true => Cause::Share,
+        };
+        self.requests.wait(head.1, cause);
+        if matches!(cause, Cause::Queue | Cause::Placement) {
+            return None;
+        }
         if closed {
             lane.short = true;
             return None;
@@ -399,7 +422,10 @@ impl Fill<'_> {
         let from = request.planned;
         let len = self.chunk(from, request.ready_len())?;
         let len = self.afford(slot, from, len, false)?;
-        self.grow(slot, (from + len).div_ceil(BLOCK_LEN))?;
+        if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
+            self.requests.wait(slot, Cause::Memory);
+            return None;
+        }
         Some(self.push_stretch(slot, len))
     }
 

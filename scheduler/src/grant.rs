@@ -34,6 +34,7 @@ use crate::purse::{Grant, GrantBooks, Reserve};
 use crate::request::State;
 use crate::scheduler::Scheduler;
 use crate::tenant::{Account, OPERATOR_SLOT, Tenants};
+use crate::why::Cause;
 
 impl Scheduler {
     /// A metered tenant may spend so much more. Comes back whole if it has expired, is of an older epoch, or there is no such tenant.
@@ -290,7 +291,19 @@ impl Fill<'_> {
         self.tenants.ask(tenant, whole, self.events);
         self.tenants.note_deadline(tenant);
         self.tenants.note_broke(tenant);
+        self.wait_for_grant(tenant);
         None
+    }
+
+    /// Nothing of a dry tenant is looked at until a grant comes: what it has in this lane waits for that.
+    fn wait_for_grant(&mut self, tenant: u32) {
+        let lane = &self.device.models[self.m].lanes[tenant as usize];
+        for &slot in &lane.running {
+            self.requests.wait(slot, Cause::Quota);
+        }
+        if let Some((_, slot)) = lane.waiting.head() {
+            self.requests.wait(slot, Cause::Quota);
+        }
     }
 
     /// Reserves a row's estimate; that it can be afforded was found out before.

@@ -7,6 +7,7 @@ use crate::ids::Nanos;
 use crate::request::{NONE, State};
 use crate::scheduler::Scheduler;
 use crate::share::Share;
+use crate::why::Cause;
 
 impl Scheduler {
     /// Recomputes every count, sum and list from the requests themselves, and panics where one disagrees. Takes time in proportion
@@ -47,6 +48,11 @@ impl Scheduler {
             let drawing = in_flight.clone().filter(|row| row.samples).count() as u32;
             assert_eq!(request.in_flight, in_flight.count() as u32, "rows in flight of {slot}");
             assert_eq!(request.drawing, drawing, "ids being drawn by {slot}");
+            let cause = request.watch.cause();
+            assert_eq!(cause == Cause::Steps, request.in_flight > 0, "what {slot} does");
+            if request.queue_pos != NONE && request.queue_pos > 0 {
+                assert!(matches!(cause, Cause::Queue | Cause::Preemption), "{slot} is behind others: {cause:?}");
+            }
             let queued = request.queue_pos != NONE;
             assert_eq!(queued, request.state == State::Waiting, "queue place of {slot}");
             assert_eq!(request.parked_on != NONE, request.state == State::Parked, "parking of {slot}");

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::request::{NONE, Requests, State};
 use crate::share::{Virtual, virtual_time};
 use crate::tenant::Tenants;
+use crate::why::Cause;
 
 impl Device {
     /// Puts a request into its lane's queue, and its expected cost into the demand.
@@ -29,6 +30,8 @@ impl Device {
         let m = request.model as usize;
         model.lanes[tenant as usize].waiting.push(requests, slot);
         self.refile(tenants, m, tenant);
+        let account = tenants.get(tenant);
+        requests.queued(slot, self.alone, account.may_start(), account.is_dry());
     }
 
     /// The opposite, also for a parked request. Its state is for the caller to set.
@@ -62,6 +65,7 @@ impl Device {
         model.lanes[tenant as usize].waiting.remove(requests, slot);
         model.pool.park(requests, slot, at);
         self.refile(tenants, m, tenant);
+        requests.wait(slot, Cause::Placement);
     }
 
     /// Puts the requests whose block became ready, or was given up, back into their queues.
@@ -116,6 +120,7 @@ impl Device {
         debug_assert_eq!((request.in_flight, request.drawing), (0, 0));
         request.computed = 0;
         request.planned = 0;
+        requests.preempted(slot);
         self.enqueue(requests, tenants, slot);
     }
 

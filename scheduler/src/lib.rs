@@ -8,7 +8,7 @@
 //! It must never read a clock, do IO, start threads, see token ids, use floats where money or fairness is decided, or depend on the
 //! iteration order of a hash map: the same inputs give the same decisions, byte for byte.
 //!
-//! Main types: [`Scheduler`]; [`Admission`] and [`Reject`]; [`StepPlan`] and [`StepReport`]; [`Event`]; [`DeviceAccounts`].
+//! Main types: [`Scheduler`]; [`Admission`] and [`Reject`]; [`StepPlan`] and [`StepReport`]; [`Event`]; [`DeviceAccounts`]; [`Why`].
 //!
 //! ```
 //! use weir_scheduler::*;
@@ -77,6 +77,7 @@ mod stats;
 mod step;
 mod tenant;
 mod tournament;
+mod why;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};
 #[cfg(feature = "sim")]
@@ -90,6 +91,7 @@ pub use purse::{Grant, GrantBooks};
 pub use scheduler::Scheduler;
 pub use stats::{ModelStats, Stats, TenantStats};
 pub use tenant::Tenant;
+pub use why::{Cause, Queued, Times, Why};
 
 /// KV positions in a block, in every pool.
 pub const BLOCK_LEN: u32 = 32;

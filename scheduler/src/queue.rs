@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 
 use crate::request::{NONE, Rank, Requests};
+use crate::why::Cause;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Queue {
@@ -26,13 +27,17 @@ impl Queue {
 
     pub(crate) fn push(&mut self, requests: &mut Requests, slot: u32) {
         debug_assert_eq!(requests.get(slot).queue_pos, NONE);
+        let first = self.head();
         self.heap.push((requests.get(slot).rank, slot));
         self.rise(requests, self.heap.len() - 1);
+        requests.wait(slot, Cause::Queue);
+        self.note_first(requests, first);
     }
 
     pub(crate) fn remove(&mut self, requests: &mut Requests, slot: u32) {
         let pos = requests.get(slot).queue_pos as usize;
         debug_assert_eq!(self.heap[pos].1, slot);
+        let first = self.head();
         requests.get_mut(slot).queue_pos = NONE;
         let last = self.heap.pop().expect("a queued request is in the heap");
         if pos == self.heap.len() {
@@ -41,6 +46,20 @@ impl Queue {
         self.heap[pos] = last;
         self.sink(requests, pos);
         self.rise(requests, requests.get(last.1).queue_pos as usize);
+        self.note_first(requests, first);
+    }
+
+    /// Only the first of a queue waits for something else than the others of the queue.
+    fn note_first(&self, requests: &mut Requests, before: Option<(Rank, u32)>) {
+        if before == self.head() {
+            return;
+        }
+        if let Some((_, slot)) = before.filter(|(_, slot)| requests.get(*slot).queue_pos != NONE) {
+            requests.wait(slot, Cause::Queue);
+        }
+        if let Some((_, slot)) = self.head() {
+            requests.wait(slot, Cause::Share);
+        }
     }
 
     /// The queued slots in heap order.

@@ -6,6 +6,7 @@ use crate::admit::Work;
 use crate::event::End;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
 use crate::model::Need;
+use crate::why::Watch;
 
 /// "No request", where a slot is meant.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -77,6 +78,8 @@ pub(crate) struct Request {
     pub(crate) admitted_at: Nanos,
     pub(crate) started_at: Option<Nanos>,
     pub(crate) charge: Nanos,
+    /// Where its time goes.
+    pub(crate) watch: Watch,
     /// Virtual time held on its tenant's share for work that has not been measured yet.
     pub(crate) held: u128,
     /// Device time it is expected to take, counted in its model's demand while it waits.
@@ -126,6 +129,7 @@ impl Request {
             admitted_at: Nanos::ZERO,
             started_at: None,
             charge: Nanos::ZERO,
+            watch: Watch::default(),
             held: 0,
             estimate: Nanos::ZERO,
             need: Need::default(),
@@ -175,6 +179,8 @@ impl Request {
 pub(crate) struct Requests {
     slots: Vec<Request>,
     free: Vec<u32>,
+    /// The time of the call that the scheduler is in, for [`crate::why`].
+    pub(crate) now: Nanos,
 }
 
 impl Requests {
@@ -217,6 +223,11 @@ impl Requests {
         let request = self.slots.get(id.index())?;
         let live = !matches!(request.state, State::Free | State::Ghost);
         (live && request.generation == id.generation()).then_some(id.index() as u32)
+    }
+
+    /// Slots there are, free ones included.
+    pub(crate) fn len(&self) -> u32 {
+        self.slots.len() as u32
     }
 
     pub(crate) fn get(&self, slot: u32) -> &Request {

@@ -85,6 +85,7 @@ impl Fill<'_> {
         let request = self.requests.get_mut(row.slot);
         request.in_flight += 1;
         request.last_step = self.id;
+        self.requests.ran(row.slot);
         self.plan.rows.push(PlanRow { request: self.requests.id(row.slot), kind });
         self.rows_left -= 1;
         self.tokens_left = self.tokens_left.saturating_sub(row.len);

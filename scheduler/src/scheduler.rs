@@ -127,6 +127,7 @@ impl Scheduler {
         if !self.devices[d].up {
             return;
         }
+        self.requests.tick(now);
         let device = &mut self.devices[d];
         if device.in_flight.is_empty() {
             device.book_idle(now);
@@ -174,6 +175,7 @@ impl Scheduler {
     /// Ends a request that is not ending yet.
     pub(crate) fn end_early(&mut self, now: Nanos, slot: u32, end: End) {
         let Scheduler { devices, requests, tenants, .. } = self;
+        requests.tick(now);
         let device = &mut devices[requests.get(slot).device as usize];
         match requests.get(slot).state {
             State::Waiting | State::Parked => device.dequeue(requests, tenants, slot),
@@ -195,6 +197,7 @@ impl Scheduler {
     pub fn run_alone(&mut self, id: DeviceId, request: Option<RequestId>) {
         if let Some(d) = self.device(id) {
             self.devices[d].alone = request;
+            self.requests.alone(d as u32, request);
         }
     }
 
@@ -250,6 +253,7 @@ impl Scheduler {
             charge: request.charge,
             cached_tokens: request.cached_tokens,
             queued: request.started_at.unwrap_or(now).saturating_sub(request.admitted_at),
+            times: request.watch.until(now),
             preemptions: request.preemptions,
         });
         let (d, m) = (request.device as usize, request.model as usize);

@@ -38,6 +38,7 @@ impl Scheduler {
         let mut step = device.in_flight.pop_front().expect("the step was just seen");
         let m = step.model as usize;
         events.append(&mut self.events);
+        self.requests.tick(now);
 
         let time = device.book_step(now, report.device_time);
         let cost = &device.models[m].cost;
@@ -104,6 +105,10 @@ impl Scheduler {
         let Scheduler { devices, requests, tenants, .. } = self;
         let device = &mut devices[d];
         let slot = row.slot;
+        if requests.get(slot).in_flight == 1 {
+            let dry = tenants.get(requests.get(slot).tenant).is_dry();
+            requests.rested(slot, device.alone, dry);
+        }
         let request = requests.get_mut(slot);
         request.in_flight -= 1;
         request.drawing -= u32::from(row.samples);

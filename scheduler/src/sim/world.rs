@@ -413,11 +413,12 @@ impl<'a> World<'a> {
                     self.outcome.preemptions += 1;
                 }
                 Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
-                Event::Settled { request, tenant, end, charge, cached_tokens, preemptions, .. } => {
+                Event::Settled { request, tenant, end, charge, cached_tokens, preemptions, times, .. } => {
                     self.note(request.0 ^ charge.0.rotate_left(20) ^ end as u64);
                     let client = self.clients.remove(&request).expect("a request ends once");
                     let source = &self.scenario.sources[client.source];
                     assert_eq!(source.tenant, tenant);
+                    assert_eq!(times.total(), self.now - client.admitted_at, "each nanosecond has its cause");
                     assert!(preemptions <= self.scenario.config.preemptions_max);
                     if end == End::Finished {
                         assert!(client.drawn == client.stop && client.run >= client.items);

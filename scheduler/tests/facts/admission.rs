@@ -131,6 +131,8 @@ fn cancelling_a_waiting_request_settles_it_at_once_and_for_nothing() {
     rig.scheduler.cancel(rig.now, id);
     rig.scheduler.cancel(rig.now, id);
     rig.scheduler.take_events(&mut rig.events);
+    let mut times = Times::default();
+    times.add(Cause::Share, Nanos(77));
     let expected = Event::Settled {
         request: id,
         tenant: TenantId(1),
@@ -138,6 +140,7 @@ fn cancelling_a_waiting_request_settles_it_at_once_and_for_nothing() {
         charge: Nanos::ZERO,
         cached_tokens: 0,
         queued: Nanos(77),
+        times,
         preemptions: 0,
     };
     assert_eq!(rig.events, [expected]);

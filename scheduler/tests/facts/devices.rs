@@ -236,7 +236,8 @@ fn what_a_lost_device_ran_goes_on_elsewhere_in_its_old_place() {
     rig.scheduler.device_lost(rig.now, DEVICE);
     rig.scheduler.take_events(&mut rig.events);
     assert!(matches!(rig.settled(lost), Some((End::Lost, _))));
-    let resumption = Resumption { admission: admission(1, CHAT, generate(11, 49)), redo: 10, since };
+    let resumption =
+        Resumption { admission: admission(1, CHAT, generate(11, 49)), redo: 10, since, times: Times::default() };
     let back = rig.scheduler.admit_again(rig.now, None, resumption).unwrap();
     assert_eq!(device_of(&rig, back), 1);
     let waits = rig.ask(1, 10, 1);

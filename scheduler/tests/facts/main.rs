@@ -12,3 +12,4 @@ mod recovery;
 mod rig;
 mod rows;
 mod shares;
+mod why;

@@ -15,7 +15,9 @@ fn lose_and_return(rig: &mut Rig, blocks: u32) {
 fn again(rig: &mut Rig, tenant: u32, prompt_len: u32, new_tokens_max: u32, redo: u32) -> RequestId {
     let work = Work::Generate { prompt_len, new_tokens_max, hashes: Vec::new() };
     let admission = Admission { tenant: TenantId(tenant), model: CHAT, priority: 0, work };
-    rig.scheduler.admit_again(rig.now, Some(DEVICE), Resumption { admission, redo, since: rig.now }).unwrap()
+    rig.scheduler
+        .admit_again(rig.now, Some(DEVICE), Resumption { admission, redo, since: rig.now, times: Times::default() })
+        .unwrap()
 }
 
 #[test]
