@@ -39,6 +39,7 @@ mod status;
 mod stream;
 mod submission;
 mod telemetry;
+mod why;
 
 pub use card::ModelCard;
 pub use config::{
@@ -54,4 +55,5 @@ pub use gpu_program::{GpuDevice, GpuFault, GpuProgram};
 pub use inspect::{ModelFault, ModelRefusal};
 pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
 pub use submission::{ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, Submission, Usage};
-pub use weir_scheduler::TenantId;
+pub use weir_scheduler::{Cause, TenantId, Times};
+pub use why::{Explanation, Place, RequestState};

@@ -12,7 +12,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use weir_scheduler::{DeviceId, Nanos, Scheduler};
+use weir_scheduler::{Cause, DeviceId, Nanos, Scheduler, Times};
 
 use crate::{
     device_metrics::DeviceMetrics, devices::DeviceStatus, node::NodeModel, stream::Outbox, submission::Usage,
@@ -37,6 +37,12 @@ pub(crate) enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: Outcome,
+}
+
+/// Why a request waited.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -117,6 +123,7 @@ pub(crate) struct Metrics {
     inter_token: Histogram,
     request_time: Histogram,
     queue_time: Histogram,
+    waits: Family<CauseLabel, Counter<f64, AtomicU64>>,
     step_time: Family<ModelLabel, Histogram>,
     step_rows: Family<ModelLabel, Histogram>,
     step_tokens: Family<ModelLabel, Histogram>,
@@ -195,6 +202,9 @@ impl Metrics {
         let inter_token = histogram("inter_token_latency", "Between two tokens of a choice");
         let request_time = histogram("request", "From submission to the end");
         let queue_time = histogram("request_queue", "From submission to the first step");
+        let waits = Family::<CauseLabel, Counter<f64, AtomicU64>>::default();
+        let help = "Time that ended requests, or choices of them, were in the scheduler without a step, by cause";
+        registry.register_with_unit("request_wait", help, Unit::Seconds, waits.clone());
         let step_time = Family::<ModelLabel, Histogram>::new_with_constructor(latency);
         registry.register_with_unit("step", "Device time of a step", Unit::Seconds, step_time.clone());
         let step_rows = Family::<ModelLabel, Histogram>::new_with_constructor(count);
@@ -243,6 +253,7 @@ impl Metrics {
             inter_token,
             request_time,
             queue_time,
+            waits,
             step_time,
             step_rows,
             step_tokens,
@@ -303,6 +314,14 @@ impl Metrics {
 
     pub(crate) fn started(&self, waited: Duration) {
         self.queue_time.observe(waited.as_secs_f64());
+    }
+
+    /// Where the time of an ended request went.
+    pub(crate) fn waited(&self, times: &Times) {
+        for cause in Cause::ALL.into_iter().filter(|cause| *cause != Cause::Steps) {
+            let label = CauseLabel { cause: cause.name() };
+            self.waits.get_or_create(&label).inc_by(times.of(cause).0 as f64 / 1e9);
+        }
     }
 
     pub(crate) fn first_token(&self, took: Duration) {

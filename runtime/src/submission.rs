@@ -10,8 +10,10 @@ pub struct Submission {
     pub tenant: TenantId,
     /// The model's served name.
     pub model: String,
-    /// For logs and traces; never interpreted.
+    /// The id in the request's headers, under which it can be asked for; never interpreted.
     pub request_id: String,
+    /// The id in the answer, if it has one: unique, and the same for all prompts of it. The request can be asked for by it, too.
+    pub answer_id: Option<String>,
     /// What to continue.
     pub prompt: Prompt,
     /// Choices wanted, at least 1.
@@ -108,7 +110,7 @@ pub struct EmbedSubmission {
     pub tenant: TenantId,
     /// The model's served name.
     pub model: String,
-    /// For logs and traces.
+    /// The id in the request's headers, under which it can be asked for; never interpreted.
     pub request_id: String,
     /// What to embed, in order.
     pub inputs: Vec<EmbedInput>,

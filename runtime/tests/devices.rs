@@ -32,6 +32,7 @@ fn ask(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
         tenant: engine.tenant("a").expect("tenant"),
         model: "m".into(),
         request_id: "test".into(),
+        answer_id: None,
         prompt: Prompt::Text(prompt.into()),
         n: 1,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },

@@ -29,6 +29,7 @@ fn text(engine: &Engine, tenant: &str, prompt: &str, max_tokens: u32) -> Submiss
         tenant: engine.tenant(tenant).expect("tenant"),
         model: engine.models()[0].name.clone(),
         request_id: "test".into(),
+        answer_id: None,
         prompt: Prompt::Text(prompt.into()),
         n: 1,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },

@@ -34,6 +34,7 @@ fn text(engine: &Engine, tenant: &str, prompt: Prompt, max_tokens: u32) -> Submi
         tenant: engine.tenant(tenant).expect("tenant"),
         model: "m".into(),
         request_id: "test".into(),
+        answer_id: None,
         prompt,
         n: 1,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },

@@ -104,6 +104,7 @@ mod proofs {
                     tenant: engine.tenant(&format!("t{index}")).expect("tenant"),
                     model: "smollm2".into(),
                     request_id: index.to_string(),
+                    answer_id: None,
                     prompt: Prompt::Tokens(prompt),
                     n: if random.one_in(8) { 2 } else { 1 },
                     sampling,

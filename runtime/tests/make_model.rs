@@ -66,6 +66,7 @@ async fn made_models_load_and_answer() {
             tenant,
             model: model.into(),
             request_id: "test".into(),
+            answer_id: None,
             prompt: Prompt::Chat(vec![message]),
             n: 1,
             sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },

@@ -29,6 +29,7 @@ fn ask(engine: &Engine, model: &str, tokens: u32) -> Submission {
         tenant: engine.tenant("a").expect("tenant"),
         model: model.into(),
         request_id: "test".into(),
+        answer_id: None,
         prompt: Prompt::Text("ab".into()),
         n: 1,
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },

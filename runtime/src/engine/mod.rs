@@ -5,6 +5,7 @@ mod devices;
 mod encode;
 mod models;
 mod open;
+mod why;
 
 use std::{
     sync::{
@@ -40,6 +41,7 @@ use crate::{
     stream::{CancelOnDrop, TokenStream},
     submission::{EmbedSubmission, Embeddings, Prompt, Submission},
     telemetry::{SAMPLE_INTERVAL, Sampler, nvml::NvmlTelemetry},
+    why::Names,
 };
 
 pub use models::MODELS_LEN_MAX;
@@ -237,7 +239,8 @@ impl Engine {
         let outbox = Arc::new(self.shared.metrics.outbox());
         let prompt_tokens = prompt.len() as u32;
         let work = SubmitWork::Generate { choices, prompt, hashes, chain, outbox: outbox.clone() };
-        let cancel = self.admit(group, submission.tenant, index, work).await?;
+        let names = Names { request: submission.request_id, answer: submission.answer_id };
+        let cancel = self.admit(group, submission.tenant, index, work, names).await?;
         let mut stream = TokenStream::new(outbox, prompt_tokens, cancel);
         if let Some(text) = echoed {
             stream.echo(text, submission.n);
@@ -261,7 +264,8 @@ impl Engine {
         let inputs = self.encode_inputs(&model, submission.inputs, submission.truncate).await?;
         let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
-        let cancel = self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }).await?;
+        let names = Names { request: submission.request_id, answer: None };
+        let cancel = self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }, names).await?;
         let answer = answer.await;
         cancel.disarm();
         let lost = || SubmitError::Internal { message: "The server is shutting down".into() };
@@ -299,6 +303,7 @@ impl Engine {
         tenant: TenantId,
         model: usize,
         work: SubmitWork,
+        names: Names,
     ) -> Result<CancelOnDrop, SubmitError> {
         if self.shared.status.is_draining() {
             return Err(SubmitError::Draining);
@@ -309,7 +314,7 @@ impl Engine {
             return Err(SubmitError::Busy { message, retry_after: Duration::from_secs(1), tenant_limit: false });
         }
         let (accepted, answer) = oneshot::channel();
-        let submit = Submit { group, tenant, model: ModelId(model as u16), work, accepted };
+        let submit = Submit { group, tenant, model: ModelId(model as u16), work, names, came: None, accepted };
         let gone = || SubmitError::Internal { message: "The engine has ended".into() };
         self.shared.inbox.send(NodeMessage::Submit(Box::new(submit))).map_err(|_| gone())?;
         let inbox = self.shared.inbox.clone();

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use weir_scheduler::{RequestId, TenantId};
 
-use super::message::{EmbedReply, GroupId};
+use super::{
+    message::{EmbedReply, GroupId},
+    why::Tally,
+};
 use crate::{
     error::{FailureKind, RequestFailure},
     stream::Outbox,
@@ -37,6 +40,7 @@ pub(crate) struct Group {
     pub(crate) cancelled: bool,
     pub(crate) submitted: Instant,
     pub(crate) first_token: Option<Instant>,
+    pub(crate) tally: Tally,
 }
 
 impl Group {

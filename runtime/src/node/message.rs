@@ -1,7 +1,7 @@
 //! What the engine thread is told.
 
 use tokio::sync::oneshot;
-use weir_scheduler::{BlockHash, ModelId, TenantId};
+use weir_scheduler::{BlockHash, ModelId, Nanos, TenantId};
 
 use super::{NodeModel, sequence::SequenceSpec};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     executor::{link::LinkEvent, wire::LoadModel},
     stream::Outbox,
     submission::Usage,
+    why::{Explanation, Names},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -28,6 +29,8 @@ pub(crate) enum NodeMessage {
     Devices(oneshot::Sender<Vec<DeviceStatus>>),
     /// Take a device out, or back in.
     Device(Box<DeviceOrder>),
+    /// Say where a request's time went; of anybody's if no tenant is named.
+    Why { tenant: Option<TenantId>, id: String, told: oneshot::Sender<Option<Explanation>> },
     /// Bring the gauges up to date, then answer.
     Observe(oneshot::Sender<()>),
     /// Admit nothing more; answer when the last request has ended.
@@ -71,6 +74,9 @@ pub(crate) struct Submit {
     pub(crate) tenant: TenantId,
     pub(crate) model: ModelId,
     pub(crate) work: SubmitWork,
+    pub(crate) names: Names,
+    /// When it was put off at the door, if it was.
+    pub(crate) came: Option<Nanos>,
     /// Answered once: accepted or not.
     pub(crate) accepted: oneshot::Sender<Result<(), SubmitError>>,
 }

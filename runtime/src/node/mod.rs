@@ -20,6 +20,7 @@ mod recovery;
 mod requests;
 pub(crate) mod sequence;
 mod steps;
+mod why;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -30,7 +31,7 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, StepPlan};
+use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, StepPlan, Times};
 
 use self::{
     device::{Device, DeviceState, WATCH_INTERVAL},
@@ -39,6 +40,7 @@ use self::{
     models::Adding,
     quarantine::Quarantine,
     sequence::Sequence,
+    why::Records,
 };
 use crate::{
     codec::Codec,
@@ -97,6 +99,7 @@ pub(crate) struct Node {
     /// What a lost device was running and is to go on.
     returning: Vec<Live>,
     quarantine: Quarantine,
+    records: Records,
     canaries: u64,
     adding: Option<Adding>,
     drained: Option<oneshot::Sender<()>>,
@@ -127,6 +130,11 @@ struct Live {
     deaths: u32,
     /// The last of them is not explained yet.
     suspect: bool,
+    /// Where its time went until it settled, and how often it lost its blocks; see [`why`].
+    times: Times,
+    preemptions: u32,
+    /// When its device was lost, until it is taken up again.
+    lost_at: Option<Nanos>,
 }
 
 impl Live {
@@ -139,6 +147,7 @@ impl Live {
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Self {
         let now = Instant::now();
+        let records = Records::new(parts.scheduler.stats().tenants.len());
         Node {
             scheduler: parts.scheduler,
             models: parts.models,
@@ -154,6 +163,7 @@ impl Node {
             door: VecDeque::new(),
             returning: Vec::new(),
             quarantine: Quarantine::new(parts.secret),
+            records,
             canaries: 0,
             adding: None,
             drained: None,
@@ -249,7 +259,7 @@ impl Node {
     fn take(&mut self, message: NodeMessage) {
         match message {
             NodeMessage::Submit(submit) => match self.is_coming_back() {
-                true => self.door.push_back(*submit),
+                true => self.put_off(*submit),
                 false => self.let_in(*submit),
             },
             NodeMessage::Cancel(group) => self.cancel(group),
@@ -271,6 +281,9 @@ impl Node {
                     DeviceChange::Resume => self.resume_device(&order.device),
                 };
                 let _ = order.done.send(done);
+            }
+            NodeMessage::Why { tenant, id, told } => {
+                let _ = told.send(self.why(tenant, &id));
             }
             NodeMessage::Observe(observed) => {
                 self.observe();
@@ -297,6 +310,7 @@ mod tests {
         executor::wire::{FromExecutor, Report, RowResult, Sampled},
         stream::{CancelOnDrop, Outbox, StreamEvent, TokenStream},
         submission::{SamplingParams, Usage},
+        why::Names,
     };
 
     /// A node with one fake model in an executor thread, and its inbox.
@@ -350,7 +364,9 @@ mod tests {
         let work =
             SubmitWork::Generate { choices: vec![spec], prompt, hashes: Vec::new(), chain, outbox: outbox.clone() };
         let (accepted, answer) = oneshot::channel();
-        let submit = Submit { group: GroupId(group), tenant: TenantId(1), model: ModelId(0), work, accepted };
+        let names = Names { request: format!("req-{group}"), answer: None };
+        let submit =
+            Submit { group: GroupId(group), tenant: TenantId(1), model: ModelId(0), work, names, came: None, accepted };
         node.send(NodeMessage::Submit(Box::new(submit))).expect("the node runs");
         answer.await.expect("a word").expect("accepted");
         let mut stream = TokenStream::new(outbox, 3, CancelOnDrop::new(|| {}));

@@ -115,6 +115,7 @@ impl Node {
         if !group.is_wanted() || live.deaths >= DEATHS_MAX {
             return Some(live);
         }
+        live.lost_at = Some(self.now());
         self.returning.push(live);
         None
     }
@@ -152,8 +153,7 @@ impl Node {
                 }
             };
             let admission = Admission { tenant: group.tenant, model: ModelId(group.model as u16), priority: 0, work };
-            let since = Nanos(group.submitted.saturating_duration_since(self.clock).as_nanos() as u64);
-            let resumption = Resumption { admission, redo, since };
+            let resumption = Resumption { admission, redo, since: group.tally.since, times: live.times };
             let admitted = match live.suspect {
                 true => self.admit_suspect(resumption),
                 false => self.scheduler.admit_again(self.now(), None, resumption),
@@ -166,6 +166,7 @@ impl Node {
                         *slot = request;
                     }
                     self.metrics.resumed();
+                    live.lost_at = None;
                     self.sequences.insert(request, live);
                 }
                 Err(_) if self.devices.iter().any(|device| device.is_coming_back() || device.late) => {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use weir_scheduler::{Admission, End, Event, Nanos, Reject, RejectReason, RequestId, TenantId, Work};
+use weir_scheduler::{Admission, Cause, End, Event, Nanos, Reject, RejectReason, RequestId, TenantId, Times, Work};
 
 use super::{
     Live, Node,
@@ -10,6 +10,7 @@ use super::{
     message::{GroupId, Submit, SubmitWork},
     recovery,
     sequence::Sequence,
+    why::{self, Tally},
 };
 use crate::{
     error::{FailureKind, SubmitError},
@@ -24,12 +25,21 @@ impl Node {
         self.admit(submit);
     }
 
+    /// Has a request wait at the door.
+    pub(super) fn put_off(&mut self, mut submit: Submit) {
+        submit.came = Some(self.now());
+        let (model, parts) = (submit.model.0 as usize, why::parts_of(&submit.work));
+        self.records.begin(submit.group, submit.tenant, &submit.names, model, parts);
+        self.door.push_back(submit);
+    }
+
     fn admit(&mut self, submit: Submit) {
-        let Submit { group, tenant, model, work, accepted } = submit;
+        let Submit { group, tenant, model, work, names, came, accepted } = submit;
         let now = self.now();
         let model_index = model.0 as usize;
         if self.is_kept_out(tenant, model_index, &work) {
             self.metrics.ended(Outcome::Rejected);
+            self.records.refused(group);
             let message = recovery::QUARANTINED.into();
             let _ =
                 accepted.send(Err(SubmitError::Invalid { message, param: None, code: Some("request_quarantined") }));
@@ -66,12 +76,14 @@ impl Node {
         match self.scheduler.admit_group(now, admissions) {
             Ok(requests) => {
                 self.register(group, tenant, model_index, output, &requests, sequences, prompt_tokens);
+                self.follow(group, &names, now, came);
                 if accepted.send(Ok(())).is_err() {
                     self.cancel(group);
                 }
             }
             Err(reject) => {
                 self.metrics.ended(Outcome::Rejected);
+                self.records.refused(group);
                 let _ = accepted.send(Err(refusal(reject)));
             }
         }
@@ -115,6 +127,9 @@ impl Node {
                 open_on: None,
                 deaths: 0,
                 suspect: false,
+                times: Times::default(),
+                preemptions: 0,
+                lost_at: None,
             };
             self.sequences.insert(request, live);
         }
@@ -130,6 +145,7 @@ impl Node {
             cancelled: false,
             submitted: Instant::now(),
             first_token: None,
+            tally: Tally::default(),
         };
         self.groups.insert(id, group);
     }
@@ -138,6 +154,7 @@ impl Node {
         let now = self.now();
         if let Some(at) = self.door.iter().position(|submit| submit.group == id) {
             self.door.remove(at);
+            self.records.refused(id);
             self.status.left_inbox();
         }
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -173,7 +190,13 @@ impl Node {
                 }
                 Event::Preempted { .. } => self.metrics.preempted(),
                 Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
-                Event::Settled { request, end, charge, .. } => self.settled(request, end, charge),
+                Event::Settled { request, end, charge, times, preemptions, .. } => {
+                    if let Some(live) = self.sequences.get_mut(&request) {
+                        live.times = times;
+                        live.preemptions += preemptions;
+                    }
+                    self.settled(request, end, charge);
+                }
             }
         }
         self.events = events;
@@ -208,9 +231,17 @@ impl Node {
     }
 
     /// One choice has ended for good; with the last, the request has.
-    pub(super) fn close(&mut self, live: Live, end: End, charge: Nanos) {
+    pub(super) fn close(&mut self, mut live: Live, end: End, charge: Nanos) {
+        let now = self.now();
         let Some(group) = self.groups.get_mut(&live.group) else { return };
         group.open -= 1;
+        if let Some(lost_at) = live.lost_at {
+            live.times.add(Cause::Placement, now.saturating_sub(lost_at));
+        }
+        group.tally.part_ended(&live);
+        if !group.is_canary() {
+            self.metrics.waited(&live.times);
+        }
         group.usage.device_nanos += charge.0;
         if let Some(sequence) = &live.sequence {
             group.usage.completion_tokens += sequence.drawn();
@@ -240,7 +271,9 @@ impl Node {
             }
             group.complete();
         }
-        self.groups.remove(&id);
+        if let Some(group) = self.groups.remove(&id) {
+            self.explain_end(&group);
+        }
     }
 }
 
