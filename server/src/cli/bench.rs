@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use weir_bench::{Arrivals, Lengths, LoadConfig, LoadKind, Slo, Tenant};
 
-use super::client_key;
+use super::client::client_key;
 use crate::{config::DEMO_KEY_FILE, keys::read_key_file};
 
 #[derive(Debug, Subcommand)]

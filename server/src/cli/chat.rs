@@ -3,18 +3,18 @@
 use std::{
     io::{self, BufRead, BufReader, IsTerminal, Write},
     path::PathBuf,
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{client_key, put};
+use super::{
+    client::{Server, client_key},
+    put,
+};
 use crate::config::DEMO_KEY_FILE;
 
-/// A server that is there answers a connection at once.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Longest event that is read.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -45,7 +45,7 @@ pub(super) fn run(args: ChatArgs) -> anyhow::Result<()> {
     let server = Server::new(&args.url, &key);
     let model = match args.model {
         Some(model) => model,
-        None => server.first_chat_model()?,
+        None => first_chat_model_of(&server)?,
     };
     let mut talk = Conversation { model, messages: Vec::new(), options: Vec::new() };
     talk.options.extend(args.max_tokens.map(|n| ("max_tokens", json!(n))));
@@ -138,56 +138,9 @@ fn read_answer(source: impl io::Read, mut out: impl Write) -> anyhow::Result<Str
     }
 }
 
-struct Server {
-    agent: ureq::Agent,
-    url: String,
-    authorization: String,
-}
-
-impl Server {
-    fn new(url: &str, key: &str) -> Self {
-        // Errors have a body that says more than their status. A proxy of the environment is not for this machine.
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIME))
-            .proxy(None)
-            .build();
-        let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-        Server { agent: config.into(), url, authorization: format!("Bearer {key}") }
-    }
-
-    fn post(&self, path: &str, body: &Value) -> anyhow::Result<impl io::Read + use<>> {
-        let request = self.agent.post(format!("{}{path}", self.url)).header("authorization", &self.authorization);
-        let sent = request.header("content-type", "application/json").send(body.to_string().as_bytes());
-        self.read(sent)
-    }
-
-    fn get(&self, path: &str) -> anyhow::Result<impl io::Read + use<>> {
-        let request = self.agent.get(format!("{}{path}", self.url)).header("authorization", &self.authorization);
-        self.read(request.call())
-    }
-
-    fn read(
-        &self,
-        sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
-    ) -> anyhow::Result<ureq::BodyReader<'static>> {
-        let response = sent.with_context(|| format!("no server at {}", self.url))?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response.into_body().into_reader());
-        }
-        let text = response.into_body().read_to_string().unwrap_or_default();
-        let body: Value = serde_json::from_str(&text).unwrap_or_default();
-        match body["error"]["message"].as_str() {
-            Some(message) => bail!("{message}"),
-            None => bail!("{} answered {status}", self.url),
-        }
-    }
-
-    fn first_chat_model(&self) -> anyhow::Result<String> {
-        let list: Value = serde_json::from_reader(self.get("/v1/models")?).context("the list of models")?;
-        first_chat_model(&list).context("the server has no model that chats")
-    }
+fn first_chat_model_of(server: &Server) -> anyhow::Result<String> {
+    let list: Value = serde_json::from_reader(server.get("/v1/models")?).context("the list of models")?;
+    first_chat_model(&list).context("the server has no model that chats")
 }
 
 /// Any model of a server that does not say which of them chat.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod client;
 mod doctor;
 mod inspect;
 mod key;
@@ -16,14 +17,10 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::{
-    config::{Config, Layer, STARTER_FILE, Settings, demo_tenant, print, read_env, read_file},
-    keys::read_key_file,
-};
+use crate::config::{Config, Layer, STARTER_FILE, Settings, demo_tenant, print, read_env, read_file};
 
 /// An inference server that knows its tenants: each gets its share of the device and pays for exactly what it used.
 /// Clients see an OpenAI-compatible API.
@@ -144,15 +141,6 @@ fn load(args: ServeArgs) -> anyhow::Result<(Config, Start)> {
         config.tenants.push(demo_tenant());
     }
     Ok((config, start))
-}
-
-/// The key of a command that talks to a running server: WEIR_API_KEY, else what is in the file.
-fn client_key(file: &Path) -> anyhow::Result<String> {
-    if let Some(key) = env::var("WEIR_API_KEY").ok().filter(|key| !key.is_empty()) {
-        return Ok(key);
-    }
-    let read = read_key_file(file).context("no key: start `weir serve` here first, or set WEIR_API_KEY")?;
-    Ok(read.reveal().to_owned())
 }
 
 /// Logs go to standard error: standard output is for what was asked for.
