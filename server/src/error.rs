@@ -43,6 +43,9 @@ pub enum ApiError {
     /// No such device; operators only. 404.
     #[error("There is no device `{}`.", excerpt(.0))]
     UnknownDevice(String),
+    /// No such request, one that is forgotten, or another tenant's: all read the same. 404.
+    #[error("There is no request `{}`, or it ended too long ago.", excerpt(.0))]
+    UnknownRequest(String),
     /// No such route. 404.
     #[error("Invalid URL ({0})")]
     UnknownRoute(String),
@@ -157,6 +160,7 @@ impl ApiError {
             ApiError::Forbidden(_) => (StatusCode::FORBIDDEN, "permission_error", "forbidden"),
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, REQUEST, "model_not_found"),
             ApiError::UnknownDevice(_) => (StatusCode::NOT_FOUND, REQUEST, "device_not_found"),
+            ApiError::UnknownRequest(_) => (StatusCode::NOT_FOUND, REQUEST, "request_not_found"),
             ApiError::UnknownRoute(_) => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             ApiError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             ApiError::HeadUnreadable => (StatusCode::BAD_REQUEST, REQUEST, "invalid_http"),
@@ -192,6 +196,7 @@ impl ApiError {
         let param = match self {
             ApiError::Invalid { param, .. } => param.clone(),
             ApiError::UnknownModel(_) => Some("model".to_owned()),
+            ApiError::UnknownRequest(_) => Some("id".to_owned()),
             _ => None,
         };
         let body = ErrorBody { error: ErrorDetail { message: self.to_string(), kind, param, code: Some(code) } };
@@ -315,6 +320,7 @@ mod tests {
             (ApiError::Forbidden(message.clone()), 403, "permission_error", "forbidden"),
             (ApiError::UnknownModel("x".into()), 404, "invalid_request_error", "model_not_found"),
             (ApiError::UnknownDevice("x".into()), 404, "invalid_request_error", "device_not_found"),
+            (ApiError::UnknownRequest("x".into()), 404, "invalid_request_error", "request_not_found"),
             (ApiError::UnknownRoute("GET /".into()), 404, "invalid_request_error", "unknown_url"),
             (ApiError::MethodNotAllowed("PUT /".into()), 405, "invalid_request_error", "method_not_allowed"),
             (ApiError::HeadUnreadable, 400, "invalid_request_error", "invalid_http"),

@@ -17,6 +17,7 @@ use crate::{api, openai};
         api::embedding::handle,
         api::models::list,
         api::models::one,
+        api::requests::one,
         api::probes::health,
         api::probes::ready,
         api::probes::version,

@@ -12,6 +12,7 @@ pub(crate) mod embedding;
 mod id;
 pub(crate) mod models;
 pub(crate) mod probes;
+pub(crate) mod requests;
 mod respond;
 
 use std::{
@@ -112,6 +113,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(embedding::handle))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/requests/{*id}", get(requests::one))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/version", get(probes::version))

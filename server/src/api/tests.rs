@@ -15,6 +15,7 @@ use crate::keys::KeyHash;
 
 mod controls;
 mod matrix;
+mod requests;
 
 pub(super) const KEY: &str = "weir-key-of-a";
 const OTHER_KEY: &str = "weir-key-of-b";
@@ -142,6 +143,7 @@ async fn only_probes_answer_without_a_key() {
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/requests/x",
         "/version",
         "/openapi.json",
         "/metrics",
@@ -442,6 +444,7 @@ async fn the_document_names_every_route() {
         "/v1/embeddings",
         "/v1/models",
         "/v1/models/{id}",
+        "/v1/requests/{id}",
         "/version",
     ];
     let mut sorted: Vec<&str> = paths.iter().map(|p| p.as_str()).collect();

@@ -10,6 +10,7 @@ mod make_model;
 mod probe;
 mod quickstart;
 mod serve;
+mod why;
 
 use std::{
     env, io,
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Talk to a running server
     Chat(chat::ChatArgs),
+    /// Say why a request waited, or waits: where its time went, and its place in line
+    Why(why::WhyArgs),
     /// Say what this machine can do, and what is missing
     Doctor(doctor::DoctorArgs),
     /// Make keys
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         }
         Command::Bench(command) => bench::run(command),
         Command::Chat(args) => chat::run(args),
+        Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Key(command) => key::run(command),

@@ -1,7 +1,9 @@
-//! The operators' listener: models are added while others are served, devices are drained and taken back. It has an address of its own, a key of its own, and no
+//! The operators' listener: models are added while others are served, devices are drained and taken back,
+//! requests are explained. It has an address of its own, a key of its own, and no
 //! tenant's key opens it.
 
 mod devices;
+mod requests;
 mod root;
 
 use std::{sync::Arc, time::Duration};
@@ -47,6 +49,7 @@ pub fn admin_router(app: Arc<App>, key: KeyHash, root: Option<ModelsRoot>) -> Ro
     Router::new()
         .route("/admin/v1/models", get(list).post(add))
         .route("/admin/v1/devices", get(devices::list))
+        .route("/admin/v1/requests/{*id}", get(requests::one))
         .route("/admin/v1/devices/{name}/drain", post(devices::drain))
         .route("/admin/v1/devices/{name}/resume", post(devices::resume))
         .fallback(unknown_route)
