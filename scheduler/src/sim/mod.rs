@@ -11,6 +11,10 @@
 
 mod arrivals;
 mod checks;
+mod client;
+mod lag;
+mod loss;
+mod machine;
 mod memory;
 mod outcome;
 mod policy;
@@ -18,15 +22,16 @@ mod presets;
 mod rng;
 mod scenario;
 mod turns;
+mod waits;
 mod watch;
 mod workloads;
 mod world;
 
 pub use arrivals::Phases;
-pub use outcome::{Outcome, TenantOutcome};
+pub use outcome::{Incidents, Outcome, TenantOutcome};
 pub(crate) use policy::Policy;
 pub use rng::Rng;
-pub use scenario::{Arrivals, Ask, Faults, Range, Scenario, SimModel, Source, StepCost};
+pub use scenario::{Arrivals, Ask, Faults, Range, Scenario, SimModel, Source, StepCost, Uneven};
 pub use watch::{Part, Watch, Window};
 pub use workloads::{STEP_CAP, WORKLOADS, Workload, workload};
 pub use world::{run, run_watched};

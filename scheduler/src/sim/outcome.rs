@@ -30,6 +30,20 @@ pub struct TenantOutcome {
 }
 
 impl TenantOutcome {
+    pub(super) fn new(tenant: TenantId) -> TenantOutcome {
+        TenantOutcome {
+            tenant,
+            accepted: 0,
+            rejected: 0,
+            ends: [0; 5],
+            charge: Nanos::ZERO,
+            waits: Vec::new(),
+            cached_tokens: 0,
+            prompt_tokens: 0,
+            drawn_tokens: 0,
+        }
+    }
+
     /// The wait that `per_mille` of the requests stay under; zero if there was none.
     pub fn wait(&self, per_mille: usize) -> Nanos {
         let at = self.waits.len() * per_mille / 1_000;
@@ -37,11 +51,34 @@ impl TenantOutcome {
     }
 }
 
+/// How often what happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Incidents {
+    /// Requests cancelled by their clients.
+    pub cancels: u64,
+    /// Rows that failed.
+    pub failed_rows: u64,
+    /// Steps that took many times as long.
+    pub slow_steps: u64,
+    /// Reports that never came.
+    pub lost_reports: u64,
+    /// Devices lost, for whatever reason.
+    pub losses: u64,
+    /// Requests taken up again after that.
+    pub resumed: u64,
+    /// Devices drained.
+    pub drains: u64,
+    /// Plans changed.
+    pub plan_changes: u64,
+}
+
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// When the last event happened.
     pub end: Nanos,
+    /// Events, and so checks.
+    pub events: u64,
     /// Steps run to their end.
     pub steps: u64,
     /// Rows in them.
@@ -50,8 +87,18 @@ pub struct Outcome {
     pub tokens: u64,
     /// Preemptions.
     pub preemptions: u64,
-    /// The most that one backlogged tenant's charge, divided by its weight, ever ran ahead of another's since both were backlogged.
+    /// What went wrong.
+    pub incidents: Incidents,
+    /// The most that anybody's service, divided by its weight, ever ran ahead of that of a tenant that had work waiting all the while.
     pub gap_max: Nanos,
+    /// The greatest bound that was promised for it.
+    pub gap_bound: Nanos,
+    /// The most of the bound that was ever used, per mille.
+    pub gap_per_mille: u64,
+    /// The most of the longest possible wait that a request ever waited, per mille; see `waits` in the source.
+    pub wait_per_mille: u64,
+    /// The most requests of its own tenant that ever started before a request although they should have come later.
+    pub overtaken_max: u64,
     /// The longest time in which a device that takes newcomers stood idle while requests waited.
     pub idle_waiting_max: Nanos,
     /// By tenant, in order of first appearance.

@@ -22,7 +22,7 @@ pub struct StepCost {
     pub overhead: Nanos,
 }
 
-/// A model, loaded on every device.
+/// A model, loaded on every device unless [`Uneven`] says otherwise.
 #[derive(Clone, Copy, Debug)]
 pub struct SimModel {
     /// Which.
@@ -101,7 +101,18 @@ pub struct Source {
     pub ask: Ask,
 }
 
-/// What goes wrong.
+/// A device that differs from the others.
+#[derive(Clone, Debug)]
+pub struct Uneven {
+    /// Which.
+    pub device: DeviceId,
+    /// Its steps take so many per cent of what the model's cost says.
+    pub time_percent: u32,
+    /// Models that it does not have.
+    pub without: Vec<ModelId>,
+}
+
+/// What goes wrong. Whatever is not asked for does not happen; mean gaps of zero mean never.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// Requests that are cancelled at some time, per mille.
@@ -116,6 +127,18 @@ pub struct Faults {
     pub lost: Vec<(Nanos, DeviceId, Nanos)>,
     /// Devices that are drained, when, and for how long.
     pub drained: Vec<(Nanos, DeviceId, Nanos)>,
+    /// Steps whose report never comes, per million. After `silence` the caller gives the device up, and it is lost for `outage`.
+    pub mute_per_million: u32,
+    /// How long the caller waits for a report.
+    pub silence: Nanos,
+    /// How long a device is away that was lost by chance; it is drained for as long.
+    pub outage: Nanos,
+    /// The mean gap between two losses of some device.
+    pub loss_gap: Nanos,
+    /// The mean gap between two drains of some device.
+    pub drain_gap: Nanos,
+    /// The mean gap between two changes of some tenant's plan: its weight, how many of its requests run, its floor and its ceiling.
+    pub plan_gap: Nanos,
 }
 
 /// A history to be played.
@@ -127,14 +150,36 @@ pub struct Scenario {
     pub config: Config,
     /// How many devices.
     pub devices: u16,
-    /// The models, on every device.
+    /// Those that differ from the rest.
+    pub uneven: Vec<Uneven>,
+    /// The models, on every device that is not without.
     pub models: Vec<SimModel>,
     /// The traffic.
     pub sources: Vec<Source>,
     /// What goes wrong.
     pub faults: Faults,
+    /// Panic where the service gap exceeds its bound. For worlds within what the bound is promised for.
+    pub gap_checked: bool,
     /// No more requests come after this many.
     pub requests_max: u64,
-    /// A full recount after every so many steps; the cheap checks run always.
+    /// A full recount after every so many events; the cheap checks run always.
     pub recount_every: u64,
+}
+
+impl Default for Scenario {
+    /// One device, and nothing to do.
+    fn default() -> Scenario {
+        Scenario {
+            seed: 0,
+            config: Config::default(),
+            devices: 1,
+            uneven: Vec::new(),
+            models: Vec::new(),
+            sources: Vec::new(),
+            faults: Faults::default(),
+            gap_checked: false,
+            requests_max: 0,
+            recount_every: 1_000,
+        }
+    }
 }

@@ -1,14 +1,13 @@
 //! Conversations: each turn's prompt repeats all that came before it.
 
+use super::client::Client;
 use super::rng::mix;
 use super::scenario::{Ask, Source};
-use super::world::{Client, World};
-use crate::BLOCK_LEN;
-use crate::admit::Work;
+use super::world::World;
 
 impl World<'_> {
     /// The source's next turn. All its text, answers included, is the conversation's, so that the next turn finds it in the cache.
-    pub(super) fn turn(&mut self, source: &Source, client: &mut Client) -> Work {
+    pub(super) fn turn(&mut self, source: &Source, client: &mut Client) {
         let Ask::Turns { first, more, drawn, turns } = source.ask else {
             unreachable!("only a conversation has turns");
         };
@@ -19,11 +18,7 @@ impl World<'_> {
         client.stop = self.rng.between(drawn.0, drawn.1);
         client.text.beginning = mix(client.source as u64) ^ u64::from(conversation);
         client.text.shared_blocks = u32::MAX;
+        client.most = drawn.1;
         client.uses_cache = true;
-        Work::Generate {
-            prompt_len: client.prompt_len,
-            new_tokens_max: drawn.1,
-            hashes: (0..client.prompt_len / BLOCK_LEN).map(|n| client.text.hash(n)).collect(),
-        }
     }
 }

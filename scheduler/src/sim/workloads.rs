@@ -10,7 +10,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::arrivals::Phases;
-use super::scenario::{Arrivals, Ask, Faults, Scenario, SimModel, Source, StepCost};
+use super::scenario::{Arrivals, Ask, Scenario, SimModel, Source, StepCost};
 use crate::BLOCK_LEN;
 use crate::config::{Config, ModelLimits};
 use crate::ids::{ModelId, Nanos, TenantId};
@@ -150,9 +150,9 @@ impl Workload {
             devices: machine.devices,
             models,
             sources,
-            faults: Faults::default(),
             requests_max: if endless { TURNS_REQUESTS * u64::from(machine.devices) } else { u64::MAX },
             recount_every: u64::MAX,
+            ..Scenario::default()
         }
     }
 

@@ -1,20 +1,22 @@
-//! Playing a scenario.
+//! Playing a scenario: the events, one after the other.
 
-use alloc::collections::{BTreeMap, BinaryHeap, VecDeque};
+use alloc::collections::{BTreeMap, BinaryHeap};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-use super::memory::{Memory, Text};
-use super::outcome::{Outcome, TenantOutcome};
+use super::client::{Client, Clients};
+use super::lag::Lag;
+use super::machine::Machine;
+use super::outcome::{Incidents, Outcome, TenantOutcome};
 use super::rng::{Rng, mix};
-use super::scenario::{Arrivals, Ask, Scenario, Source};
+use super::scenario::{Arrivals, Scenario};
+use super::waits::Waits;
 use super::watch::Watch;
-use crate::BLOCK_LEN;
-use crate::admit::{Admission, Work};
 use crate::event::{End, Event};
 use crate::ids::{DeviceId, Nanos, RequestId, StepId, TenantId};
-use crate::plan::{PlanRow, RowKind, RowOutcome, StepPlan, StepReport};
+use crate::plan::RowOutcome;
 use crate::scheduler::Scheduler;
+use crate::tenant::Tenant;
 
 /// Something that will happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,42 +28,14 @@ pub(super) enum Happening {
     Back(usize),
     Drain(usize),
     Resume(usize),
-}
-
-/// A request as the simulation knows it.
-#[derive(Clone, Debug)]
-pub(super) struct Client {
-    pub(super) id: RequestId,
-    pub(super) source: usize,
-    pub(super) text: Text,
-    pub(super) admitted_at: Nanos,
-    pub(super) uses_cache: bool,
-    pub(super) prompt_len: u32,
-    /// Ids after which the text ends, and the most that were asked for.
-    pub(super) stop: u32,
-    pub(super) drawn: u32,
-    pub(super) items: u32,
-    /// Positions (or items) run, and planned.
-    pub(super) run: u32,
-    pub(super) planned: u32,
-    pub(super) waited: bool,
-    /// The caller judged a stop or a failure: rows still in flight count for nothing.
-    pub(super) over: bool,
-}
-
-/// A device as the simulation knows it.
-#[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) up: bool,
-    pub(super) closed: bool,
-    /// Since when it has been idle while requests waited.
-    pub(super) idle_since: Option<Nanos>,
-    /// Steps planned, with the time each begins at.
-    pub(super) queue: VecDeque<StepPlan>,
-    pub(super) spare: Vec<StepPlan>,
-    pub(super) memories: Vec<Memory>,
-    /// The measured time of the step that runs.
-    pub(super) device_time: Nanos,
+    /// The report of a step has not come for too long.
+    Silence(usize, StepId),
+    /// A report comes after its device was given up; it has this many rows.
+    Late(usize, StepId, usize),
+    /// Chance strikes: some device is lost, is drained, or some tenant's plan changes.
+    ChanceLoss,
+    ChanceDrain,
+    ChancePlan,
 }
 
 pub(super) struct World<'a> {
@@ -72,11 +46,19 @@ pub(super) struct World<'a> {
     pub(super) seq: u64,
     pub(super) heap: BinaryHeap<Reverse<(Nanos, u64, Happening)>>,
     pub(super) machines: Vec<Machine>,
-    pub(super) clients: BTreeMap<RequestId, Client>,
+    pub(super) clients: Clients,
+    /// Requests that a lost device had, until they are taken up.
+    pub(super) returning: Vec<Client>,
     pub(super) outcome: Outcome,
+    /// Tenants by place, in the order of the outcome: where to find one, its slot, what it has bought now.
     pub(super) places: BTreeMap<TenantId, usize>,
+    pub(super) slots: Vec<u32>,
+    pub(super) plans: Vec<Tenant>,
+    pub(super) lag: Lag,
+    pub(super) waits: Waits,
     pub(super) asked: u64,
-    /// By source: turns so far of those who talk, see [`Ask::Turns`].
+    pub(super) numbers: u64,
+    /// By source: turns so far of those who talk, see [`super::Ask::Turns`].
     pub(super) turns: BTreeMap<usize, u32>,
     pub(super) events: Vec<Event>,
     pub(super) outcomes: Vec<RowOutcome>,
@@ -91,19 +73,19 @@ pub fn run(scenario: &Scenario) -> Outcome {
 pub fn run_watched(scenario: &Scenario, mut watch: Option<&mut Watch>) -> Outcome {
     let mut world = World::new(scenario);
     while let Some(Reverse((at, _, happening))) = world.heap.pop() {
-        world.now = at;
         if let Some(watch) = &mut watch {
             watch.look(at, &world.scheduler, world.outcome.tokens);
         }
+        world.pass(at);
         world.happen(happening);
-        world.check_books();
         // What one device passes over in this turn is there for another that has nothing to do.
         for _ in 0..2 {
             for d in 0..world.machines.len() {
                 world.feed(d);
             }
         }
-        world.check_idleness();
+        world.outcome.events += 1;
+        world.check_event();
     }
     world.finish()
 }
@@ -111,49 +93,43 @@ pub fn run_watched(scenario: &Scenario, mut watch: Option<&mut Watch>) -> Outcom
 impl<'a> World<'a> {
     fn new(scenario: &'a Scenario) -> World<'a> {
         let mut scheduler = Scheduler::new(scenario.config.clone());
-        let mut machines = Vec::new();
         let (mut tenants, mut places) = (Vec::new(), BTreeMap::new());
+        let (mut slots, mut plans) = (Vec::new(), Vec::new());
         for source in &scenario.sources {
             scheduler.add_tenant(source.tenant, source.plan);
-            places.entry(source.tenant).or_insert_with(|| {
-                tenants.push(TenantOutcome {
-                    tenant: source.tenant,
-                    accepted: 0,
-                    rejected: 0,
-                    ends: [0; 5],
-                    charge: Nanos::ZERO,
-                    waits: Vec::new(),
-                    cached_tokens: 0,
-                    prompt_tokens: 0,
-                    drawn_tokens: 0,
-                });
+            let place = *places.entry(source.tenant).or_insert_with(|| {
+                tenants.push(TenantOutcome::new(source.tenant));
+                slots.push(scheduler.tenants.slot(source.tenant).expect("it was just added"));
+                plans.push(source.plan);
                 tenants.len() - 1
             });
+            plans[place] = source.plan;
         }
+        let mut machines = Vec::new();
         for d in 0..scenario.devices {
-            machines.push(Machine {
-                up: false,
-                closed: false,
-                idle_since: None,
-                queue: VecDeque::new(),
-                spare: Vec::new(),
-                memories: Vec::new(),
-                device_time: Nanos::ZERO,
-            });
+            let uneven = scenario.uneven.iter().find(|uneven| uneven.device == DeviceId(d));
+            machines.push(Machine::new(uneven.map_or(100, |uneven| uneven.time_percent.max(1))));
             scheduler.add_device(Nanos::ZERO, DeviceId(d));
         }
         let outcome = Outcome {
             end: Nanos::ZERO,
+            events: 0,
             steps: 0,
             rows: 0,
             tokens: 0,
             preemptions: 0,
+            incidents: Incidents::default(),
             gap_max: Nanos::ZERO,
+            gap_bound: Nanos::ZERO,
+            gap_per_mille: 0,
+            wait_per_mille: 0,
+            overtaken_max: 0,
             idle_waiting_max: Nanos::ZERO,
             tenants,
             devices: Vec::new(),
             digest: 0,
         };
+        let (lag, waits) = (Lag::new(scenario, plans.len()), Waits::new(plans.len()));
         let mut world = World {
             scenario,
             scheduler,
@@ -162,28 +138,43 @@ impl<'a> World<'a> {
             seq: 0,
             heap: BinaryHeap::new(),
             machines,
-            clients: BTreeMap::new(),
+            clients: Clients::default(),
+            returning: Vec::new(),
             outcome,
             places,
+            slots,
+            plans,
+            lag,
+            waits,
             asked: 0,
+            numbers: 0,
             turns: BTreeMap::new(),
             events: Vec::new(),
             outcomes: Vec::new(),
         };
-        for d in 0..world.machines.len() {
-            world.bring_up(d);
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let scenario = self.scenario;
+        for d in 0..self.machines.len() {
+            self.bring_up(d);
         }
         for (n, source) in scenario.sources.iter().enumerate() {
-            world.plan_first(n, source);
+            self.plan_first(n, source);
         }
-        for (at, device, outage) in &scenario.faults.lost {
-            world.plan(*at, Happening::Lost(device.0 as usize, *outage));
+        let faults = &scenario.faults;
+        for (at, device, outage) in &faults.lost {
+            self.plan(*at, Happening::Lost(device.0 as usize, *outage));
         }
-        for (at, device, pause) in &scenario.faults.drained {
-            world.plan(*at, Happening::Drain(device.0 as usize));
-            world.plan(*at + *pause, Happening::Resume(device.0 as usize));
+        for (at, device, pause) in &faults.drained {
+            self.plan(*at, Happening::Drain(device.0 as usize));
+            self.plan(*at + *pause, Happening::Resume(device.0 as usize));
         }
-        world
+        self.plan_chance(faults.loss_gap, Happening::ChanceLoss);
+        self.plan_chance(faults.drain_gap, Happening::ChanceDrain);
+        self.plan_chance(faults.plan_gap, Happening::ChancePlan);
     }
 
     pub(super) fn plan(&mut self, at: Nanos, happening: Happening) {
@@ -191,250 +182,141 @@ impl<'a> World<'a> {
         self.heap.push(Reverse((at, self.seq, happening)));
     }
 
-    fn note(&mut self, word: u64) {
+    /// Plans the next of the happenings that come by chance, as long as requests come.
+    pub(super) fn plan_chance(&mut self, gap: Nanos, happening: Happening) {
+        if gap > Nanos::ZERO && self.asked < self.scenario.requests_max {
+            let after = self.rng.exponential(gap.0);
+            self.plan(self.now + Nanos(after), happening);
+        }
+    }
+
+    pub(super) fn note(&mut self, word: u64) {
         self.outcome.digest = mix(self.outcome.digest ^ word);
     }
 
-    fn bring_up(&mut self, d: usize) {
-        let id = DeviceId(d as u16);
-        self.scheduler.add_device(self.now, id);
-        (self.machines[d].up, self.machines[d].closed) = (true, false);
-        self.machines[d].memories.clear();
-        for model in &self.scenario.models {
-            assert!(self.scheduler.add_model(id, model.id, model.limits));
-            self.machines[d].memories.push(Memory::new(model.limits.blocks));
-        }
-    }
-
     fn happen(&mut self, happening: Happening) {
+        let faults = &self.scenario.faults;
         match happening {
             Happening::Arrival(n) => self.arrive(n),
             Happening::StepEnd(d, step) => self.end_step(d, step),
-            Happening::Cancel(id) => self.scheduler.cancel(self.now, id),
-            Happening::Lost(d, outage) => {
-                self.scheduler.device_lost(self.now, DeviceId(d as u16));
-                let machine = &mut self.machines[d];
-                machine.up = false;
-                machine.spare.extend(machine.queue.drain(..));
-                self.plan(self.now + outage, Happening::Back(d));
+            Happening::Cancel(id) => self.cancel(id),
+            Happening::Lost(d, outage) => self.lose(d, outage),
+            Happening::Back(d) => {
+                self.bring_up(d);
+                self.take_up();
             }
-            Happening::Back(d) => self.bring_up(d),
-            Happening::Drain(d) => {
-                self.scheduler.drain_device(DeviceId(d as u16));
-                self.machines[d].closed = true;
+            Happening::Drain(d) => self.drain(d),
+            Happening::Resume(d) => self.resume(d),
+            Happening::Silence(d, step) => self.give_up(d, step),
+            Happening::Late(d, step, rows) => self.hear_late(d, step, rows),
+            Happening::ChanceLoss => {
+                let d = self.any_machine();
+                self.lose(d, faults.outage);
+                self.plan_chance(faults.loss_gap, happening);
             }
-            Happening::Resume(d) => {
-                self.scheduler.resume_device(DeviceId(d as u16));
-                self.machines[d].closed = false;
+            Happening::ChanceDrain => {
+                let d = self.any_machine();
+                self.drain(d);
+                self.plan(self.now + faults.outage, Happening::Resume(d));
+                self.plan_chance(faults.drain_gap, happening);
+            }
+            Happening::ChancePlan => {
+                self.change_plan();
+                self.plan_chance(faults.plan_gap, happening);
             }
         }
+        self.hear();
+    }
+
+    fn any_machine(&mut self) -> usize {
+        self.rng.between(0, self.machines.len() as u32 - 1) as usize
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        if self.clients.get(id).is_some() {
+            self.outcome.incidents.cancels += 1;
+        }
+        self.scheduler.cancel(self.now, id);
+    }
+
+    /// Some tenant buys something else.
+    fn change_plan(&mut self) {
+        let place = self.rng.between(0, self.plans.len() as u32 - 1) as usize;
+        let tenant = self.outcome.tenants[place].tenant;
+        let bought = self.scenario.sources.iter().find(|source| source.tenant == tenant).expect("it has a source").plan;
+        let mut plan = bought;
+        if self.rng.between(0, 2) > 0 {
+            plan.weight = self.rng.between(1, 2 * bought.weight.max(1));
+        }
+        match self.rng.between(0, 3) {
+            0 => plan.running_max = self.rng.between(1, 16),
+            1 => plan.kv_blocks_floor = self.rng.between(0, bought.kv_blocks_floor),
+            2 => {
+                let blocks = self.scenario.models.iter().map(|model| model.limits.blocks).max().unwrap_or(0);
+                plan.kv_blocks_ceiling = Some(self.rng.between(blocks / 4, blocks));
+            }
+            _ => {}
+        }
+        self.plans[place] = plan;
+        self.scheduler.set_tenant(tenant, plan);
+        self.outcome.incidents.plan_changes += 1;
+        self.lag.forget(place);
+        self.waits.plan_changed();
+    }
+
+    /// Takes in what the scheduler has to tell.
+    pub(super) fn hear(&mut self) {
         let mut events = core::mem::take(&mut self.events);
         self.scheduler.take_events(&mut events);
-        self.hear(&mut events);
-        self.events = events;
-    }
-
-    fn arrive(&mut self, n: usize) {
-        if self.asked == self.scenario.requests_max {
-            return;
-        }
-        self.asked += 1;
-        let source = &self.scenario.sources[n];
-        self.plan_next(n, source);
-        let mut client = self.client(n, source);
-        let work = self.work(source, &mut client);
-        let (tenant, model) = (source.tenant, source.model);
-        let admission = Admission { tenant, model, priority: source.priority, work };
-        let place = self.places[&tenant];
-        match self.scheduler.admit(self.now, admission) {
-            Err(reject) => {
-                self.outcome.tenants[place].rejected += 1;
-                self.note(reject.retry_after.0);
-                if let Arrivals::Backlog(_) = source.arrivals {
-                    let again = reject.retry_after.max(Nanos::from_millis(1));
-                    self.plan(self.now + again, Happening::Arrival(n));
-                }
-            }
-            Ok(id) => {
-                self.outcome.tenants[place].accepted += 1;
-                client.id = id;
-                if self.rng.per_mille(self.scenario.faults.cancel_per_mille) {
-                    let after = self.rng.exponential(200_000_000);
-                    self.plan(self.now + Nanos(after), Happening::Cancel(id));
-                }
-                assert!(self.clients.insert(id, client).is_none(), "ids are not given twice");
-            }
-        }
-    }
-
-    fn client(&mut self, n: usize, source: &Source) -> Client {
-        let own = self.rng.bits();
-        Client {
-            id: RequestId(0),
-            source: n,
-            text: Text { tenant: source.tenant.0, beginning: 0, shared_blocks: 0, own },
-            admitted_at: self.now,
-            uses_cache: false,
-            prompt_len: 0,
-            stop: 0,
-            drawn: 0,
-            items: 0,
-            run: 0,
-            planned: 0,
-            waited: false,
-            over: false,
-        }
-    }
-
-    fn work(&mut self, source: &Source, client: &mut Client) -> Work {
-        match source.ask {
-            Ask::Generate { prompt_len, drawn, shared_blocks, beginnings } => {
-                client.prompt_len = self.rng.between(prompt_len.0, prompt_len.1);
-                client.stop = self.rng.between(drawn.0, drawn.1);
-                let full = client.prompt_len / BLOCK_LEN;
-                client.text.shared_blocks = shared_blocks.min(full);
-                client.text.beginning = u64::from(self.rng.between(1, beginnings.max(1)));
-                client.uses_cache = beginnings > 0;
-                let hashed = if client.uses_cache { full } else { 0 };
-                Work::Generate {
-                    prompt_len: client.prompt_len,
-                    new_tokens_max: drawn.1,
-                    hashes: (0..hashed).map(|n| client.text.hash(n)).collect(),
-                }
-            }
-            Ask::Turns { .. } => self.turn(source, client),
-            Ask::Embed { items, len } => {
-                client.items = self.rng.between(items.0, items.1);
-                let lens: Vec<u32> = (0..client.items).map(|_| self.rng.between(len.0, len.1)).collect();
-                client.prompt_len = lens.iter().sum();
-                Work::Embed { lens }
-            }
-        }
-    }
-
-    /// Asks for steps until the device has enough.
-    fn feed(&mut self, d: usize) {
-        loop {
-            let mut plan = self.machines[d].spare.pop().unwrap_or_default();
-            if !self.scheduler.next_step(self.now, DeviceId(d as u16), &mut plan) {
-                assert!(plan.rows.is_empty());
-                self.machines[d].spare.push(plan);
-                break;
-            }
-            self.check_plan(&plan);
-            self.machines[d].queue.push_back(plan);
-            if self.machines[d].queue.len() == 1 {
-                self.begin_step(d);
-            }
-        }
-        let mut events = core::mem::take(&mut self.events);
-        self.scheduler.take_events(&mut events);
-        self.hear(&mut events);
-        self.events = events;
-    }
-
-    fn begin_step(&mut self, d: usize) {
-        let plan = &self.machines[d].queue[0];
-        let model = self.scenario.models.iter().find(|model| model.id == plan.model);
-        let cost = model.expect("a known model").cost;
-        let (mut tokens, mut context, mut reads) = (0, 0, 0);
-        for PlanRow { kind, .. } in &plan.rows {
-            let (from, len) = match *kind {
-                RowKind::Generate { from, len, .. } => (u64::from(from), u64::from(len)),
-                RowKind::Embed { len, .. } => (0, u64::from(len)),
-            };
-            tokens += len;
-            context += from + len;
-            reads += len * from + len * (len + 1) / 2;
-        }
-        let step = plan.step;
-        let mut time = cost.step.0 + cost.token.0 * tokens;
-        time += cost.kilocontext.0 * context / 1_000 + cost.kiloread.0 * reads / 1_000;
-        if self.rng.per_mille(self.scenario.faults.slow_per_mille) {
-            time *= u64::from(self.scenario.faults.slow_factor.max(1));
-        }
-        self.machines[d].device_time = Nanos(time);
-        self.plan(self.now + Nanos(time) + cost.overhead, Happening::StepEnd(d, step));
-    }
-
-    fn end_step(&mut self, d: usize, step: StepId) {
-        if self.machines[d].queue.front().is_none_or(|plan| plan.step != step) {
-            return; // The device was lost meanwhile.
-        }
-        let plan = self.machines[d].queue.pop_front().expect("the step was just seen");
-        self.outcome.steps += 1;
-        self.outcome.rows += plan.rows.len() as u64;
-        self.outcome.tokens += plan.tokens();
-        let mut outcomes = core::mem::take(&mut self.outcomes);
-        outcomes.clear();
-        for row in &plan.rows {
-            outcomes.push(self.run_row(d, &plan, row));
-        }
-        let mut events = core::mem::take(&mut self.events);
-        let report = StepReport { step, device_time: self.machines[d].device_time, rows: &outcomes };
-        assert!(self.scheduler.finish_step(self.now, DeviceId(d as u16), &report, &mut events));
-        self.hear(&mut events);
-        self.events = events;
-        self.outcomes = outcomes;
-        for row in &plan.rows {
-            self.hash_blocks(row.request);
-        }
-        self.machines[d].spare.push(plan);
-        if !self.machines[d].queue.is_empty() {
-            self.begin_step(d);
-        }
-        if self.outcome.steps.is_multiple_of(self.scenario.recount_every.max(1)) {
-            self.scheduler.check_invariants();
-        }
-        self.measure_gap();
-    }
-
-    /// Offers the hashes of blocks that drawn ids filled.
-    fn hash_blocks(&mut self, id: RequestId) {
-        let Some(client) = self.clients.get(&id).filter(|client| client.uses_cache) else {
-            return;
-        };
-        let known = client.prompt_len + client.drawn;
-        if client.drawn > 0 && known % BLOCK_LEN == 0 {
-            self.scheduler.block_hashed(id, client.text.hash(known / BLOCK_LEN - 1));
-        }
-    }
-
-    fn hear(&mut self, events: &mut Vec<Event>) {
         for event in events.drain(..) {
             match event {
                 Event::Started { request, cached_tokens } => {
                     self.note(request.0 ^ u64::from(cached_tokens) << 32);
-                    assert!(self.clients.contains_key(&request), "only live requests start");
+                    self.note_start(request);
                 }
                 Event::Preempted { request } => {
                     self.note(!request.0);
-                    assert!(self.clients.contains_key(&request), "only live requests are preempted");
+                    let client = self.clients.get_mut(request).expect("only live requests are preempted");
+                    client.runs = false;
                     self.outcome.preemptions += 1;
                 }
                 Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
                 Event::Settled { request, tenant, end, charge, cached_tokens, preemptions, times, .. } => {
                     self.note(request.0 ^ charge.0.rotate_left(20) ^ end as u64);
-                    let client = self.clients.remove(&request).expect("a request ends once");
-                    let source = &self.scenario.sources[client.source];
-                    assert_eq!(source.tenant, tenant);
-                    assert_eq!(times.total(), self.now - client.admitted_at, "each nanosecond has its cause");
+                    let mut client = self.clients.remove(request).expect("a request ends once");
+                    assert_eq!(self.scenario.sources[client.source].tenant, tenant);
+                    assert_eq!(times.total(), self.now - client.came_at, "each nanosecond has its cause");
+                    client.times = times;
                     assert!(preemptions <= self.scenario.config.preemptions_max);
-                    if end == End::Finished {
-                        assert!(client.drawn == client.stop && client.run >= client.items);
-                    }
-                    let place = self.places[&tenant];
-                    let part = &mut self.outcome.tenants[place];
-                    part.ends[end as usize] += 1;
+                    self.note_gone(&client);
+                    let part = &mut self.outcome.tenants[self.places[&tenant]];
                     part.charge += charge;
                     part.cached_tokens += u64::from(cached_tokens);
-                    part.prompt_tokens += u64::from(client.prompt_len);
-                    part.drawn_tokens += u64::from(client.drawn);
-                    if let Arrivals::Backlog(_) = source.arrivals {
-                        self.plan(self.now, Happening::Arrival(client.source));
+                    if end == End::Lost && self.keeps(&client) {
+                        self.returning.push(client);
+                    } else {
+                        self.close(client, end);
                     }
                 }
             }
+        }
+        self.events = events;
+        self.head_lanes();
+    }
+
+    /// The one end of a client's request.
+    pub(super) fn close(&mut self, client: Client, end: End) {
+        if end == End::Finished {
+            let drawn_all = client.is_list() || client.drawn == client.stop;
+            assert!(drawn_all && client.before + client.run >= client.lens.len() as u32, "what ends well is complete");
+        }
+        let source = &self.scenario.sources[client.source];
+        let part = &mut self.outcome.tenants[self.places[&source.tenant]];
+        part.ends[end as usize] += 1;
+        part.prompt_tokens += u64::from(client.prompt_len);
+        part.drawn_tokens += u64::from(client.drawn);
+        if let Arrivals::Backlog(_) = source.arrivals {
+            self.plan(self.now, Happening::Arrival(client.source));
         }
     }
 }

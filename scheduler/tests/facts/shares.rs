@@ -125,6 +125,7 @@ fn play(sources: Vec<Source>, requests_max: u64, blocks: u32) -> Outcome {
         faults: Faults::default(),
         requests_max,
         recount_every: 100,
+        ..Scenario::default()
     })
 }
 
