@@ -16,13 +16,16 @@ impl Scheduler {
     /// an estimate until steps of each model were measured, and it grows if a step ever takes longer than steps should.
     pub fn gap_bound(&self) -> Nanos {
         let in_flight = u64::from(self.config.steps_in_flight_max.max(1));
-        let (mut steps, mut redo) = (Nanos::ZERO, Nanos::ZERO);
+        let (mut steps, mut redo, mut ride) = (Nanos::ZERO, Nanos::ZERO, Nanos::ZERO);
         for device in self.devices.iter().filter(|device| !device.gone && !device.models.is_empty()) {
             let step = device.longest_step();
             steps = steps.saturating_add(Nanos(step.0.saturating_mul(in_flight + 2)));
             redo = redo.max(device.longest_redo());
+            // Riders in a step of one model may be so far ahead of who waits for another; see `rival`.
+            ride = if device.models.len() > 1 { ride.max(device.step_latency_max) } else { ride };
         }
-        steps.saturating_add(self.config.hold_max).saturating_add(self.config.start_preempts_at).saturating_add(redo)
+        let rest = [ride, self.config.hold_max, self.config.start_preempts_at, redo];
+        rest.into_iter().fold(steps, Nanos::saturating_add)
     }
 
     /// What the tenant was served over all devices: device time divided by its weight, in nanoseconds. Unlike the bill it counts what was

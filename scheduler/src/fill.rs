@@ -98,13 +98,17 @@ impl Scheduler {
     }
 
     fn plan_step(&mut self, now: Nanos, d: usize, plan: &mut StepPlan, limits: Limits) -> bool {
-        for model in &mut self.devices[d].models {
-            model.tried = false;
-        }
-        while let Some(m) = self.next_model(d) {
-            self.devices[d].models[m].tried = true;
-            if self.fill(now, d, m, plan, limits) {
-                return true;
+        // Who is far ahead of those that wait for another model gets rows only if nothing else can run.
+        for riders in 0..self.devices[d].models.len().min(2) {
+            for model in &mut self.devices[d].models {
+                model.tried = false;
+            }
+            while let Some(m) = self.next_model(d) {
+                let rival = if riders > 0 { Virtual::MAX } else { self.devices[d].rival(&mut self.tenants, m) };
+                self.devices[d].models[m].tried = true;
+                if self.fill(now, d, m, rival, plan, limits) {
+                    return true;
+                }
             }
         }
         false
@@ -118,7 +122,7 @@ impl Scheduler {
         self.devices[d].choose_model(&mut self.tenants)
     }
 
-    fn fill(&mut self, now: Nanos, d: usize, m: usize, plan: &mut StepPlan, limits: Limits) -> bool {
+    fn fill(&mut self, now: Nanos, d: usize, m: usize, rival: Virtual, plan: &mut StepPlan, limits: Limits) -> bool {
         let id = StepId(self.next_step);
         let device = &mut self.devices[d];
         let mut step = device.spare.pop().unwrap_or_default();
@@ -135,6 +139,7 @@ impl Scheduler {
             id,
             m,
             limits,
+            rival,
             preemptions_max: self.config.preemptions_max,
             start_preempts_at: self.config.start_preempts_at,
             #[cfg(feature = "sim")]
@@ -209,6 +214,8 @@ pub(crate) struct Fill<'a> {
     pub(crate) id: StepId,
     pub(crate) m: usize,
     pub(crate) limits: Limits,
+    /// Who has more virtual time gets no row; see [`crate::rival`].
+    pub(crate) rival: Virtual,
     pub(crate) preemptions_max: u32,
     pub(crate) start_preempts_at: Nanos,
     #[cfg(feature = "sim")]
@@ -272,6 +279,9 @@ impl Fill<'_> {
                 return;
             };
             let Reverse((time, tenant)) = &mut *first;
+            if *time > self.rival {
+                break;
+            }
             match self.pick(*tenant) {
                 // At least one unit, so that tenants take turns even where rows are free.
                 Pick::Row(cost) => *time += virtual_time(cost, self.tenants.get(*tenant).weight()).max(1),

@@ -66,6 +66,7 @@ mod prefix;
 mod purse;
 mod queue;
 mod request;
+mod rival;
 mod room;
 mod row;
 mod scheduler;

@@ -172,3 +172,19 @@ fn text_and_vectors_share_a_device_by_time_and_not_by_count() {
     // Up to 16 running prompts of up to 8 ms each are held against text before they are measured.
     assert!(short.gap_max.max(long.gap_max) < Nanos::from_millis(200));
 }
+
+#[test]
+fn who_rides_along_in_the_steps_of_others_does_not_get_ahead_of_those_who_wait_for_another_model() {
+    let play_for = |requests_max| {
+        let ask = Ask::Embed { items: (1, 60), len: (5, 300) };
+        let mut sources = vec![source(1, 1, Arrivals::Backlog(40))];
+        // They ask for little, and so they are nearly always the ones who choose the model.
+        sources.extend((2..=5).map(|t| source(t, 8, Arrivals::Poisson(Nanos::from_millis(250)))));
+        sources.push(Source { model: VECTORS, ask, ..source(6, 8, Arrivals::Backlog(30)) });
+        play(sources, requests_max, 1024)
+    };
+    let (short, long) = (play_for(1_000), play_for(10_000));
+    println!("gap: {:?} in {:?}, {:?} in {:?}", short.gap_max, short.end, long.gap_max, long.end);
+    assert!(long.end > Nanos(8 * short.end.0));
+    assert!(short.gap_max.max(long.gap_max) < Nanos::from_millis(400));
+}
