@@ -23,15 +23,15 @@ pub(crate) enum BlockState {
     Ready,
 }
 
+/// One cache line: blocks are touched in no order.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(crate) struct Block {
     pub(crate) state: BlockState,
     pub(crate) refs: u32,
     /// Slot of the tenant that holds it or has it cached.
     pub(crate) owner: u32,
     pub(crate) hash: BlockHash,
-    /// Next in its index bucket.
-    pub(crate) chain: u32,
     // Neighbours in the owner's LRU list while it is cached: `older` was released before it.
     older: u32,
     newer: u32,
@@ -103,7 +103,6 @@ impl Pool {
             refs: 0,
             owner: 0,
             hash: BlockHash([0; 32]),
-            chain: NONE,
             older: NONE,
             newer: NONE,
             parked: NONE,
@@ -254,7 +253,7 @@ impl Pool {
         match state {
             BlockState::Ready => self.link_newest(at),
             BlockState::Coming => {
-                self.index.remove(&mut self.blocks, at);
+                self.index.remove(&self.blocks, at);
                 self.liberate(at);
             }
             BlockState::Private => self.liberate(at),
@@ -288,14 +287,14 @@ impl Pool {
         debug_assert_eq!(block.state, BlockState::Private);
         block.hash = hash;
         block.state = state;
-        self.index.insert(&mut self.blocks, at.0);
+        self.index.insert(&self.blocks, at.0);
     }
 
     /// Takes a held block out of the index for good: what it holds is not to be trusted.
     pub(crate) fn withdraw(&mut self, at: BlockId) {
         let state = self.blocks[at.0 as usize].state;
         if matches!(state, BlockState::Coming | BlockState::Ready) {
-            self.index.remove(&mut self.blocks, at.0);
+            self.index.remove(&self.blocks, at.0);
             self.blocks[at.0 as usize].state = BlockState::Private;
             self.wake(at.0);
         }
@@ -306,7 +305,7 @@ impl Pool {
         assert!(at != NONE, "a tenant with cached blocks has an oldest one");
         self.unlink(at);
         self.change(tenant, |held| held.cached -= 1);
-        self.index.remove(&mut self.blocks, at);
+        self.index.remove(&self.blocks, at);
         self.evictions += 1;
         self.liberate(at);
     }
@@ -391,7 +390,7 @@ impl Pool {
             assert!(block.parked == NONE || block.state == BlockState::Coming);
         }
         assert_eq!(free, self.free.len(), "free blocks");
-        assert_eq!(indexed, self.index.entries(&self.blocks), "indexed blocks");
+        assert_eq!(indexed, self.index.entries(), "indexed blocks");
         assert!(self.woken.is_empty(), "woken requests were put back");
         assert_eq!(self.cached, self.held.iter().map(|held| held.cached).sum::<u32>(), "cached blocks");
         assert_eq!(self.spare, self.held.iter().map(Held::spare).sum::<u32>(), "blocks above their floors");
