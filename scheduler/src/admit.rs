@@ -211,8 +211,8 @@ impl Scheduler {
         request.rank = (since.0.saturating_add(lateness), seq);
         request.admitted_at = now;
         request.watch = Watch::begin(now);
-        request.work = admission.work;
-        match &mut request.work {
+        let mut work = admission.work;
+        match &mut work {
             Work::Generate { prompt_len, hashes, .. } => {
                 let full = *prompt_len / BLOCK_LEN;
                 request.known = *prompt_len;
@@ -222,6 +222,7 @@ impl Scheduler {
             }
             Work::Embed { lens } => request.known = lens.len() as u32,
         }
+        request.set_work(work);
         let id = self.requests.id(slot);
         let at = &mut self.devices[device as usize];
         at.enter(tenant);

@@ -70,8 +70,8 @@ pub(crate) struct Device {
     pub(crate) shares: Vec<Share>,
     /// Tenants with live requests here that are not short of the device; see [`crate::standing`].
     pub(crate) calm: Roster,
-    /// While a step is planned: tenants that were short and are looked at.
-    pub(crate) looked: Vec<u32>,
+    /// Tenants that are short of the device and got a row of the last step.
+    pub(crate) at_hand: Roster,
     /// Over all tenants: requests that are not settled, those of them that wait, and the device time that these are expected to take.
     pub(crate) live: u32,
     pub(crate) waiting: u32,
@@ -119,7 +119,7 @@ impl Device {
             costs: Vec::new(),
             shares: Vec::new(),
             calm: Roster::default(),
-            looked: Vec::new(),
+            at_hand: Roster::default(),
             live: 0,
             waiting: 0,
             demand: Nanos::ZERO,
@@ -151,6 +151,7 @@ impl Device {
     pub(crate) fn grow(&mut self, tenants: usize) {
         self.shares.resize(tenants, Share::default());
         self.calm.grow(tenants);
+        self.at_hand.grow(tenants);
         for model in &mut self.models {
             model.grow(tenants);
         }

@@ -39,19 +39,53 @@ use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
 use crate::tenant::Tenants;
+use crate::tournament::Tournament;
 use crate::why::Cause;
 
-use alloc::collections::BinaryHeap;
-use alloc::collections::binary_heap::PeekMut;
 use alloc::vec::Vec;
-use core::cmp::Reverse;
 
 /// Requests that may fail to start in a step for want of tokens or time. Those behind them in order are hardly smaller, there can be any
 /// number of them, and they have no claim to overtake.
 const STARTS_REFUSED_MAX: u32 = 8;
 
 /// Scratch of the planner: the tenants called for a step, by the virtual time that they would have with the rows they got in it.
-pub(crate) type Order = BinaryHeap<Reverse<(Virtual, u32)>>;
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Order {
+    /// Those called at the start, in order, and how many of them had their turn.
+    called: Vec<(Virtual, u32)>,
+    next: usize,
+    /// Those that had a turn and may have another.
+    again: Tournament<Virtual>,
+}
+
+impl Order {
+    pub(crate) fn grow(&mut self, tenants: usize) {
+        self.again.grow(tenants);
+        self.called.reserve(tenants.saturating_sub(self.called.len()));
+    }
+
+    /// Whose turn it is, of those called.
+    fn first(&self) -> Option<(Virtual, u32)> {
+        sooner(self.called.get(self.next).copied(), self.again.least())
+    }
+
+    /// The first has its turn.
+    fn take(&mut self, tenant: u32) {
+        match self.called.get(self.next) {
+            Some((_, first)) if *first == tenant => self.next += 1,
+            _ => self.again.remove(tenant),
+        }
+    }
+}
+
+/// The lesser of two times, if any.
+fn sooner(one: Option<(Virtual, u32)>, other: Option<(Virtual, u32)>) -> Option<(Virtual, u32)> {
+    match (one, other) {
+        (Some(one), Some(other)) if other < one => Some(other),
+        (Some(one), _) => Some(one),
+        (None, other) => other,
+    }
+}
 
 impl Scheduler {
     /// Fills `plan` with the device's next step. False if there is nothing to run now, or enough steps are in flight; then the plan is
@@ -91,9 +125,10 @@ impl Scheduler {
             return false;
         }
         device.lift(&mut self.tenants);
+        let planning = StepId(self.next_step);
         let planned = self.plan_step(now, d, plan, Limits::Bind)
             || self.devices[d].in_flight.is_empty() && self.plan_step(now, d, plan, Limits::GiveWay);
-        self.devices[d].note_short(&mut self.tenants);
+        self.devices[d].note_short(&mut self.tenants, planning);
         planned
     }
 
@@ -253,80 +288,116 @@ impl Fill<'_> {
     }
 
     fn run(&mut self, order: &mut Order) {
-        order.clear();
+        debug_assert!(order.again.least().is_none());
+        order.called.clear();
+        order.next = 0;
         match self.device.alone.map(|id| self.requests.find(id)) {
+            // Nobody else's lane is asked, and nothing is noted.
             Some(alone) => {
-                let tenant = alone.map(|slot| self.requests.get(slot).tenant);
-                order.extend(tenant.map(|tenant| Reverse((self.look_at(tenant), tenant))));
+                if let Some(tenant) = alone.map(|slot| self.requests.get(slot).tenant) {
+                    let id = self.id;
+                    self.lane(tenant).ask(id);
+                    order.called.push((0, tenant));
+                }
             }
             None => {
-                for at in 0..self.device.calm.len() + self.device.looked.len() {
-                    let calm = self.device.calm.get(at);
-                    let tenant = calm.unwrap_or_else(|| self.device.looked[at - self.device.calm.len()]);
-                    let model = &self.device.models[self.m];
+                let model = &mut self.device.models[self.m];
+                for tenant in self.device.calm.iter().chain(self.device.at_hand.iter()) {
+                    let lane = &mut model.lanes[tenant as usize];
                     if self.tenants.get(tenant).is_dry() {
-                        let running = model.lanes[tenant as usize].running.len() as u32;
-                        self.reserve = self.reserve.saturating_sub(running);
-                    } else if !model.lanes[tenant as usize].is_empty() && !model.is_filed(tenant) {
-                        order.push(Reverse((self.look_at(tenant), tenant)));
+                        self.reserve = self.reserve.saturating_sub(lane.running.len() as u32);
+                    } else if !lane.is_empty() {
+                        lane.ask(self.id);
+                        order.called.push((self.tenants.get(tenant).service.virtual_time(), tenant));
+                    }
+                }
+                self.device.touched += order.called.len() as u64;
+                order.called.sort_unstable();
+            }
+        }
+        let mut filed = self.next_filed();
+        while self.rows_left > 0 && self.tokens_left > 0 {
+            let first = order.first();
+            let Some(turn) = sooner(first, filed) else {
+                return;
+            };
+            let (mut time, tenant) = turn;
+            if time > self.rival {
+                break;
+            }
+            match first == Some(turn) {
+                true => order.take(tenant),
+                false => {
+                    // Unless it was preempted meanwhile, and turned calm.
+                    let still = self.device.models[self.m].is_filed(tenant);
+                    if still {
+                        self.call(tenant);
+                    }
+                    filed = self.next_filed();
+                    if !still {
+                        continue;
                     }
                 }
             }
-        }
-        while self.rows_left > 0 && self.tokens_left > 0 {
-            self.call_next(order);
-            let Some(mut first) = order.peek_mut() else {
-                return;
-            };
-            let Reverse((time, tenant)) = &mut *first;
-            if *time > self.rival {
-                break;
-            }
-            match self.pick(*tenant) {
+            let next = sooner(order.first(), filed);
+            // Row by row, until the turn of another comes.
+            while let Pick::Row(cost) = self.pick(tenant) {
+                self.device.shares[tenant as usize].reached = self.id;
                 // At least one unit, so that tenants take turns even where rows are free.
-                Pick::Row(cost) => *time += virtual_time(cost, self.tenants.get(*tenant).weight()).max(1),
-                Pick::Nothing => drop(PeekMut::pop(first)),
+                time += virtual_time(cost, self.tenants.get(tenant).weight()).max(1);
+                let over = self.rows_left == 0 || self.tokens_left == 0;
+                if over || time > self.rival || next.is_some_and(|next| next < (time, tenant)) {
+                    if self.has_more(tenant) {
+                        order.again.set(tenant, time);
+                    }
+                    break;
+                }
+            }
+            if filed.is_some() && !self.starts_open() {
+                filed = self.next_filed();
             }
         }
-        for Reverse((_, tenant)) in order.drain() {
-            let more = self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some();
+        // Those whose turn did not come, or may still have come again.
+        while let Some((_, tenant)) = order.first() {
+            order.take(tenant);
+            let share = &self.device.shares[tenant as usize];
+            // Who was short and is passed over still is.
+            let more = share.short && share.reached != self.id || self.has_more(tenant);
             self.lane(tenant).short |= more;
         }
     }
 
-    /// Calls the next of the tenants that are filed, if its time is less than that of all who were called.
-    fn call_next(&mut self, order: &mut Order) {
-        if self.device.alone.is_some() {
-            return;
-        }
-        let model = &mut self.device.models[self.m];
-        let mut next = least(&mut model.short_running, self.tenants);
-        if self.starts_left > 0 && !self.no_room {
-            let waiting = least(&mut model.short_waiting, self.tenants);
-            next = next.into_iter().chain(waiting).min();
-        }
-        if let Some((time, tenant)) = next
-            && order.peek().is_none_or(|Reverse(first)| (time, tenant) < *first)
-        {
-            self.look_at(tenant);
-            order.push(Reverse((time, tenant)));
-        }
+    fn has_more(&mut self, tenant: u32) -> bool {
+        self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
     }
 
-    /// From now on the tenant is among those that the step looks at. Returns its virtual time.
-    fn look_at(&mut self, tenant: u32) -> Virtual {
-        self.device.touched += 1;
-        let model = &mut self.device.models[self.m];
-        model.short_running.remove(tenant);
-        model.short_waiting.remove(tenant);
-        let lane = &mut model.lanes[tenant as usize];
-        (lane.cursor, lane.capped, lane.short) = (0, false, false);
-        let share = &mut self.device.shares[tenant as usize];
-        if share.short && !share.looked {
-            share.looked = true;
-            self.device.looked.push(tenant);
+    /// The tenant with the least time of those that are filed and may have something to run.
+    fn next_filed(&mut self) -> Option<(Virtual, u32)> {
+        if self.device.alone.is_some() {
+            return None;
         }
-        self.tenants.get(tenant).service.virtual_time()
+        let open = self.starts_open();
+        let model = &mut self.device.models[self.m];
+        let running = least(&mut model.short_running, self.tenants);
+        let waiting = if open { least(&mut model.short_waiting, self.tenants) } else { None };
+        sooner(running, waiting)
+    }
+
+    /// Takes a tenant out of its files and to hand.
+    fn call(&mut self, tenant: u32) {
+        for model in &mut self.device.models {
+            model.short_running.remove(tenant);
+            model.short_waiting.remove(tenant);
+        }
+        self.device.at_hand.set(tenant, true);
+        self.device.touched += 1;
+        let id = self.id;
+        self.lane(tenant).ask(id);
+    }
+
+    /// Whether requests may still start in this step.
+    fn starts_open(&self) -> bool {
+        self.starts_left > 0 && !self.no_room
     }
 
     /// One row of the tenant's, by rank.
@@ -377,11 +448,10 @@ impl Fill<'_> {
         let requests = &mut *self.requests;
         let alone = self.device.alone;
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        while let Some(&slot) = lane.running.get(lane.cursor) {
+        while let Some(&slot) = lane.running.get(lane.cursor as usize) {
             let request = requests.get(slot);
-            let is_list = matches!(request.work, Work::Embed { .. });
             let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
-            if !barred && request.ready_len() > 0 && (is_list || request.last_step != id) {
+            if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != id) {
                 let rank = request.rank;
                 requests.wait(slot, Cause::Share);
                 return Some((rank, slot));
@@ -398,7 +468,7 @@ impl Fill<'_> {
     /// The tenant's next waiting request, if it may start.
     fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         self.device.touched += 1;
-        let (no_room, closed) = (self.no_room, self.no_room || self.starts_left == 0);
+        let (no_room, closed) = (self.no_room, !self.starts_open());
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         let head = lane.waiting.head().filter(|_| !lane.capped)?;
         let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
@@ -424,7 +494,7 @@ impl Fill<'_> {
         self.unpaid = false;
         self.reserve = self.reserve.saturating_sub(1);
         let request = self.requests.get(slot);
-        if let Work::Embed { lens } = &request.work {
+        if let (true, Work::Embed { lens }) = (request.is_list, &request.work) {
             let len = lens[request.planned as usize];
             let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
             return fits.then(|| self.push_item(slot, len));

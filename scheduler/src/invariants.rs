@@ -97,10 +97,10 @@ impl Scheduler {
             assert_eq!(share.waiting, waiting[tenant], "waiting requests of slot {tenant}");
             assert_eq!(share.demand, demand[tenant], "demand of slot {tenant}");
             let slot = tenant as u32;
-            assert!(!share.looked && device.looked.is_empty(), "nobody is looked at between steps");
             assert_eq!(device.calm.has(slot), share.live > 0 && !share.short, "slot {tenant} is calm");
             let filed = device.models.iter().any(|model| model.is_filed(slot));
-            assert_eq!(filed, share.short, "slot {tenant} is filed where it is short");
+            let at_hand = device.at_hand.has(slot);
+            assert_eq!((filed || at_hand, filed && at_hand), (share.short, false), "slot {tenant} is filed or at hand");
             assert_eq!(share.weight, self.tenants.get(slot).weight());
         }
         let live_of = |share: &&Share| share.live > 0;
@@ -152,7 +152,8 @@ impl Scheduler {
             assert!(lane.running.is_sorted_by_key(|slot| self.requests.get(*slot).rank));
             let (runs, waits) = (!lane.running.is_empty(), !lane.waiting.is_empty());
             assert_eq!((model.running_tenants.has(tenant), model.waiting_tenants.has(tenant)), (runs, waits));
-            let short = self.devices[d].shares[tenant as usize].short;
+            let device = &self.devices[d];
+            let short = device.shares[tenant as usize].short && !device.at_hand.has(tenant);
             let filed = (model.short_running.key(tenant), model.short_waiting.key(tenant));
             assert_eq!(filed.0.is_some(), short && runs, "slot {tenant} is short with running requests");
             assert_eq!(filed.1.is_some(), short && !runs && waits, "slot {tenant} is short with waiting requests only");

@@ -28,7 +28,11 @@ impl Device {
         tenants.get_mut(tenant).waiting += 1;
         tenants.waiting += 1;
         let m = request.model as usize;
-        model.lanes[tenant as usize].waiting.push(requests, slot);
+        let lane = &mut model.lanes[tenant as usize];
+        // Room for all that the tenant has here, waiting or running: steps move requests about and should not have to allocate.
+        lane.waiting.reserve(share.live as usize);
+        lane.running.reserve((share.live as usize).saturating_sub(lane.running.len()));
+        lane.waiting.push(requests, slot);
         self.refile(tenants, m, tenant);
         let account = tenants.get(tenant);
         requests.queued(slot, self.alone, account.may_start(), account.is_dry());
@@ -143,6 +147,7 @@ impl Device {
         while let Some(block) = request.blocks.pop() {
             self.models[m].pool.release(block);
         }
+        self.models[m].take_back(request);
         self.wake(requests, tenants, m);
     }
 
@@ -153,7 +158,12 @@ impl Device {
             return;
         }
         let m = request.model as usize;
-        let full = (request.computed / BLOCK_LEN).min(request.hashes.len() as u32);
+        // Most rows complete no block, and need not look at the hashes.
+        let full = request.computed / BLOCK_LEN;
+        if request.published >= full {
+            return;
+        }
+        let full = full.min(request.hashes.len() as u32);
         while request.published < full {
             let at = request.published as usize;
             self.models[m].pool.publish(request.blocks[at], request.hashes[at]);

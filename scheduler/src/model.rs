@@ -7,7 +7,7 @@ use crate::admit::Work;
 use crate::blocks::Pool;
 use crate::config::{Config, ModelLimits};
 use crate::cost::{Cost, Load};
-use crate::ids::{BlockHash, ModelId, Nanos, StepId};
+use crate::ids::{BlockHash, BlockId, ModelId, Nanos, StepId};
 use crate::queue::Queue;
 use crate::request::{Rank, Request, Requests};
 use crate::share::Virtual;
@@ -15,12 +15,15 @@ use crate::tournament::{Roster, Tournament};
 
 /// One tenant's requests for the model.
 #[derive(Clone, Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct Lane {
     /// Running requests by rank.
     pub(crate) running: Vec<u32>,
     pub(crate) waiting: Queue,
+    /// The last step for which it was asked; what follows is of that step.
+    pub(crate) asked: StepId,
     /// While a step is planned: the next running request to look at.
-    pub(crate) cursor: usize,
+    pub(crate) cursor: u32,
     /// While a step is planned: the tenant's own limits let no more of its requests start.
     pub(crate) capped: bool,
     /// While a step is planned: the lane wanted more than it got.
@@ -32,16 +35,21 @@ impl Lane {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Begins to ask it for rows of a step.
+    pub(crate) fn ask(&mut self, step: StepId) {
+        (self.asked, self.cursor, self.capped, self.short) = (step, 0, false, false);
+    }
+
     /// Enters a running request at its rank. Before the cursor, a sequence is passed over, for it gets its row from whoever enters
     /// it; a list may want more rows.
     pub(crate) fn insert_running(&mut self, requests: &Requests, slot: u32) {
         let rank = requests.get(slot).rank;
         let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
         self.running.insert(at, slot);
-        if at < self.cursor {
-            self.cursor = match requests.get(slot).work {
-                Work::Generate { .. } => self.cursor + 1,
-                Work::Embed { .. } => at,
+        if at < self.cursor as usize {
+            self.cursor = match requests.get(slot).is_list {
+                false => self.cursor + 1,
+                true => at as u32,
             };
         }
     }
@@ -51,7 +59,7 @@ impl Lane {
         let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
         debug_assert_eq!(self.running[at], slot);
         self.running.remove(at);
-        if at < self.cursor {
+        if at < self.cursor as usize {
             self.cursor -= 1;
         }
     }
@@ -73,6 +81,8 @@ pub(crate) struct Model {
     pub(crate) short_waiting: Tournament<Virtual>,
     /// Where the next one to take over waiting requests goes on looking; see `pull` in [`crate::place`].
     pub(crate) pulled_at: usize,
+    /// Block tables of requests that no longer run, kept for their buffers: each has room for the longest context.
+    tables: Vec<Vec<BlockId>>,
     /// Running requests over all lanes.
     pub(crate) running: u32,
     /// Blocks that come free when rows in flight have ended, of requests that get no more rows.
@@ -122,6 +132,7 @@ impl Model {
             short_running: Tournament::default(),
             short_waiting: Tournament::default(),
             pulled_at: 0,
+            tables: Vec::new(),
             running: 0,
             yielding: 0,
             last_step: StepId(0),
@@ -149,6 +160,21 @@ impl Model {
     /// Whether the tenant is in one of the lists of short ones.
     pub(crate) fn is_filed(&self, tenant: u32) -> bool {
         self.short_running.has(tenant) || self.short_waiting.has(tenant)
+    }
+
+    /// Gives a request that wants to start an empty block table.
+    pub(crate) fn give_table(&mut self, request: &mut Request) {
+        let len = self.limits.context_len_max.div_ceil(BLOCK_LEN).min(self.limits.blocks);
+        request.blocks = self.tables.pop().unwrap_or_else(|| Vec::with_capacity(len as usize));
+    }
+
+    /// Takes the table back, whose blocks were released.
+    pub(crate) fn take_back(&mut self, request: &mut Request) {
+        let mut table = core::mem::take(&mut request.blocks);
+        if table.capacity() > 0 {
+            table.clear();
+            self.tables.push(table);
+        }
     }
 
     /// Learns how long answers are.
@@ -238,11 +264,12 @@ impl Model {
     /// Device time for what a running request is known to need next: the rest of its known tokens, or of its items.
     pub(crate) fn estimate_known(&self, request: &Request) -> Nanos {
         match &request.work {
-            Work::Generate { .. } => {
+            _ if !request.is_list => {
                 let len = request.known.min(request.limit()).saturating_sub(request.computed);
                 let steps = u64::from(len).div_ceil(u64::from(self.limits.tokens_max.max(1)));
                 self.cost.attributed(Load::new(request.computed, len), steps)
             }
+            Work::Generate { .. } => Nanos::ZERO,
             // One item at a time is enough: a list yields between its items anyway.
             Work::Embed { lens } => match lens.get(request.computed as usize) {
                 Some(len) => self.cost.attributed(Load::new(0, *len), 1),

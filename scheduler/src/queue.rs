@@ -20,6 +20,11 @@ impl Queue {
         self.heap.is_empty()
     }
 
+    /// Makes room for so many requests.
+    pub(crate) fn reserve(&mut self, len: usize) {
+        self.heap.reserve(len.saturating_sub(self.heap.len()));
+    }
+
     /// The request that goes next.
     pub(crate) fn head(&self) -> Option<(Rank, u32)> {
         self.heap.first().copied()

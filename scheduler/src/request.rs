@@ -6,6 +6,7 @@ use crate::admit::Work;
 use crate::event::End;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
 use crate::model::Need;
+use crate::share::Virtual;
 use crate::why::Watch;
 
 /// "No request", where a slot is meant.
@@ -33,18 +34,20 @@ pub(crate) enum State {
     Ghost,
 }
 
-/// A slot of the slab.
+/// A slot of the slab. What every row of it needs lies in its first 128 bytes, two cache lines: a step touches hundreds of requests, none of
+/// which was looked at lately, so that lines are what a row costs.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Request {
     pub(crate) generation: u32,
     pub(crate) state: State,
-    /// Slots of its tenant, device and model.
+    /// It embeds a list of items, rather than going on with a text.
+    pub(crate) is_list: bool,
+    pub(crate) uses_cache: bool,
+    /// Redo does not advance the tenant's virtual time, because the tenant was inside its floor when it was preempted.
+    pub(crate) redo_free: bool,
+    /// Slot of its tenant.
     pub(crate) tenant: u32,
-    pub(crate) device: u32,
-    pub(crate) model: u32,
-    pub(crate) rank: Rank,
-    pub(crate) work: Work,
-
     /// Tokens (or items) whose values the caller knows: the prompt and what was drawn.
     pub(crate) known: u32,
     /// Tokens (or items) whose computation was reported.
@@ -55,33 +58,38 @@ pub(crate) struct Request {
     pub(crate) drawing: u32,
     /// Ids drawn.
     pub(crate) drawn: u32,
+    /// Ids it may draw, and positions (or items) that will be computed at most; see [`Request::set_work`].
+    draws_max: u32,
+    limit: u32,
     /// Rows in flight.
     pub(crate) in_flight: u32,
     /// The last step that a row of it was planned for.
     pub(crate) last_step: StepId,
-
-    pub(crate) blocks: Vec<BlockId>,
-    /// How many of them were counted as coming free, since it gets no more rows.
-    pub(crate) yields: u32,
-    /// Known hashes of its full blocks, in order.
-    pub(crate) hashes: Vec<BlockHash>,
-    pub(crate) uses_cache: bool,
     /// Blocks from the first on that are in the prefix index, or need not be looked at again.
     pub(crate) published: u32,
     /// Positions below this were computed before a preemption: computing them again is redo.
     pub(crate) redo_until: u32,
-    /// Redo does not advance the tenant's virtual time, because the tenant was inside its floor when it was preempted.
-    pub(crate) redo_free: bool,
 
+    /// Virtual time held for it while it runs; see [`crate::share`].
+    pub(crate) held: Virtual,
+    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) charge: Nanos,
+    /// Slots of its device and model.
+    pub(crate) device: u32,
+    pub(crate) model: u32,
+
+    pub(crate) rank: Rank,
+    /// Known hashes of its full blocks, in order.
+    pub(crate) hashes: Vec<BlockHash>,
+    pub(crate) work: Work,
     pub(crate) preemptions: u32,
     pub(crate) cached_tokens: u32,
     pub(crate) admitted_at: Nanos,
     pub(crate) started_at: Option<Nanos>,
-    pub(crate) charge: Nanos,
     /// Where its time goes.
     pub(crate) watch: Watch,
-    /// Virtual time held on its tenant's share for work that has not been measured yet.
-    pub(crate) held: u128,
+    /// How many of its blocks were counted as coming free, since it gets no more rows.
+    pub(crate) yields: u32,
     /// Device time it is expected to take, counted in its model's demand while it waits.
     pub(crate) estimate: Nanos,
 
@@ -99,12 +107,14 @@ pub(crate) struct Request {
     pub(crate) parked_next: u32,
     pub(crate) parked_on: u32,
 }
-
 impl Request {
     fn vacant() -> Request {
         Request {
             generation: 0,
             state: State::Free,
+            is_list: false,
+            draws_max: 0,
+            limit: 0,
             tenant: 0,
             device: 0,
             model: 0,
@@ -142,20 +152,25 @@ impl Request {
         }
     }
 
+    /// Gives it its work.
+    pub(crate) fn set_work(&mut self, work: Work) {
+        (self.draws_max, self.limit, self.is_list) = match &work {
+            Work::Generate { prompt_len, new_tokens_max, .. } => {
+                (*new_tokens_max, prompt_len + new_tokens_max.saturating_sub(1), false)
+            }
+            Work::Embed { lens } => (0, lens.len() as u32, true),
+        };
+        self.work = work;
+    }
+
     /// Positions (or items) that will be computed at most: the last id drawn is never fed back.
     pub(crate) fn limit(&self) -> u32 {
-        match &self.work {
-            Work::Generate { prompt_len, new_tokens_max, .. } => prompt_len + new_tokens_max.saturating_sub(1),
-            Work::Embed { lens } => lens.len() as u32,
-        }
+        self.limit
     }
 
     /// Ids it may draw.
     pub(crate) fn draws_max(&self) -> u32 {
-        match self.work {
-            Work::Generate { new_tokens_max, .. } => new_tokens_max,
-            Work::Embed { .. } => 0,
-        }
+        self.draws_max
     }
 
     /// Known tokens once everything in flight has ended, as far as they will be computed.
@@ -174,7 +189,7 @@ impl Request {
     }
 }
 
-/// The slab. Slots are reused last in, first out, and keep their buffers.
+/// The slab. Slots are reused last in, first out.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Requests {
     slots: Vec<Request>,
@@ -188,13 +203,12 @@ impl Requests {
     pub(crate) fn claim(&mut self) -> u32 {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Request::vacant());
+            // Giving a slot back allocates nothing.
+            self.free.reserve(self.slots.len());
             self.slots.len() as u32 - 1
         });
         let old = &mut self.slots[slot as usize];
-        let mut blocks = core::mem::take(&mut old.blocks);
-        blocks.clear();
-        let generation = old.generation;
-        *old = Request { generation, blocks, ..Request::vacant() };
+        *old = Request { generation: old.generation, ..Request::vacant() };
         slot
     }
 

@@ -10,6 +10,7 @@
 //! their times differ by less. If nothing at all can run so, riders run after all.
 
 use crate::device::Device;
+use crate::model::Model;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
 use crate::tenant::Tenants;
@@ -17,6 +18,9 @@ use crate::tenant::Tenants;
 impl Device {
     /// The virtual time beyond which a tenant gets no row in a step of this model.
     pub(crate) fn rival(&mut self, tenants: &mut Tenants, m: usize) -> Virtual {
+        if self.models.len() == 1 {
+            return Virtual::MAX;
+        }
         let mut rival: Option<Virtual> = None;
         for (other, model) in self.models.iter_mut().enumerate() {
             if other == m || model.tried {
@@ -26,6 +30,16 @@ impl Device {
                 if let Some((time, _)) = least(file, tenants) {
                     rival = Some(rival.map_or(time, |rival| rival.min(time)));
                 }
+            }
+        }
+        // Those at hand are not filed.
+        for tenant in self.at_hand.iter().filter(|tenant| !tenants.get(*tenant).is_dry()) {
+            let waits = |(other, model): (usize, &Model)| {
+                other != m && !model.tried && !model.lanes[tenant as usize].is_empty()
+            };
+            if self.models.iter().enumerate().any(waits) {
+                let time = tenants.get(tenant).service.virtual_time();
+                rival = Some(rival.map_or(time, |rival| rival.min(time)));
             }
         }
         rival.map_or(Virtual::MAX, |rival| rival.saturating_add(virtual_time(self.step_latency_max, 1)))

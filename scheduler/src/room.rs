@@ -22,11 +22,20 @@ use crate::share::{Virtual, virtual_time};
 
 impl Fill<'_> {
     pub(crate) fn start_sequence(&mut self, slot: u32) -> Start {
-        let request = self.requests.get(slot);
+        self.device.models[self.m].give_table(self.requests.get_mut(slot));
+        let start = self.start_with_table(slot);
+        if !matches!(start, Start::Row(_)) {
+            self.device.models[self.m].take_back(self.requests.get_mut(slot));
+        }
+        start
+    }
+
+    fn start_with_table(&mut self, slot: u32) -> Start {
+        let request = self.requests.get_mut(slot);
         let pool = &self.device.models[self.m].pool;
         let (tenant, known) = (request.tenant, request.known);
         let usable = ((known - 1) / BLOCK_LEN).min(request.hashes.len() as u32);
-        let mut cached = 0;
+        // The blocks found are noted at once, and held once it is sure that the request starts.
         for hash in &request.hashes[..usable as usize] {
             let Some(at) = pool.find(tenant, hash) else {
                 break;
@@ -35,8 +44,9 @@ impl Fill<'_> {
                 self.device.park(self.requests, self.tenants, slot, at);
                 return Start::Parked;
             }
-            cached += 1;
+            request.blocks.push(BlockId(at));
         }
+        let cached = request.blocks.len() as u32;
         let from = cached * BLOCK_LEN;
         // A protected request takes all it can ever need, and so will never have to ask again.
         let protected = request.preemptions >= self.preemptions_max;
@@ -49,10 +59,11 @@ impl Fill<'_> {
             return Start::NoGrant;
         };
         let wanted = positions.div_ceil(BLOCK_LEN) - cached;
-        self.hold_cached(slot, cached);
         if let Err(why) = self.room_to_start(slot, wanted) {
-            self.device.release_blocks(self.requests, self.tenants, slot);
             return why;
+        }
+        for block in &self.requests.get(slot).blocks {
+            self.device.models[self.m].pool.share(block.0);
         }
         for _ in 0..wanted {
             let block = self.take(tenant).expect("the room was counted");
@@ -67,17 +78,6 @@ impl Fill<'_> {
         Start::Row(self.push_stretch(slot, len))
     }
 
-    /// Takes hold of the blocks found in the cache, so that making room does not take them.
-    fn hold_cached(&mut self, slot: u32, cached: u32) {
-        let request = self.requests.get_mut(slot);
-        let pool = &mut self.device.models[self.m].pool;
-        for n in 0..cached as usize {
-            let at = pool.find(request.tenant, &request.hashes[n]).expect("it was found a moment ago");
-            pool.share(at);
-            request.blocks.push(BlockId(at));
-        }
-    }
-
     fn take(&mut self, tenant: u32) -> Option<BlockId> {
         let limits = self.limits;
         let model = &mut self.device.models[self.m];
@@ -86,23 +86,28 @@ impl Fill<'_> {
         block
     }
 
-    /// Whether `wanted` blocks can be had for a request that wants to start, if need be from a tenant further over its share.
+    /// Whether `wanted` blocks can be had for a request that wants to start, besides those of its blocks that are only cached so far; if
+    /// need be from a tenant further over its share.
     fn room_to_start(&mut self, slot: u32, wanted: u32) -> Result<(), Start> {
         let tenant = self.requests.get(slot).tenant;
         loop {
             let model = &self.device.models[self.m];
+            let idle = |block: &&BlockId| model.pool.blocks[block.0 as usize].refs == 0;
+            let idle = self.requests.get(slot).blocks.iter().filter(idle).count() as u32;
             let ceiling = match self.limits {
                 Limits::Bind => self.tenants.get(tenant).plan.kv_blocks_ceiling.unwrap_or(u32::MAX),
                 Limits::GiveWay => u32::MAX,
             };
-            if model.pool.held(tenant).used.saturating_add(wanted) > ceiling {
+            let used = model.pool.held(tenant).used + idle;
+            if used.saturating_add(wanted) > ceiling {
                 return Err(Start::Capped);
             }
             let headroom = model.running.min(model.pool.len() / 8);
-            let room = model.pool.room(tenant, self.tenants, self.limits);
+            // Its own cached blocks count as room, but those it is about to hold are not.
+            let room = model.pool.room(tenant, self.tenants, self.limits).saturating_sub(idle);
             let needed = if self.limits == Limits::Bind { wanted + headroom } else { wanted };
             // The tenant's ceiling bounds the room too, but needs no headroom.
-            if room >= needed.min(ceiling - model.pool.held(tenant).used).max(wanted) {
+            if room >= needed.min(ceiling - used).max(wanted) {
                 return Ok(());
             }
             if !self.make_room(tenant, None, needed - room.min(needed)) {

@@ -34,9 +34,11 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler with no devices, and with the operator as its only tenant.
     pub fn new(config: Config) -> Scheduler {
+        let (tenants, mut order) = (Tenants::new(config.hold_max), Order::default());
+        order.grow(tenants.len());
         Scheduler {
-            tenants: Tenants::new(config.hold_max),
             config,
+            tenants,
             devices: Vec::new(),
             requests: Requests::default(),
             draining: false,
@@ -44,7 +46,7 @@ impl Scheduler {
             next_step: 1,
             events: Vec::new(),
             preemptions: 0,
-            order: Order::new(),
+            order,
             #[cfg(feature = "sim")]
             policy: crate::sim::Policy::default(),
         }
@@ -53,6 +55,7 @@ impl Scheduler {
     /// Adds a tenant, or changes what it bought. What it has at work stays at work.
     pub fn add_tenant(&mut self, id: TenantId, tenant: Tenant) {
         let slot = self.tenants.set(id, tenant, self.config.hold_max);
+        self.order.grow(self.tenants.len());
         for device in &mut self.devices {
             device.grow(self.tenants.len());
             device.set_plan(&self.tenants, slot);

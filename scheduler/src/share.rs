@@ -13,7 +13,7 @@
 //! waited is nobody's debt. The clock is the device's and not the node's: where two devices serve different tenants, one may be far
 //! ahead of the other, and who joins the first must not start with the second's past.
 
-use crate::ids::Nanos;
+use crate::ids::{Nanos, StepId};
 
 /// Virtual nanoseconds with 32 fractional bits, so that division by the weight loses nothing that matters.
 pub(crate) type Virtual = u128;
@@ -26,6 +26,7 @@ pub(crate) fn virtual_time(time: Nanos, weight: u32) -> Virtual {
 }
 
 #[derive(Clone, Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct Share {
     /// The tenant wanted more of the device's last step than it got.
     pub(crate) short: bool,
@@ -37,8 +38,8 @@ pub(crate) struct Share {
     pub(crate) demand: Nanos,
     /// The tenant's weight.
     pub(crate) weight: u32,
-    /// While a step is planned: the tenant, which was short, is looked at; see [`crate::standing`].
-    pub(crate) looked: bool,
+    /// The last step in which it got a row; see [`crate::standing`].
+    pub(crate) reached: StepId,
 }
 
 /// A tenant's virtual time, over all devices.

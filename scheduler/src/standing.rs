@@ -12,10 +12,12 @@
 //! tenant is noted in [`Tenants::lowered`], and filed anew on all devices before the next step is planned.
 //!
 //! *A step* lifts the calm ones, takes tenants from both kinds in the order of their times, and then notes for each that it looked at whether it
-//! wanted more. A short tenant that it did not look at stays short: it had something to run and nobody asked. It turns calm at once
-//! when its last request leaves its lanes.
+//! wanted more. Short ones that got a row stay *at hand*, out of the files: two steps are in flight, so their times change only
+//! after the next step is planned, and that one mostly reaches them again. Who was at hand and gets no row is filed. A
+//! short tenant that is not looked at stays short: it had something to run and nobody asked. It turns calm at once when its
+//! last request leaves its lanes.
 //!
-//! Cost: O(calm + looked at * log tenants).
+//! Cost: O(calm + at hand), which is O(rows + arrivals), and O(log tenants) for each that comes to hand.
 
 use crate::device::Device;
 use crate::ids::StepId;
@@ -109,12 +111,13 @@ impl Device {
             }
         }
         let time = |tenant: u32| tenants.get(tenant).service.virtual_time();
+        let clock = clock.into_iter().chain(self.at_hand.iter().map(time)).min();
         let clock = clock.unwrap_or_else(|| self.calm.iter().map(time).max().unwrap_or(0));
         self.clock = self.clock.max(clock);
         for tenant in self.calm.iter() {
             tenants.get_mut(tenant).service.lift(self.clock);
         }
-        self.touched += self.calm.len() as u64;
+        self.touched += (self.calm.len() + self.at_hand.len()) as u64;
     }
 
     /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least
@@ -136,7 +139,7 @@ impl Device {
                 }
             }
         }
-        for tenant in self.calm.iter().chain(self.looked.iter().copied()) {
+        for tenant in self.calm.iter().chain(self.at_hand.iter()) {
             let time = tenants.get(tenant).service.virtual_time();
             for (m, model) in self.models.iter().enumerate() {
                 if !model.tried && !model.lanes[tenant as usize].is_empty() && !tenants.get(tenant).is_dry() {
@@ -144,48 +147,56 @@ impl Device {
                 }
             }
         }
-        self.touched += (self.calm.len() + self.looked.len()) as u64;
+        self.touched += (self.calm.len() + self.at_hand.len()) as u64;
         best.map(|(_, _, _, m)| m)
     }
 
-    /// Notes which of the tenants looked at wanted more than the step gives them. Of a step that is one request's alone nothing is noted:
-    /// the others wanted no less because they were not asked.
-    pub(crate) fn note_short(&mut self, tenants: &mut Tenants) {
-        let alone = self.alone.is_some();
-        self.touched += (self.calm.len() + self.looked.len()) as u64;
-        while let Some(tenant) = self.looked.pop() {
-            self.shares[tenant as usize].looked = false;
-            let kept = alone && self.models.iter().any(|model| !model.lanes[tenant as usize].is_empty());
-            match kept || self.wants_more(tenants, tenant) {
-                true => self.file_all(tenants, tenant),
-                false => self.calm_down(tenants, tenant),
+    /// Notes which of the tenants looked at wanted more than the step gives them, `planning` being the step that was, or would have been,
+    /// planned. Of a step that is one request's alone nothing is noted: the others wanted no less because they were not asked.
+    pub(crate) fn note_short(&mut self, tenants: &mut Tenants, planning: StepId) {
+        if self.alone.is_some() {
+            return;
+        }
+        self.touched += (self.calm.len() + self.at_hand.len()) as u64;
+        let mut at = 0;
+        while let Some(tenant) = self.at_hand.get(at) {
+            if !self.wants_more(tenants, tenant, planning) {
+                self.calm_down(tenants, tenant);
+            } else if self.shares[tenant as usize].reached == planning {
+                at += 1;
+            } else {
+                self.at_hand.set(tenant, false);
+                self.file_all(tenants, tenant);
             }
         }
         let mut at = 0;
-        while let Some(tenant) = self.calm.get(at).filter(|_| !alone) {
-            if !self.wants_more(tenants, tenant) {
+        while let Some(tenant) = self.calm.get(at) {
+            if !self.wants_more(tenants, tenant, planning) {
                 at += 1;
                 continue;
             }
             self.calm.set(tenant, false);
             self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, true);
-            self.file_all(tenants, tenant);
+            match self.shares[tenant as usize].reached == planning {
+                true => self.at_hand.set(tenant, true),
+                false => self.file_all(tenants, tenant),
+            }
         }
     }
 
-    fn wants_more(&self, tenants: &Tenants, tenant: u32) -> bool {
+    fn wants_more(&self, tenants: &Tenants, tenant: u32, planning: StepId) -> bool {
         // What it wants is a grant, and not the device.
         let dry = tenants.get(tenant).is_dry();
         !dry && self.models.iter().any(|model| {
             let lane = &model.lanes[tenant as usize];
-            // Where it is still filed, nobody asked it.
-            !lane.is_empty() && (!model.tried || lane.short || model.is_filed(tenant))
+            !lane.is_empty() && (lane.asked != planning || lane.short)
         })
     }
 
     fn calm_down(&mut self, tenants: &mut Tenants, tenant: u32) {
         let share = &mut self.shares[tenant as usize];
         share.note_short(&mut tenants.get_mut(tenant).service, false);
+        self.at_hand.set(tenant, false);
         self.calm.set(tenant, share.live > 0);
         for model in &mut self.models {
             model.short_running.remove(tenant);
@@ -199,13 +210,13 @@ impl Device {
         let lane = &model.lanes[tenant as usize];
         model.running_tenants.set(tenant, !lane.running.is_empty());
         model.waiting_tenants.set(tenant, !lane.waiting.is_empty());
-        let share = &self.shares[tenant as usize];
-        // Who is looked at for a step is filed when the step is planned.
-        if !share.short || share.looked {
+        if !self.shares[tenant as usize].short {
             return;
         }
-        self.file(tenants, m, tenant);
-        if !self.models.iter().any(|model| model.is_filed(tenant)) {
+        if !self.at_hand.has(tenant) {
+            self.file(tenants, m, tenant);
+        }
+        if self.models.iter().all(|model| model.lanes[tenant as usize].is_empty()) {
             self.calm_down(tenants, tenant);
         }
     }

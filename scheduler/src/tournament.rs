@@ -75,16 +75,21 @@ impl<K: Key> Tournament<K> {
             return;
         }
         self.keys[slot as usize] = key;
-        let mut node = (self.keys.len() + slot as usize) / 2;
-        while node > 0 {
-            self.played += 1;
-            let winner = self.winner(node);
-            let before = core::mem::replace(&mut self.winners[node], winner);
-            // Nodes above know no more of this slot than this one does.
-            if before == winner && winner != slot {
-                break;
-            }
+        let mut node = self.keys.len() + slot as usize;
+        let mut best = (key, slot);
+        let mut rival = slot ^ 1;
+        loop {
+            // The neighbours on the way up depend on the slot only, so that they are loaded while this is compared.
+            let other = (self.keys[rival as usize], rival);
+            best = if other < best { other } else { best };
             node /= 2;
+            self.played += 1;
+            let before = core::mem::replace(&mut self.winners[node], best.1);
+            // Nodes above know no more of this slot than this one does.
+            if node == 1 || before == best.1 && best.1 != slot {
+                return;
+            }
+            rival = self.winners[node ^ 1];
         }
     }
 
@@ -115,6 +120,7 @@ pub(crate) struct Roster {
 impl Roster {
     pub(crate) fn grow(&mut self, slots: usize) {
         self.places.resize(slots.max(self.places.len()), NONE);
+        self.members.reserve(slots.saturating_sub(self.members.len()));
     }
 
     pub(crate) fn len(&self) -> usize {

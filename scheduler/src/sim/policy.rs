@@ -96,7 +96,7 @@ impl Fill<'_> {
         let model = &mut self.device.models[self.m];
         for tenant in model.running_tenants.iter().chain(model.waiting_tenants.iter()) {
             let lane = &mut model.lanes[tenant as usize];
-            (lane.cursor, lane.capped, lane.short) = (0, false, false);
+            lane.ask(self.id);
         }
         for tenant in model.running_tenants.iter() {
             let running = &model.lanes[tenant as usize].running;
