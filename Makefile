@@ -26,7 +26,7 @@ SERVE_FLAGS ?=
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models build cuda cuda-check test prove figures bench fuzz fmt lint clean
+.PHONY: help serve models build cuda cuda-check test prove simulate-long bless figures bench fuzz fmt lint clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -61,6 +61,13 @@ test: models ## install what the tests need, and run them all
 
 prove: models ## run the proofs at full size and print their figures: about half an hour
 	@$(PYTHON) scripts/test.py --prove
+
+simulate-long: ## play ten million requests in the simulator, every invariant checked after every event: most of an hour
+	@WEIR_PROOFS_REQUESTS=10000000 $(CARGO) test --release --locked --package weir-scheduler --test facts -- \
+		--nocapture proofs::no_invariant
+
+bless: ## write anew what tests compare with, after a change that was meant: the digest of a simulated history
+	@WEIR_BLESS=1 $(CARGO) test --release --locked --package weir-scheduler --test facts -- proofs::the_same_seed
 
 figures: models ## print the figures of quality that the tests measure
 	@WEIR_TEST_MODELS=$(CURDIR)/$(MODELS) $(CARGO) test --release --locked --workspace --no-fail-fast -- --nocapture 2>/dev/null \

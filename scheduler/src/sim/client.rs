@@ -117,10 +117,9 @@ impl Clients {
 
 impl World<'_> {
     pub(super) fn arrive(&mut self, n: usize) {
-        if self.asked == self.scenario.requests_max {
+        if self.is_over() {
             return;
         }
-        self.asked += 1;
         let source = &self.scenario.sources[n];
         self.plan_next(n, source);
         let mut client = self.client(n, source);
@@ -138,6 +137,7 @@ impl World<'_> {
             }
             Ok(id) => {
                 self.outcome.tenants[place].accepted += 1;
+                self.accepted += 1;
                 client.id = id;
                 if self.rng.per_mille(self.scenario.faults.cancel_per_mille) {
                     let at = self.now + Nanos(self.rng.exponential(200_000_000));

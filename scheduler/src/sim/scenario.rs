@@ -160,7 +160,7 @@ pub struct Scenario {
     pub faults: Faults,
     /// Panic where the service gap exceeds its bound. For worlds within what the bound is promised for.
     pub gap_checked: bool,
-    /// No more requests come after this many.
+    /// No more requests come after this many were accepted.
     pub requests_max: u64,
     /// A full recount after every so many events; the cheap checks run always.
     pub recount_every: u64,

@@ -56,7 +56,8 @@ pub(super) struct World<'a> {
     pub(super) plans: Vec<Tenant>,
     pub(super) lag: Lag,
     pub(super) waits: Waits,
-    pub(super) asked: u64,
+    /// Requests that were accepted, and all that came.
+    pub(super) accepted: u64,
     pub(super) numbers: u64,
     /// By source: turns so far of those who talk, see [`super::Ask::Turns`].
     pub(super) turns: BTreeMap<usize, u32>,
@@ -146,7 +147,7 @@ impl<'a> World<'a> {
             plans,
             lag,
             waits,
-            asked: 0,
+            accepted: 0,
             numbers: 0,
             turns: BTreeMap::new(),
             events: Vec::new(),
@@ -182,9 +183,14 @@ impl<'a> World<'a> {
         self.heap.push(Reverse((at, self.seq, happening)));
     }
 
+    /// No more requests come, and nothing happens by chance any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.accepted >= self.scenario.requests_max
+    }
+
     /// Plans the next of the happenings that come by chance, as long as requests come.
     pub(super) fn plan_chance(&mut self, gap: Nanos, happening: Happening) {
-        if gap > Nanos::ZERO && self.asked < self.scenario.requests_max {
+        if gap > Nanos::ZERO && !self.is_over() {
             let after = self.rng.exponential(gap.0);
             self.plan(self.now + Nanos(after), happening);
         }
