@@ -1,5 +1,6 @@
 //! What must be true after every event and at the end, found out without the scheduler's own books wherever that can be.
 
+use super::client::Client;
 use super::lag::TENANTS_MAX;
 use super::outcome::Outcome;
 use super::world::World;
@@ -9,6 +10,7 @@ impl World<'_> {
     /// After every event.
     pub(super) fn check_event(&mut self) {
         self.check_books();
+        self.check_grants();
         self.check_blocks();
         self.check_idleness();
         self.note_backlogs();
@@ -85,9 +87,15 @@ impl World<'_> {
     fn check_bound_to_idle(&self, d: usize) {
         let device = DeviceId(d as u16);
         for client in self.clients.iter().filter(|client| self.scheduler.device_of(client.id) == Some(device)) {
-            assert!(!client.runs, "{:?} runs on device {d}, which stands idle", client.id);
+            assert!(!client.runs || self.is_dry(client), "{:?} runs on device {d}, which stands idle", client.id);
             assert!(self.is_held_back(client.id), "{:?} could start on device {d}, which stands idle", client.id);
         }
+    }
+
+    /// Whether the request waits for a grant. Then it may have blocks and no rows.
+    fn is_dry(&self, client: &Client) -> bool {
+        let place = self.places[&self.scenario.sources[client.source].tenant];
+        self.scheduler.tenants.get(self.slots[place]).is_dry()
     }
 
     /// Whether the tenant's own limits let the request not start.
@@ -95,7 +103,7 @@ impl World<'_> {
         let client = self.clients.get(id).expect("a live request");
         let place = self.places[&self.scenario.sources[client.source].tenant];
         let running = self.scheduler.tenants.get(self.slots[place]).running;
-        running >= self.plans[place].running_max.max(1)
+        running >= self.plans[place].running_max.max(1) || self.is_dry(client)
     }
 
     pub(super) fn finish(mut self) -> Outcome {

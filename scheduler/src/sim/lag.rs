@@ -138,8 +138,8 @@ impl World<'_> {
         }
         for i in 0..tenants {
             let plan = &self.plans[i];
-            let bounded = plan.running_max != u32::MAX || plan.kv_blocks_ceiling.is_some() || !self.lag.measured[i];
-            let waits = !bounded && self.has_queued(i);
+            let bounded = plan.running_max != u32::MAX || plan.kv_blocks_ceiling.is_some() || plan.metered;
+            let waits = !bounded && self.lag.measured[i] && self.has_queued(i);
             match (self.lag.since[i].is_some(), waits) {
                 (true, false) => self.lag.since[i] = None,
                 (false, true) => {

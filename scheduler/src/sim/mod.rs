@@ -13,6 +13,7 @@ mod arrivals;
 mod checks;
 mod client;
 mod lag;
+mod leases;
 mod loss;
 mod machine;
 mod memory;
@@ -28,6 +29,7 @@ mod workloads;
 mod world;
 
 pub use arrivals::Phases;
+pub use leases::Leases;
 pub use outcome::{Incidents, Outcome, TenantOutcome};
 pub(crate) use policy::Policy;
 pub use rng::Rng;

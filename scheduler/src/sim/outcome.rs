@@ -70,6 +70,14 @@ pub struct Incidents {
     pub drains: u64,
     /// Plans changed.
     pub plan_changes: u64,
+    /// Leases given to metered tenants, and parts of them that came back: unused, expired or taken back.
+    pub grants: u64,
+    /// See `grants`.
+    pub grants_returned: u64,
+    /// Leases taken back.
+    pub grants_revoked: u64,
+    /// Leases asked for in vain, because the window was spent.
+    pub windows_spent: u64,
 }
 
 /// Everything.

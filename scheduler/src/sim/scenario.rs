@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use super::arrivals::Phases;
+use super::leases::Leases;
 use crate::config::{Config, ModelLimits};
 use crate::ids::{DeviceId, ModelId, Nanos, TenantId};
 use crate::tenant::Tenant;
@@ -158,6 +159,8 @@ pub struct Scenario {
     pub sources: Vec<Source>,
     /// What goes wrong.
     pub faults: Faults,
+    /// What metered tenants live on.
+    pub leases: Leases,
     /// Panic where the service gap exceeds its bound. For worlds within what the bound is promised for.
     pub gap_checked: bool,
     /// No more requests come after this many were accepted.
@@ -177,6 +180,7 @@ impl Default for Scenario {
             models: Vec::new(),
             sources: Vec::new(),
             faults: Faults::default(),
+            leases: Leases::default(),
             gap_checked: false,
             requests_max: 0,
             recount_every: 1_000,

@@ -6,6 +6,7 @@ use core::cmp::Reverse;
 
 use super::client::{Client, Clients};
 use super::lag::Lag;
+use super::leases::Balance;
 use super::machine::Machine;
 use super::outcome::{Incidents, Outcome, TenantOutcome};
 use super::rng::{Rng, mix};
@@ -32,10 +33,15 @@ pub(super) enum Happening {
     Silence(usize, StepId),
     /// A report comes after its device was given up; it has this many rows.
     Late(usize, StepId, usize),
-    /// Chance strikes: some device is lost, is drained, or some tenant's plan changes.
+    /// Chance strikes: some device is lost, is drained, some tenant's plan changes, or a lease is taken back.
     ChanceLoss,
     ChanceDrain,
     ChancePlan,
+    ChanceRevoke,
+    /// The store answers a tenant, by place, that wants so much.
+    Grant(usize, Nanos),
+    /// Something is due at the scheduler.
+    Deadline,
 }
 
 pub(super) struct World<'a> {
@@ -54,6 +60,9 @@ pub(super) struct World<'a> {
     pub(super) places: BTreeMap<TenantId, usize>,
     pub(super) slots: Vec<u32>,
     pub(super) plans: Vec<Tenant>,
+    pub(super) balances: Vec<Balance>,
+    /// The last deadline of the scheduler's that is among the happenings.
+    pub(super) deadline: Nanos,
     pub(super) lag: Lag,
     pub(super) waits: Waits,
     /// Requests that were accepted, and all that came.
@@ -85,6 +94,7 @@ pub fn run_watched(scenario: &Scenario, mut watch: Option<&mut Watch>) -> Outcom
                 world.feed(d);
             }
         }
+        world.plan_deadline();
         world.outcome.events += 1;
         world.check_event();
     }
@@ -131,6 +141,7 @@ impl<'a> World<'a> {
             digest: 0,
         };
         let (lag, waits) = (Lag::new(scenario, plans.len()), Waits::new(plans.len()));
+        let balances = alloc::vec![Balance::default(); plans.len()];
         let mut world = World {
             scenario,
             scheduler,
@@ -145,6 +156,8 @@ impl<'a> World<'a> {
             places,
             slots,
             plans,
+            balances,
+            deadline: Nanos(u64::MAX),
             lag,
             waits,
             accepted: 0,
@@ -176,6 +189,7 @@ impl<'a> World<'a> {
         self.plan_chance(faults.loss_gap, Happening::ChanceLoss);
         self.plan_chance(faults.drain_gap, Happening::ChanceDrain);
         self.plan_chance(faults.plan_gap, Happening::ChancePlan);
+        self.plan_chance(scenario.leases.revoke_gap, Happening::ChanceRevoke);
     }
 
     pub(super) fn plan(&mut self, at: Nanos, happening: Happening) {
@@ -230,6 +244,12 @@ impl<'a> World<'a> {
                 self.change_plan();
                 self.plan_chance(faults.plan_gap, happening);
             }
+            Happening::ChanceRevoke => {
+                self.revoke();
+                self.plan_chance(self.scenario.leases.revoke_gap, happening);
+            }
+            Happening::Grant(place, wanted) => self.give_lease(place, wanted),
+            Happening::Deadline => self.scheduler.tick(self.now),
         }
         self.hear();
     }
@@ -286,7 +306,14 @@ impl<'a> World<'a> {
                     client.runs = false;
                     self.outcome.preemptions += 1;
                 }
-                Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
+                Event::GrantLow { tenant, wanted, .. } => {
+                    self.note(wanted.0);
+                    self.ask_lease(self.places[&tenant], wanted);
+                }
+                Event::GrantReturned { tenant, amount, .. } => {
+                    self.note(amount.0);
+                    self.take_back(self.places[&tenant], amount);
+                }
                 Event::Settled { request, tenant, end, charge, cached_tokens, preemptions, times, .. } => {
                     self.note(request.0 ^ charge.0.rotate_left(20) ^ end as u64);
                     let mut client = self.clients.remove(request).expect("a request ends once");

@@ -10,7 +10,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use weir_scheduler::sim::{Arrivals, Ask, Faults, Outcome, Rng, Scenario, SimModel, Source, StepCost, Uneven, run};
+use weir_scheduler::sim::{
+    Arrivals, Ask, Faults, Leases, Outcome, Rng, Scenario, SimModel, Source, StepCost, Uneven, run,
+};
 use weir_scheduler::{Config, DeviceId, End, ModelId, ModelLimits, Nanos, Tenant, TenantId};
 
 const CHAT: ModelId = ModelId(0);
@@ -68,6 +70,7 @@ fn tenants(rng: &mut Rng, devices: u16) -> Vec<Source> {
             4 => source.plan.kv_blocks_ceiling = Some(120),
             5 => source.plan.running_max = 6,
             6 => (source.model, source.ask) = (VECTORS, Ask::Embed { items: (1, 60), len: (5, 300) }),
+            8 => source.plan.metered = true,
             7 => sources.push(Source { ask: Ask::Embed { items: (1, 8), len: (5, 300) }, model: VECTORS, ..source }),
             _ => {}
         }
@@ -112,6 +115,16 @@ fn world_of(seed: u64, requests_max: u64) -> Scenario {
         plan_gap: Nanos::from_secs(20),
         ..Faults::default()
     };
+    // A little less than tenant 8 can use, so that its windows are spent now and then.
+    let leases = Leases {
+        amount: Nanos::from_millis(200),
+        life: Nanos::from_millis(700),
+        delay: Nanos::from_millis(3),
+        late_per_mille: 20,
+        window: Nanos::from_secs(10),
+        limit: Nanos::from_millis(u64::from(rng.between(300, 2_000))),
+        revoke_gap: Nanos::from_secs(10),
+    };
     Scenario {
         seed,
         config,
@@ -120,6 +133,7 @@ fn world_of(seed: u64, requests_max: u64) -> Scenario {
         models: models(blocks),
         sources,
         faults,
+        leases,
         gap_checked: true,
         requests_max,
         recount_every: 1_000,
@@ -185,10 +199,13 @@ fn no_invariant_breaks_with_all_faults_on() {
             (prompts + tenant.prompt_tokens, drawn + tenant.drawn_tokens, chats + tenant.accepted);
     }
     println!("figure=1.tokens_of_a_chat prompt={} drawn={}", prompts / chats, drawn / chats);
-    let ends = [End::Finished, End::Cancelled, End::Failed, End::Lost]
+    let ends = [End::Finished, End::Cancelled, End::Failed, End::Quota, End::Lost]
         .map(|end| outcomes.iter().map(|outcome| outcome.ended(end)).sum::<u64>());
-    println!("figure=1.ends finished={} cancelled={} failed={} lost={}", ends[0], ends[1], ends[2], ends[3]);
-    let faults: [(&str, u64); 9] = [
+    println!(
+        "figure=1.ends finished={} cancelled={} failed={} quota={} lost={}",
+        ends[0], ends[1], ends[2], ends[3], ends[4]
+    );
+    let faults: [(&str, u64); 13] = [
         ("cancels", sum(|o| o.incidents.cancels)),
         ("slow_steps", sum(|o| o.incidents.slow_steps)),
         ("lost_reports", sum(|o| o.incidents.lost_reports)),
@@ -198,6 +215,10 @@ fn no_invariant_breaks_with_all_faults_on() {
         ("failed_rows", sum(|o| o.incidents.failed_rows)),
         ("plan_changes", sum(|o| o.incidents.plan_changes)),
         ("preemptions", sum(|o| o.preemptions)),
+        ("grants", sum(|o| o.incidents.grants)),
+        ("grants_returned", sum(|o| o.incidents.grants_returned)),
+        ("grants_revoked", sum(|o| o.incidents.grants_revoked)),
+        ("windows_spent", sum(|o| o.incidents.windows_spent)),
     ];
     print!("figure=1.faults");
     faults.iter().for_each(|(name, count)| print!(" {name}={count}"));
@@ -209,7 +230,7 @@ fn no_invariant_breaks_with_all_faults_on() {
     println!("figure=1.overtaken_max value={}", most(|o| o.overtaken_max));
     assert_eq!(ends.iter().sum::<u64>(), requests);
     if count >= 40 {
-        assert!(faults.iter().all(|(_, count)| *count > 0) && ends[..3].iter().all(|count| *count > 0));
+        assert!(faults.iter().all(|(_, count)| *count > 0) && ends[..4].iter().all(|count| *count > 0));
         assert!(gap >= 200, "some history comes near the bound, or the bound says nothing");
     }
 }
