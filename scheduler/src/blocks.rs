@@ -5,11 +5,13 @@
 //! owner's LRU list, until somebody needs the room. A block belongs to the tenant that computed it and is never found for another.
 //!
 //! Room is found in this order: a tenant at its ceiling gives up its own oldest cached block; a free block; the oldest cached
-//! block of whoever is furthest above its floor by weight. Blocks that a tenant holds up to its floor are not taken from it.
+//! block of whoever is furthest above its floor by weight. Blocks that a tenant holds up to its floor are not taken from it, nor are
+//! cached ones up to the floor of its cache. A tenant whose cache is at its ceiling gives up its own oldest block for a newer one.
 
 use alloc::vec::Vec;
 
-use crate::ids::{BlockHash, BlockId};
+use crate::blocktime::{BlockTime, Meter};
+use crate::ids::{BlockHash, BlockId, Nanos};
 use crate::prefix::Prefix;
 use crate::request::{NONE, Requests};
 use crate::tenant::{Account, Tenants};
@@ -49,15 +51,24 @@ pub(crate) struct Held {
     oldest: u32,
     newest: u32,
     floor: u32,
+    cache_floor: u32,
+    /// Blocks that stay cached at most.
+    cached_max: u32,
     weight: u32,
     /// It is in the list of those whose place among the fattest is out of date.
     stale: bool,
+    /// How long they were there.
+    meter: Meter,
 }
 
 impl Held {
+    pub(crate) fn block_time(&self, now: Nanos) -> BlockTime {
+        self.meter.read(now, self.used, self.cached)
+    }
+
     /// Cached blocks that others may take.
     fn spare(&self) -> u32 {
-        self.cached.min(self.total().saturating_sub(self.floor))
+        self.cached.saturating_sub(self.cache_floor).min(self.total().saturating_sub(self.floor))
     }
 
     /// How far it is above its floor by weight, if it has blocks that others may take; the less, the further.
@@ -94,6 +105,10 @@ pub(crate) struct Pool {
     /// Tenants with blocks above their floors, the fattest first; brought up to date when somebody asks.
     fattest: Tournament<u64>,
     stale: Vec<u32>,
+    /// What the scheduler last told the time to be.
+    now: Nanos,
+    /// Some cache may be over its ceiling, which was lowered.
+    overfull: bool,
 }
 
 impl Pool {
@@ -118,6 +133,8 @@ impl Pool {
             spare: 0,
             fattest: Tournament::default(),
             stale: Vec::new(),
+            now: Nanos::ZERO,
+            overfull: false,
         };
         pool.grow(tenants);
         pool
@@ -125,21 +142,56 @@ impl Pool {
 
     /// Makes room in the tables for tenants added since.
     pub(crate) fn grow(&mut self, tenants: usize) {
-        let none = Held { used: 0, cached: 0, oldest: NONE, newest: NONE, floor: 0, weight: 1, stale: false };
+        let none = Held {
+            used: 0,
+            cached: 0,
+            oldest: NONE,
+            newest: NONE,
+            floor: 0,
+            cache_floor: 0,
+            cached_max: u32::MAX,
+            weight: 1,
+            stale: false,
+            meter: Meter::default(),
+        };
         self.held.resize(tenants, none);
         self.fattest.grow(tenants);
         // Each is in the list at most once, so that noting one never allocates.
         self.stale.reserve(tenants - self.stale.len());
     }
 
-    /// Takes over what the tenant bought.
+    /// Takes over what the tenant bought. A cache that is over its new ceiling shrinks at the next [`Pool::tell_time`].
     pub(crate) fn set_plan(&mut self, tenant: u32, account: &Account) {
-        self.change(tenant, |held| (held.floor, held.weight) = (account.plan.kv_blocks_floor, account.weight()));
+        let plan = &account.plan;
+        let cached_max = plan.cache_blocks_ceiling.unwrap_or(u32::MAX);
+        self.change(tenant, |held| {
+            (held.floor, held.cache_floor, held.weight) =
+                (plan.kv_blocks_floor, plan.cache_blocks_floor, account.weight());
+            held.cached_max = cached_max;
+        });
+        self.overfull |= self.held(tenant).cached > cached_max;
+    }
+
+    /// What happens next, happens now. Caches whose ceiling was lowered shrink.
+    pub(crate) fn tell_time(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
+        if core::mem::take(&mut self.overfull) {
+            for tenant in 0..self.held.len() as u32 {
+                self.trim(tenant);
+            }
+        }
+    }
+
+    fn trim(&mut self, tenant: u32) {
+        while self.held(tenant).cached > self.held(tenant).cached_max {
+            self.evict(tenant);
+        }
     }
 
     /// Changes what a tenant has, and the sums with it.
     fn change(&mut self, tenant: u32, change: impl FnOnce(&mut Held)) {
         let held = &mut self.held[tenant as usize];
+        held.meter.run(self.now, held.used, held.cached);
         let (cached, spare) = (held.cached, held.spare());
         change(held);
         self.cached = self.cached - cached + held.cached;
@@ -251,7 +303,10 @@ impl Pool {
         let cached = u32::from(state == BlockState::Ready);
         self.change(owner, |held| (held.cached, held.used) = (held.cached + cached, held.used - 1));
         match state {
-            BlockState::Ready => self.link_newest(at),
+            BlockState::Ready => {
+                self.link_newest(at);
+                self.trim(owner);
+            }
             BlockState::Coming => {
                 self.index.remove(&self.blocks, at);
                 self.liberate(at);
@@ -405,6 +460,7 @@ impl Pool {
                 at = self.blocks[at as usize].newer;
             }
             assert_eq!(cached, held_now.cached, "LRU list of tenant slot {slot}");
+            assert!(self.overfull || cached <= held_now.cached_max, "cache of tenant slot {slot}");
         }
     }
 }

@@ -111,6 +111,7 @@ impl Scheduler {
             self.pull(d);
         }
         let device = &mut self.devices[d];
+        device.tell_time(now);
         if device.alone.is_some_and(|id| self.requests.find(id).is_none()) {
             device.alone = None;
             self.requests.alone(d as u32, None);

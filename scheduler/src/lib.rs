@@ -48,6 +48,7 @@ extern crate std;
 
 mod admit;
 mod blocks;
+mod blocktime;
 mod bound;
 mod charge;
 mod config;
@@ -81,6 +82,7 @@ mod tournament;
 mod why;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};
+pub use blocktime::{BlockTime, TenantBlocks};
 #[cfg(feature = "sim")]
 pub use config::Order;
 pub use config::{Config, ModelLimits};

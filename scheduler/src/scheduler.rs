@@ -135,6 +135,7 @@ impl Scheduler {
         if device.in_flight.is_empty() {
             device.book_idle(now);
         }
+        device.tell_time(now);
         device.up = false;
         device.alone = None;
         self.unreserve(d);
@@ -159,6 +160,7 @@ impl Scheduler {
                 _ => self.settle(now, slot, End::Lost),
             }
         }
+        self.keep_block_times(now, d);
         let device = &mut self.devices[d];
         for model in device.models.drain(..) {
             device.costs.retain(|(id, _)| *id != model.id);
@@ -180,6 +182,7 @@ impl Scheduler {
         let Scheduler { devices, requests, tenants, .. } = self;
         requests.tick(now);
         let device = &mut devices[requests.get(slot).device as usize];
+        device.tell_time(now);
         match requests.get(slot).state {
             State::Waiting | State::Parked => device.dequeue(requests, tenants, slot),
             State::Running => device.leave_lane(requests, tenants, slot),

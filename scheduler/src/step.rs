@@ -40,6 +40,7 @@ impl Scheduler {
         events.append(&mut self.events);
         self.requests.tick(now);
 
+        device.tell_time(now);
         let time = device.book_step(now, report.device_time);
         let cost = &device.models[m].cost;
         let rows = step.rows.len() as u64;

@@ -3,7 +3,8 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use crate::ids::{Nanos, TenantId};
+use crate::blocktime::BlockTime;
+use crate::ids::{ModelId, Nanos, TenantId};
 use crate::purse::Purse;
 use crate::share::{Service, Virtual, virtual_time};
 
@@ -22,6 +23,10 @@ pub struct Tenant {
     pub kv_blocks_ceiling: Option<u32>,
     /// Its rows run only against device time granted with [`crate::Scheduler::grant`].
     pub metered: bool,
+    /// Cached KV blocks in each pool that no other tenant can take away.
+    pub cache_blocks_floor: u32,
+    /// KV blocks in each pool that stay cached at most when nobody holds them; the oldest go first.
+    pub cache_blocks_ceiling: Option<u32>,
 }
 
 impl Default for Tenant {
@@ -33,6 +38,8 @@ impl Default for Tenant {
             kv_blocks_floor: 0,
             kv_blocks_ceiling: None,
             metered: false,
+            cache_blocks_floor: 0,
+            cache_blocks_ceiling: None,
         }
     }
 }
@@ -51,6 +58,8 @@ pub(crate) struct Account {
     pub(crate) id: TenantId,
     /// What it may spend, if it is metered.
     pub(crate) purse: Purse,
+    /// How long its blocks were there, in pools that are gone.
+    pub(crate) block_times: Vec<(ModelId, BlockTime)>,
 }
 
 impl Account {
@@ -110,7 +119,16 @@ impl Tenants {
         let mut service = Service::default();
         service.set_held_max(held_max);
         let purse = Purse::default();
-        self.accounts.push(Account { id, plan, charge: Nanos::ZERO, waiting: 0, running: 0, service, purse });
+        self.accounts.push(Account {
+            id,
+            plan,
+            charge: Nanos::ZERO,
+            waiting: 0,
+            running: 0,
+            service,
+            purse,
+            block_times: Vec::new(),
+        });
         // Each is in the list at most once, so that noting one never allocates.
         self.lowered.reserve(self.accounts.len() - self.lowered.len());
         slot

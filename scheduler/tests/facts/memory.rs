@@ -253,3 +253,125 @@ fn limits_changed_under_running_requests_stop_nothing() {
     rig.run_dry();
     assert!(ids.iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
 }
+
+#[test]
+fn cached_blocks_inside_the_floor_of_the_cache_are_not_taken_whatever_is_in_use() {
+    let found = |plan: Tenant| {
+        let mut rig = Rig::new(24);
+        rig.tenant(1, plan);
+        rig.ask_text(1, 7, 128, 1);
+        rig.run_dry();
+        // The tenant's own running text is above any floor on what it has in all.
+        let running = rig.ask(1, 100, 100);
+        rig.step();
+        let others: Vec<_> = (0..7).map(|_| rig.ask(2, 64, 400)).collect();
+        for _ in 0..60 {
+            rig.step();
+        }
+        assert!(rig.settled(running).is_none());
+        others.iter().for_each(|id| rig.scheduler.cancel(rig.now, *id));
+        let again = rig.ask_text(1, 7, 129, 1);
+        rig.step();
+        rig.cached_tokens(again)
+    };
+    assert_eq!(found(Tenant { kv_blocks_floor: 4, ..Tenant::default() }), Some(0));
+    assert_eq!(found(Tenant { cache_blocks_floor: 3, ..Tenant::default() }), Some(96));
+    assert_eq!(found(Tenant { cache_blocks_floor: 4, ..Tenant::default() }), Some(128));
+}
+
+#[test]
+fn a_cache_at_its_ceiling_gives_up_its_own_oldest_block() {
+    let mut rig = Rig::new(64);
+    rig.tenant(1, Tenant { cache_blocks_ceiling: Some(5), ..Tenant::default() });
+    rig.ask_text(2, 50, 65, 1);
+    for text in 0..4 {
+        rig.ask_text(1, text, 65, 1);
+        rig.run_dry();
+    }
+    assert_eq!(rig.scheduler.stats().models[0].blocks_cached, 5 + 2);
+    let ids: Vec<_> = (0..4).map(|text| rig.ask_text(1, text, 65, 1)).collect();
+    let other = rig.ask_text(2, 50, 65, 1);
+    rig.step();
+    let found: Vec<_> = ids.iter().map(|id| rig.cached_tokens(*id).unwrap()).collect();
+    assert_eq!(found, [0, 32, 64, 64], "the end of a text goes before its beginning");
+    assert_eq!(rig.cached_tokens(other), Some(64));
+    rig.run_dry();
+    // What is lowered counts from the next event on.
+    rig.tenant(1, Tenant { cache_blocks_ceiling: Some(0), ..Tenant::default() });
+    rig.step();
+    assert_eq!(rig.scheduler.stats().models[0].blocks_cached, 2);
+    rig.ask_text(1, 9, 200, 10);
+    rig.run_dry();
+    assert_eq!(rig.scheduler.stats().models[0].blocks_cached, 2);
+}
+
+fn block_time(rig: &Rig, tenant: u32) -> (u128, u128) {
+    let times = rig.scheduler.block_times(rig.now);
+    times
+        .iter()
+        .find(|entry| entry.tenant == TenantId(tenant))
+        .map_or((0, 0), |entry| (entry.time.used, entry.time.cached))
+}
+
+#[test]
+fn blocks_are_metered_for_as_long_as_they_are_there() {
+    let mut rig = Rig::new(64);
+    rig.now = Nanos(1_000);
+    rig.ask_text(1, 7, 70, 1);
+    let plan = rig.plan().unwrap();
+    rig.now = Nanos(5_000);
+    assert_eq!(block_time(&rig, 1), (3 * 4_000, 0), "read in the middle of a step");
+    rig.finish_with(&plan, Nanos(6_000), |_| RowOutcome::Advanced);
+    assert_eq!(block_time(&rig, 1), (3 * 10_000, 0));
+    rig.now = Nanos(111_000);
+    assert_eq!(block_time(&rig, 1), (3 * 10_000, 2 * 100_000), "two full blocks are cached");
+    // Found again: in use, and no longer only cached.
+    rig.ask_text(1, 7, 70, 1);
+    let plan = rig.plan().unwrap();
+    rig.finish_with(&plan, Nanos(1_000), |_| RowOutcome::Advanced);
+    assert_eq!(block_time(&rig, 1), (3 * 11_000, 2 * 100_000));
+    rig.now = Nanos(113_000);
+    rig.scheduler.device_lost(rig.now, DEVICE);
+    rig.now = Nanos(999_000);
+    assert_eq!(block_time(&rig, 1), (3 * 11_000, 2 * 101_000), "what was held is not forgotten, and grows no more");
+    assert_eq!(block_time(&rig, 2), (0, 0));
+}
+
+#[test]
+fn the_tenants_block_times_add_up_to_the_pools() {
+    let mut rig = Rig::new(40);
+    rig.tenant(1, Tenant { cache_blocks_ceiling: Some(3), ..Tenant::default() });
+    rig.tenant(2, Tenant { cache_blocks_floor: 6, ..Tenant::default() });
+    let mut rng = weir_scheduler::sim::Rng::new(5);
+    let (mut used, mut cached) = (0u128, 0u128);
+    let mut live = Vec::new();
+    for _ in 0..2_000 {
+        let before = rig.scheduler.stats();
+        let then = rig.now;
+        rig.now += Nanos(u64::from(rng.between(0, 5_000_000)));
+        let (time, model) = (u128::from((rig.now - then).0), &before.models[0]);
+        used += time * u128::from(model.blocks_used);
+        cached += time * u128::from(model.blocks_cached);
+        match rng.between(0, 4) {
+            0 => live.push(rig.ask_text(
+                rng.between(1, 4),
+                rng.between(0, 9) as u8,
+                rng.between(1, 200),
+                rng.between(1, 20),
+            )),
+            1 if !live.is_empty() => {
+                let at = rng.between(0, live.len() as u32 - 1) as usize;
+                rig.scheduler.cancel(rig.now, live.swap_remove(at));
+            }
+            _ => {
+                if let Some(plan) = rig.plan() {
+                    rig.finish_with(&plan, Nanos(0), |_| RowOutcome::Advanced);
+                }
+            }
+        }
+    }
+    let sums = (1..=4).map(|tenant| block_time(&rig, tenant));
+    let sum = sums.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert!(used > 0 && cached > 0);
+    assert_eq!(sum, (used, cached));
+}
