@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::cost::{Cost, Load};
-use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
+use crate::ids::{DeviceId, ModelId, Nanos, PoolId, RequestId, StepId};
 use crate::model::Model;
 use crate::purse::Reserve;
 use crate::share::{Share, Virtual};
@@ -63,6 +63,8 @@ pub(crate) struct Device {
     pub(crate) closed: bool,
     /// What a step should stay under.
     pub(crate) step_latency_max: Nanos,
+    /// See [`crate::reserve`].
+    pub(crate) pool: Option<PoolId>,
     pub(crate) models: Vec<Model>,
     /// What steps cost here, from before a loss: the next executor has the same device.
     pub(crate) costs: Vec<(ModelId, Cost)>,
@@ -115,6 +117,7 @@ impl Device {
             gone: false,
             closed: false,
             step_latency_max,
+            pool: None,
             models: Vec::new(),
             costs: Vec::new(),
             shares: Vec::new(),

@@ -81,6 +81,10 @@ pub struct ModelId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u16);
 
+/// A set of devices reserved for plans that name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId(pub u16);
+
 /// One accepted request: a slab index in the low half, the slot's generation in the high half. A slot's generation moves on
 /// when its request settles, so an id kept for too long is recognised and harms nobody.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

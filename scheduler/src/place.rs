@@ -63,7 +63,10 @@ impl Scheduler {
     }
 
     /// Whether the work could run if it had the device to itself.
-    fn fits(&self, tenant: u32, device: &Device, model: usize, work: &Work) -> Result<(), RejectReason> {
+    pub(crate) fn fits(&self, tenant: u32, device: &Device, model: usize, work: &Work) -> Result<(), RejectReason> {
+        if !device.serves(self.tenants.get(tenant)) {
+            return Err(RejectReason::NoDevice);
+        }
         let limits = &device.models[model].limits;
         match work {
             Work::Generate { prompt_len, new_tokens_max, .. } => {
@@ -290,6 +293,8 @@ struct Place {
     m: usize,
     /// It runs a request alone, and everybody else waits for as long as that takes.
     alone: bool,
+    /// Reserved for those who ask; the others that they may use are everybody's.
+    reserved: bool,
     /// Time from now until the request is expected to end there.
     finish: Nanos,
     /// Enough steps were measured to believe that.
@@ -301,8 +306,8 @@ struct Place {
 }
 
 /// The best place. Finishes within an eighth of the least count as equal, for they come from costs that were measured;
-/// then a cached prefix decides, which saves what it saves for certain, then the number of requests, then the device's
-/// number.
+/// then a device of the tenant's own pool is better than a common one, which others need more; then a cached prefix decides, which
+/// saves what it saves for certain, then the number of requests, then the device's number.
 ///
 /// While one of them has run too few steps to be judged, finishes count for nothing: a device that looked slow at first would never be
 /// chosen, and never be seen to be fast.
@@ -312,7 +317,11 @@ fn best(places: &[Place]) -> Option<Place> {
     let least = places.iter().map(|place| (place.alone, finish(place))).min()?;
     let enough = least.1.saturating_add(Nanos(least.1.0 / 8));
     let near = |place: &&Place| place.alone == least.0 && finish(place) <= enough;
-    places.iter().filter(near).min_by_key(|place| (core::cmp::Reverse(place.cached), place.live, place.d)).copied()
+    let order = |place: &&Place| {
+        let common = !place.reserved;
+        (believed && common, core::cmp::Reverse(place.cached), place.live, common, place.d)
+    };
+    places.iter().filter(near).min_by_key(order).copied()
 }
 
 /// What a model on a device has to do: prompts one after the other, texts side by side.
@@ -395,7 +404,8 @@ impl Device {
             }
         }
         let (alone, tried) = (self.alone.is_some(), self.models[m].cost.tried());
-        Place { d, m, alone, finish, tried, cached: need.cached, live: self.live }
+        let reserved = self.pool.is_some();
+        Place { d, m, alone, reserved, finish, tried, cached: need.cached, live: self.live }
     }
 
     /// Until one of those that wait is expected to start: their work divided by their number, but at least the measured

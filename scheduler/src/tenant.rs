@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::blocktime::BlockTime;
-use crate::ids::{ModelId, Nanos, TenantId};
+use crate::ids::{ModelId, Nanos, PoolId, TenantId};
 use crate::purse::Purse;
 use crate::share::{Service, Virtual, virtual_time};
 
@@ -27,6 +27,10 @@ pub struct Tenant {
     pub cache_blocks_floor: u32,
     /// KV blocks in each pool that stay cached at most when nobody holds them; the oldest go first.
     pub cache_blocks_ceiling: Option<u32>,
+    /// The reserved devices it may use beside the common ones.
+    pub pool: Option<PoolId>,
+    /// It uses the devices of its pool and no others.
+    pub pool_only: bool,
 }
 
 impl Default for Tenant {
@@ -40,6 +44,8 @@ impl Default for Tenant {
             metered: false,
             cache_blocks_floor: 0,
             cache_blocks_ceiling: None,
+            pool: None,
+            pool_only: false,
         }
     }
 }

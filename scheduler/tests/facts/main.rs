@@ -8,6 +8,7 @@ mod grants;
 mod histories;
 mod memory;
 mod money;
+mod pools;
 mod proofs;
 mod recovery;
 mod rig;
