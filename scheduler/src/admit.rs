@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
+use crate::config::Config;
 use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
+use crate::request::Rank;
 use crate::scheduler::Scheduler;
 use crate::why::{Times, Watch};
 
@@ -34,7 +36,8 @@ pub struct Admission {
     pub tenant: TenantId,
     /// Which model.
     pub model: ModelId,
-    /// Order inside the tenant: 0 is the most urgent class. See [`crate::Config::priority_spacing`] for ageing.
+    /// Order inside the tenant: 0 is the most urgent class, but none is more so than [`crate::Tenant::priority_ceiling`]. See
+    /// [`crate::Config::priority_spacing`] for ageing.
     pub priority: u8,
     /// What to compute.
     pub work: Work,
@@ -87,6 +90,11 @@ pub struct Resumption {
     pub since: Nanos,
     /// Where its time went until it was lost; see [`crate::Event::Settled`].
     pub times: Times,
+}
+
+/// The rank of a request of this class that came then.
+pub(crate) fn rank_of(since: Nanos, priority: u8, config: &Config, seq: u64) -> Rank {
+    (since.0.saturating_add(config.priority_spacing.0.saturating_mul(u64::from(priority))), seq)
 }
 
 /// A refused client is told to come back within these.
@@ -201,14 +209,14 @@ impl Scheduler {
     ) -> RequestId {
         self.requests.tick(now);
         let slot = self.requests.claim();
-        let seq = self.next_seq;
+        let priority = admission.priority.max(self.tenants.get(tenant).plan.priority_ceiling);
+        let rank = rank_of(since, priority, &self.config, self.next_seq);
         self.next_seq += 1;
-        let lateness = self.config.priority_spacing.0.saturating_mul(u64::from(admission.priority));
         let request = self.requests.get_mut(slot);
         request.tenant = tenant;
         request.device = device;
         request.model = model;
-        request.rank = (since.0.saturating_add(lateness), seq);
+        request.rank = rank;
         request.admitted_at = now;
         request.watch = Watch::begin(now);
         let mut work = admission.work;

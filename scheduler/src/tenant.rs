@@ -27,6 +27,8 @@ pub struct Tenant {
     pub cache_blocks_floor: u32,
     /// KV blocks in each pool that stay cached at most when nobody holds them; the oldest go first.
     pub cache_blocks_ceiling: Option<u32>,
+    /// The most urgent class its requests can have: a smaller [`crate::Admission::priority`] counts as this one.
+    pub priority_ceiling: u8,
     /// The reserved devices it may use beside the common ones.
     pub pool: Option<PoolId>,
     /// It uses the devices of its pool and no others.
@@ -44,6 +46,7 @@ impl Default for Tenant {
             metered: false,
             cache_blocks_floor: 0,
             cache_blocks_ceiling: None,
+            priority_ceiling: 0,
             pool: None,
             pool_only: false,
         }

@@ -9,6 +9,7 @@ mod histories;
 mod memory;
 mod money;
 mod pools;
+mod priority;
 mod proofs;
 mod recovery;
 mod rig;
