@@ -67,6 +67,9 @@ pub enum RejectReason {
     Draining,
     /// No device is up.
     NoDevice,
+    /// Its first token is not expected within the plan's [`crate::Tenant::ttft_target`]. The retry time is when it would be, or zero if the
+    /// prompt alone takes longer.
+    TargetUnmet,
 }
 
 /// A refusal.
@@ -104,7 +107,7 @@ const RETRY_AFTER_MAX: Nanos = Nanos::from_secs(600);
 impl Scheduler {
     /// Accepts a request into its tenant's queue on the device that is expected to finish it first, or says why not.
     pub fn admit(&mut self, now: Nanos, admission: Admission) -> Result<RequestId, Reject> {
-        self.admit_on(now, admission, None).map(|(id, _)| id)
+        self.admit_on(now, admission, None, true).map(|(id, _)| id)
     }
 
     /// Accepts all of the requests or none, for the `n` choices of one call. They share a device, and so a prompt's blocks.
@@ -112,7 +115,7 @@ impl Scheduler {
         let mut ids = Vec::with_capacity(admissions.len());
         let mut place = None;
         for admission in admissions {
-            match self.admit_on(now, admission, place) {
+            match self.admit_on(now, admission, place, true) {
                 Ok((id, device)) => {
                     ids.push(id);
                     place = Some(device);
@@ -142,7 +145,7 @@ impl Scheduler {
     /// Accepts a request onto this device and no other, whatever that device has to do.
     pub fn admit_to(&mut self, now: Nanos, id: DeviceId, admission: Admission) -> Result<RequestId, Reject> {
         let device = self.device(id).ok_or(Reject { reason: RejectReason::NoDevice, retry_after: Nanos::ZERO })?;
-        let (id, _) = self.admit_on(now, admission, Some(device as u32))?;
+        let (id, _) = self.admit_on(now, admission, Some(device as u32), false)?;
         self.requests.get_mut(id.index() as u32).pinned = true;
         Ok(id)
     }
@@ -171,7 +174,13 @@ impl Scheduler {
         Ok(id)
     }
 
-    fn admit_on(&mut self, now: Nanos, admission: Admission, place: Option<u32>) -> Result<(RequestId, u32), Reject> {
+    fn admit_on(
+        &mut self,
+        now: Nanos,
+        admission: Admission,
+        place: Option<u32>,
+        timely: bool,
+    ) -> Result<(RequestId, u32), Reject> {
         let refuse = |reason| Reject { reason, retry_after: Nanos::ZERO };
         if self.draining {
             return Err(refuse(RejectReason::Draining));
@@ -194,7 +203,13 @@ impl Scheduler {
             let retry_after = self.retry_after(device, Some(tenant));
             return Err(Reject { reason: RejectReason::TenantQueueFull, retry_after });
         }
-        Ok((self.enter(now, now, admission, tenant, device, model), device))
+        let (device, model, first) = match timely {
+            true => self.in_time(now, tenant, &admission, (device, model), place.is_some())?,
+            false => (device, model, None),
+        };
+        let id = self.enter(now, now, admission, tenant, device, model);
+        self.requests.get_mut(id.index() as u32).first = first;
+        Ok((id, device))
     }
 
     /// Puts a request into its tenant's queue, as one that came at `since`.

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::budget::Margin;
 use crate::cost::{Cost, Load};
 use crate::ids::{DeviceId, ModelId, Nanos, PoolId, RequestId, StepId};
 use crate::model::Model;
@@ -51,6 +52,10 @@ pub(crate) struct Step {
     pub(crate) id: StepId,
     pub(crate) model: u32,
     pub(crate) rows: Vec<Row>,
+    /// When it was planned, what it may take, and what it is expected to take.
+    pub(crate) planned_at: Nanos,
+    pub(crate) budget: Nanos,
+    pub(crate) predicted: Nanos,
 }
 
 #[derive(Clone, Debug)]
@@ -65,6 +70,8 @@ pub(crate) struct Device {
     pub(crate) step_latency_max: Nanos,
     /// See [`crate::reserve`].
     pub(crate) pool: Option<PoolId>,
+    /// How waits for a first token turn out here, against what was predicted.
+    pub(crate) waits: Margin,
     pub(crate) models: Vec<Model>,
     /// What steps cost here, from before a loss: the next executor has the same device.
     pub(crate) costs: Vec<(ModelId, Cost)>,
@@ -118,6 +125,7 @@ impl Device {
             closed: false,
             step_latency_max,
             pool: None,
+            waits: Margin::of_waits(),
             models: Vec::new(),
             costs: Vec::new(),
             shares: Vec::new(),

@@ -11,7 +11,8 @@
 //!
 //! *Chunks.* A prompt row takes what the token budget and the latency cap leave, less one token for each running row still to come, so
 //! long prompts do not stall decodes. The first prompt row of a step always gets a block's worth, so decodes do not stall
-//! prompts.
+//! prompts. While sequences with ITL targets run, see [`crate::budget`], all rows but the first are cut by time: one that would take the
+//! step over the target skips it, and its tenant comes sooner in the next.
 //!
 //! *Two steps in flight.* Planning goes by what will be known when the steps in flight have ended, on the guess that their requests go on.
 //!
@@ -164,6 +165,7 @@ impl Scheduler {
         let mut step = device.spare.pop().unwrap_or_default();
         step.id = id;
         step.model = m as u32;
+        let budget = device.step_budget(m);
         let model = &mut device.models[m];
         (plan.step, plan.device, plan.model) = (id, device.id, model.id);
         let reserve = match model.limits.blocks {
@@ -184,7 +186,8 @@ impl Scheduler {
             unpaid: false,
             rows_left: model.limits.rows_max.max(1),
             tokens_left: model.limits.tokens_max.max(1),
-            time_left: device.step_latency_max.saturating_sub(model.cost.step()),
+            time_left: budget.time.saturating_sub(model.cost.step()),
+            strict: budget.strict,
             reserve,
             prompt_given: false,
             no_room: false,
@@ -211,6 +214,7 @@ impl Scheduler {
             return false;
         }
         self.next_step += 1;
+        device.expect(now, m, budget, &mut step);
         if device.in_flight.is_empty() {
             device.book_idle(now);
         }
@@ -262,6 +266,8 @@ pub(crate) struct Fill<'a> {
     pub(crate) rows_left: u32,
     pub(crate) tokens_left: u32,
     pub(crate) time_left: Nanos,
+    /// ITL targets are in `time_left`.
+    pub(crate) strict: bool,
     /// Running rows not looked at yet: a token is kept for each.
     pub(crate) reserve: u32,
     /// A prompt row is in the plan.

@@ -166,6 +166,7 @@ impl Scheduler {
         let sums = (model.waiting_prompts, model.waiting_draws, model.waiting_texts);
         assert_eq!(sums, (prompts, draws, texts), "what waits");
         assert_eq!(model.yielding, yielding, "blocks about to come free");
+        self.check_targets(d, m);
         model.pool.check(&refs);
     }
 }

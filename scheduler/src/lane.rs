@@ -96,6 +96,9 @@ impl Device {
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
         let m = request.model as usize;
         model.lanes[tenant as usize].insert_running(requests, slot);
+        if requests.get(slot).draws_max() > 0 {
+            model.targets.enter(tenants.get(tenant).plan.itl_target);
+        }
         model.running += 1;
         tenants.get_mut(tenant).running += 1;
         self.refile(tenants, m, tenant);
@@ -111,6 +114,9 @@ impl Device {
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
         let m = request.model as usize;
         model.lanes[tenant as usize].remove_running(requests, slot);
+        if requests.get(slot).draws_max() > 0 {
+            model.targets.leave(tenants.get(tenant).plan.itl_target);
+        }
         model.running -= 1;
         tenants.get_mut(tenant).running -= 1;
         Device::set_held(requests, tenants, slot, 0);

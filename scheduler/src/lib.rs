@@ -50,6 +50,7 @@ mod admit;
 mod blocks;
 mod blocktime;
 mod bound;
+mod budget;
 mod charge;
 mod config;
 mod cost;
@@ -78,12 +79,14 @@ pub mod sim;
 mod standing;
 mod stats;
 mod step;
+mod targets;
 mod tenant;
 mod tournament;
 mod why;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};
 pub use blocktime::{BlockTime, TenantBlocks};
+pub use budget::TargetProblem;
 #[cfg(feature = "sim")]
 pub use config::Order;
 pub use config::{Config, ModelLimits};

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::BLOCK_LEN;
 use crate::admit::Work;
 use crate::blocks::Pool;
+use crate::budget::{Margin, Targets};
 use crate::config::{Config, ModelLimits};
 use crate::cost::{Cost, Load};
 use crate::ids::{BlockHash, BlockId, ModelId, Nanos, StepId};
@@ -70,6 +71,10 @@ pub(crate) struct Model {
     pub(crate) id: ModelId,
     pub(crate) limits: ModelLimits,
     pub(crate) cost: Cost,
+    /// How far steps exceed what is predicted of them.
+    pub(crate) margin: Margin,
+    /// ITL targets of what runs.
+    pub(crate) targets: Targets,
     pub(crate) pool: Pool,
     pub(crate) lanes: Vec<Lane>,
     /// Tenants with running requests, and those with waiting ones.
@@ -125,6 +130,8 @@ impl Model {
             id,
             limits,
             cost: Cost::new(config.step_cost_prior, config.token_cost_prior),
+            margin: Margin::of_steps(),
+            targets: Targets::default(),
             pool: Pool::new(limits.blocks, tenants),
             lanes: Vec::new(),
             running_tenants: Roster::default(),
@@ -180,6 +187,11 @@ impl Model {
     /// Learns how long answers are.
     pub(crate) fn observe_drawn(&mut self, drawn: u32) {
         self.drawn_mean = self.drawn_mean - self.drawn_mean / 32 + (u64::from(drawn) << 8) / 32;
+    }
+
+    /// Ids that a finished request drew on average.
+    pub(crate) fn drawn_mean(&self) -> u64 {
+        (self.drawn_mean >> 8).max(1)
     }
 
     /// What another device's copy knows of answers holds here, too.

@@ -7,6 +7,7 @@ use crate::event::End;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
 use crate::model::Need;
 use crate::share::Virtual;
+use crate::targets::First;
 use crate::why::Watch;
 
 /// "No request", where a slot is meant.
@@ -86,6 +87,8 @@ pub(crate) struct Request {
     pub(crate) cached_tokens: u32,
     pub(crate) admitted_at: Nanos,
     pub(crate) started_at: Option<Nanos>,
+    /// What its plan's TTFT target was accepted on; none once its first token was drawn.
+    pub(crate) first: Option<First>,
     /// Where its time goes.
     pub(crate) watch: Watch,
     /// How many of its blocks were counted as coming free, since it gets no more rows.
@@ -138,6 +141,7 @@ impl Request {
             cached_tokens: 0,
             admitted_at: Nanos::ZERO,
             started_at: None,
+            first: None,
             charge: Nanos::ZERO,
             watch: Watch::default(),
             held: 0,

@@ -16,7 +16,7 @@ impl Fill<'_> {
     /// How many of `ready` tokens from position `from` go into this step.
     pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {
         if ready == 1 {
-            return Some(1);
+            return self.is_timely(Load::new(from, 1)).then_some(1);
         }
         let cost = &self.device.models[self.m].cost;
         let kept = self.reserve.min(self.rows_left.saturating_sub(1));
@@ -29,8 +29,9 @@ impl Fill<'_> {
             false => UNPROVEN_TOKENS.saturating_sub(self.plan.tokens()),
         };
         let mut len = ready.min(tokens).min(u32::try_from(timely).unwrap_or(u32::MAX));
-        if !self.prompt_given {
-            len = len.max(ready.min(BLOCK_LEN).min(self.tokens_left));
+        let least = ready.min(BLOCK_LEN).min(self.tokens_left);
+        if !self.prompt_given && self.is_timely(Load::new(from, least)) {
+            len = len.max(least);
         } else if len < ready.min(BLOCK_LEN) {
             return None;
         }
@@ -39,6 +40,11 @@ impl Fill<'_> {
             len = aligned;
         }
         Some(len)
+    }
+
+    /// Whether a row goes into this step as far as ITL targets are concerned. The first always does.
+    fn is_timely(&self, load: Load) -> bool {
+        !self.strict || self.step.rows.is_empty() || self.device.models[self.m].cost.marginal(load) <= self.time_left
     }
 
     /// Whether an item goes into this step. The first always does.

@@ -54,11 +54,15 @@ impl Scheduler {
 
     /// Adds a tenant, or changes what it bought. What it has at work stays at work.
     pub fn add_tenant(&mut self, id: TenantId, tenant: Tenant) {
+        let before = self.tenants.slot(id).map(|slot| self.tenants.get(slot).plan.itl_target);
         let slot = self.tenants.set(id, tenant, self.config.hold_max);
         self.order.grow(self.tenants.len());
         for device in &mut self.devices {
             device.grow(self.tenants.len());
             device.set_plan(&self.tenants, slot);
+        }
+        if before.is_some_and(|before| before != tenant.itl_target) {
+            self.retarget(slot, before.flatten());
         }
     }
 

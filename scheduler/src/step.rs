@@ -41,6 +41,7 @@ impl Scheduler {
         self.requests.tick(now);
 
         device.tell_time(now);
+        device.learn_margin(now, &step);
         let time = device.book_step(now, report.device_time);
         let cost = &device.models[m].cost;
         let rows = step.rows.len() as u64;
@@ -144,6 +145,9 @@ impl Scheduler {
         if row.samples {
             request.known += 1;
             request.drawn += 1;
+            if let Some(first) = request.first.take() {
+                device.waits.observe_first(&first, now.saturating_sub(request.admitted_at));
+            }
         }
         let drawn_all = request.draws_max() > 0 && request.drawn == request.draws_max();
         let computed_all = request.draws_max() == 0 && request.computed == request.limit();

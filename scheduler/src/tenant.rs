@@ -27,6 +27,11 @@ pub struct Tenant {
     pub cache_blocks_floor: u32,
     /// KV blocks in each pool that stay cached at most when nobody holds them; the oldest go first.
     pub cache_blocks_ceiling: Option<u32>,
+    /// From arrival to the first token. A request that is not expected to have it by then is refused, with
+    /// [`crate::RejectReason::TargetUnmet`].
+    pub ttft_target: Option<Nanos>,
+    /// From a sequence's token to its next. Steps beside its sequences are cut to it; see [`crate::Scheduler::target_problems`].
+    pub itl_target: Option<Nanos>,
     /// The most urgent class its requests can have: a smaller [`crate::Admission::priority`] counts as this one.
     pub priority_ceiling: u8,
     /// The reserved devices it may use beside the common ones.
@@ -46,6 +51,8 @@ impl Default for Tenant {
             metered: false,
             cache_blocks_floor: 0,
             cache_blocks_ceiling: None,
+            ttft_target: None,
+            itl_target: None,
             priority_ceiling: 0,
             pool: None,
             pool_only: false,

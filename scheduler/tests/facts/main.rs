@@ -15,4 +15,5 @@ mod recovery;
 mod rig;
 mod rows;
 mod shares;
+mod targets;
 mod why;

@@ -1,0 +1,277 @@
+//! When a request's first token can be expected, and the refusal of those whose plan promises it sooner.
+//!
+//! *The prediction.* Prompts are computed in chunks beside the decode rows that run, so the way to the first token is so many *rounds*: a step of the
+//! model, and one of each other model that runs, each with its constant and its decode rows, and with a chunk in what these leave of the step's
+//! budget. What is to be computed before it ends are the tenant's own prompts before it in rank, its own, and what others get meanwhile: by weight as
+//! much as the tenant itself, and as much as it is ahead of the device's clock; but no more than they have. Where rows, blocks or `running_max` are
+//! used up, there are at least the rounds in which enough of those that run are expected to end. Steps in flight come first.
+//!
+//! *What is promised.* Only the waiting part of the prediction is uncertain: the part that depends on what others do, and on who comes later. What
+//! waits turned out to be, against what was predicted, is learnt per device ([`Margin::of_waits`]), and a request is accepted
+//! if 19 in 20 like it are expected in time. Alone on a device there is nothing to wait for, so nothing is refused that fits its target there, and nothing
+//! is refused before the device's costs are known. What alone would take too long is refused too, and waiting does not help it.
+//!
+//! Cost: the running requests of a device and the tenant's own waiting ones, at admissions of tenants with a target only.
+
+use crate::BLOCK_LEN;
+use crate::admit::{Admission, Reject, RejectReason, Work, rank_of};
+use crate::budget::Margin;
+use crate::cost::Load;
+use crate::device::Device;
+use crate::ids::Nanos;
+use crate::model::Model;
+use crate::request::{Rank, Request, Requests};
+use crate::scheduler::Scheduler;
+use crate::tenant::Tenants;
+
+/// Until the first token, as it was predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct First {
+    /// If the device had nothing else to do.
+    pub(crate) alone: Nanos,
+    /// What comes on top because it has.
+    pub(crate) waits: Nanos,
+    /// A step of it all. Work ahead shrinks by whole steps, when their reports come.
+    round: Nanos,
+}
+
+impl First {
+    fn expected(&self, margin: &Margin) -> Nanos {
+        self.alone.saturating_add(margin.upon(self.waits))
+    }
+
+    /// In how long it would be expected inside the target; nothing if no wait helps.
+    fn excess(&self, margin: &Margin, target: Nanos) -> Option<Nanos> {
+        let left = Nanos(target.0.checked_sub(self.alone.0)?);
+        Some(self.waits.saturating_sub(margin.within(left)).saturating_add(self.round))
+    }
+}
+
+impl Margin {
+    /// Learns from a first token that came after `time`. Waits that are small beside the prompt itself say nothing.
+    pub(crate) fn observe_first(&mut self, first: &First, time: Nanos) {
+        if first.waits.0 > first.alone.0 / 4 {
+            self.observe(first.waits, time.saturating_sub(first.alone));
+        }
+    }
+}
+
+/// The earliest a refused client is told to come back.
+const RETRY_AFTER_MIN: Nanos = Nanos::from_millis(1);
+
+impl Scheduler {
+    /// The place at which the request's TTFT target is met: the one it was given, or else the one where its first token is expected soonest.
+    pub(crate) fn in_time(
+        &self,
+        now: Nanos,
+        tenant: u32,
+        admission: &Admission,
+        (device, model): (u32, u32),
+        fixed: bool,
+    ) -> Result<(u32, u32, Option<First>), Reject> {
+        let plan = &self.tenants.get(tenant).plan;
+        let priority = admission.priority.max(plan.priority_ceiling);
+        let Some(target) =
+            plan.ttft_target.filter(|_| matches!(admission.work, Work::Generate { new_tokens_max: 1.., .. }))
+        else {
+            return Ok((device, model, None));
+        };
+        let mut soonest: Option<(Nanos, u32, u32, First)> = None;
+        let mut again: Option<Nanos> = None;
+        let others = 0..if fixed { 0 } else { self.devices.len() as u32 };
+        for d in core::iter::once(device).chain(others.filter(|d| *d != device)) {
+            let place = &self.devices[d as usize];
+            let m = match d == device {
+                true => Some(model as usize),
+                false => place.model_index(admission.model).filter(|_| place.up && !place.closed),
+            };
+            let Some(m) = m.filter(|m| self.fits(tenant, place, *m, &admission.work).is_ok()) else { continue };
+            if !place.models[m].cost.tried() {
+                return Ok((d, m as u32, None));
+            }
+            let rank = rank_of(now, priority, &self.config, self.next_seq);
+            let first = place.first_token(now, m, tenant, rank, &admission.work, &self.requests, &self.tenants);
+            let expected = first.expected(&place.waits);
+            if expected <= target {
+                if d == device {
+                    return Ok((d, m as u32, Some(first)));
+                }
+                if soonest.is_none_or(|(least, ..)| expected < least) {
+                    soonest = Some((expected, d, m as u32, first));
+                }
+            }
+            let excess = first.excess(&place.waits, target);
+            again = again.into_iter().chain(excess).min();
+        }
+        match soonest {
+            Some((_, d, m, first)) => Ok((d, m, Some(first))),
+            None => {
+                let retry_after = again.map_or(Nanos::ZERO, |again| again.max(RETRY_AFTER_MIN));
+                Err(Reject { reason: RejectReason::TargetUnmet, retry_after })
+            }
+        }
+    }
+}
+
+/// The work that stands before a request on a device.
+#[derive(Default)]
+struct Ahead {
+    /// Prompts of its tenant before it in rank, the rests of those that run with them.
+    own: Nanos,
+    /// Prompts of all others.
+    others: Nanos,
+    /// Sequences of its tenant and model that are before it in the queue, and the blocks they will want.
+    queued: u32,
+    blocks: u32,
+    /// Weights of the others that have prompts.
+    weights: u128,
+    /// Weights of all others.
+    weights_active: u128,
+    /// Rows of the model's decodes, and the steps and rows of other models.
+    rows: Nanos,
+    beside: Nanos,
+}
+
+impl Device {
+    #[allow(clippy::too_many_arguments)]
+    fn first_token(
+        &self,
+        now: Nanos,
+        m: usize,
+        tenant: u32,
+        rank: Rank,
+        work: &Work,
+        requests: &Requests,
+        tenants: &Tenants,
+    ) -> First {
+        let model = &self.models[m];
+        let need = model.need(tenant, work);
+        let load = Load::new(need.cached, need.known - need.cached);
+        let own = model.cost.marginal(load);
+        let account = tenants.get(tenant);
+        let step = model.cost.step();
+        let time = self.budget_beside(m, account.plan.itl_target).time;
+        let chunk = |rows: Nanos, taken: u32| {
+            let left = time.saturating_sub(step).saturating_sub(rows);
+            model.chunk_time(left, taken, need.known)
+        };
+        let rounds = |work: Nanos, chunk: Nanos| work.0.div_ceil(chunk.0.max(1)).max(1);
+        let alone = own.saturating_add(Nanos(step.0.saturating_mul(rounds(own, chunk(Nanos::ZERO, 0)))));
+
+        let ahead = self.ahead(m, tenant, rank, requests, tenants);
+        let own = own.saturating_add(ahead.own);
+        let weight = u128::from(account.weight());
+        let lead =
+            account.service.virtual_time().saturating_sub(account.service.held()).saturating_sub(self.clock) >> 32;
+        let meanwhile = u128::from(own.0) * ahead.weights / weight + lead.min(1 << 60) * ahead.weights;
+        let others = Nanos(u64::try_from(meanwhile).unwrap_or(u64::MAX)).min(ahead.others);
+        let prompts = own.saturating_add(others);
+        let places = self.rounds_for_places(m, tenant, need.known.div_ceil(BLOCK_LEN), &ahead, tenants);
+        let chunk = chunk(ahead.rows, model.running);
+        let rounds = rounds(prompts, chunk).max(places);
+        let round = step.saturating_add(ahead.rows).saturating_add(ahead.beside);
+        let all = prompts.saturating_add(Nanos(round.0.saturating_mul(rounds))).saturating_add(self.busy_for(now));
+        First { alone, waits: all.saturating_sub(alone), round: round.saturating_add(chunk.min(prompts)) }
+    }
+
+    fn ahead(&self, m: usize, tenant: u32, rank: Rank, requests: &Requests, tenants: &Tenants) -> Ahead {
+        let mut ahead = Ahead::default();
+        let mut own_waiting = Nanos::ZERO;
+        for (n, model) in self.models.iter().enumerate() {
+            ahead.others = ahead.others.saturating_add(model.waiting_prompts);
+            for slot in model.lanes[tenant as usize].waiting.slots() {
+                let request = requests.get(slot);
+                own_waiting = own_waiting.saturating_add(request.need.prompt);
+                if request.rank < rank {
+                    ahead.own = ahead.own.saturating_add(request.need.prompt);
+                    ahead.queued += u32::from(n == m);
+                    ahead.blocks += if n == m { request.known.div_ceil(BLOCK_LEN) } else { 0 };
+                }
+            }
+            if n != m && model.running > 0 {
+                ahead.beside = ahead.beside.saturating_add(model.cost.step());
+            }
+        }
+        ahead.others = ahead.others.saturating_sub(own_waiting);
+        let own_weight = if self.shares[tenant as usize].live > 0 { tenants.get(tenant).weight() } else { 0 };
+        ahead.weights_active = u128::from(self.weights - u64::from(own_weight));
+        ahead.weights = ahead.weights_active;
+        for (n, model) in self.models.iter().enumerate() {
+            for other in model.running_tenants.iter() {
+                let is_first = self.models[..n].iter().all(|model| model.lanes[other as usize].running.is_empty());
+                if is_first && !self.ahead_of_running(&mut ahead, m, tenant, other, requests) {
+                    ahead.weights -= u128::from(tenants.get(other).weight());
+                }
+            }
+        }
+        ahead
+    }
+
+    /// Counts what a tenant has running. False if it is another that only decodes, and so wants no more of a step than its rows.
+    fn ahead_of_running(&self, ahead: &mut Ahead, m: usize, tenant: u32, other: u32, requests: &Requests) -> bool {
+        let mut prompts = other == tenant || self.shares[other as usize].waiting > 0;
+        for (n, model) in self.models.iter().enumerate() {
+            for &slot in &model.lanes[other as usize].running {
+                let request = requests.get(slot);
+                let rest = model.prompt_rest(request);
+                prompts |= rest > Nanos::ZERO;
+                let sum = if other == tenant { &mut ahead.own } else { &mut ahead.others };
+                *sum = sum.saturating_add(rest);
+                if request.draws_max() > 0 {
+                    let row = model.cost.marginal(Load::new(request.known, 1));
+                    let sum = if n == m { &mut ahead.rows } else { &mut ahead.beside };
+                    *sum = sum.saturating_add(row);
+                }
+            }
+        }
+        prompts
+    }
+
+    /// Rounds until enough of those that run have ended, where rows, blocks or the tenant's running requests are at their bound. A sequence is expected
+    /// to draw as many ids as the others did on average, so of `n` one ends every `mean / n` rounds.
+    fn rounds_for_places(&self, m: usize, tenant: u32, blocks: u32, ahead: &Ahead, tenants: &Tenants) -> u64 {
+        let model = &self.models[m];
+        let account = tenants.get(tenant);
+        let own_running = model.lanes[tenant as usize].running.len() as u32;
+        let rows_max = u128::from(model.limits.rows_max.max(1));
+        let weight = u128::from(account.weight());
+        // New rows of a tenant inside its share go before old ones of another, so its share of the rows is its own at any time.
+        let share = rows_max * weight / (weight + ahead.weights_active);
+        let rows = (share as u32).max(model.limits.rows_max.saturating_sub(model.running - own_running)).max(1);
+        let by_rows = (own_running + ahead.queued + 1).saturating_sub(rows);
+        let running_max = account.plan.running_max.max(1);
+        let by_plan = account.running.saturating_add(ahead.queued + 1).saturating_sub(running_max);
+        let room = model.pool.room(tenant, tenants, crate::blocks::Limits::Bind);
+        let short = u64::from((ahead.blocks + blocks).saturating_sub(room));
+        let by_blocks = match short {
+            0 => 0,
+            _ => (short * u64::from(model.running)).div_ceil(u64::from(model.pool.counts().0.max(1))),
+        };
+        let mean = model.drawn_mean();
+        let after = |ends: u64, of: u32| (ends * mean).div_ceil(u64::from(of.max(1)));
+        after(u64::from(by_rows.max(by_plan)), own_running).max(after(by_blocks, model.running))
+    }
+}
+
+impl Model {
+    /// What a step that leaves prompts `time`, and so many rows to others, takes for them; prompts of `len` tokens.
+    fn chunk_time(&self, time: Nanos, taken: u32, len: u32) -> Nanos {
+        let middle = len / 2;
+        let tokens = u64::from(self.limits.tokens_max.saturating_sub(taken)).min(self.cost.tokens_within(middle, time));
+        let tokens = (tokens / u64::from(BLOCK_LEN) * u64::from(BLOCK_LEN)).max(u64::from(BLOCK_LEN));
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        // Measured from where its middle is the prompt's middle.
+        self.cost.marginal(Load::new(middle.saturating_sub(tokens / 2), tokens))
+    }
+
+    /// What is left of a running request's prompt, or of its list.
+    fn prompt_rest(&self, request: &Request) -> Nanos {
+        match &request.work {
+            Work::Embed { .. } => self.need_of_running(request).prompt,
+            Work::Generate { .. } => match request.known.min(request.limit()).saturating_sub(request.computed) {
+                0 | 1 => Nanos::ZERO,
+                len => self.cost.marginal(Load::new(request.computed, len)),
+            },
+        }
+    }
+}
