@@ -57,6 +57,7 @@ mod cost;
 mod device;
 mod event;
 mod fill;
+mod fit;
 mod grant;
 mod ids;
 mod invariants;

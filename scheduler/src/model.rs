@@ -269,7 +269,7 @@ impl Model {
 
     /// Device time that it takes, as one among the usual number of rows.
     pub(crate) fn attributed(&self, need: &Need) -> Nanos {
-        let draws = self.cost.attributed(Load::new(need.known, need.draws), u64::from(need.draws));
+        let draws = self.cost.attributed(Load::draws(need.known, need.draws), u64::from(need.draws));
         if need.draws == 0 { need.prompt } else { need.prompt.saturating_add(draws) }
     }
 

@@ -115,7 +115,7 @@ impl Scheduler {
                     prefix_hits: model.prefix_hits,
                     evictions: model.pool.evictions,
                     step_cost: model.cost.step(),
-                    kilotoken_cost: model.cost.marginal(crate::cost::Load { tokens: 1_000, reads: 0 }),
+                    kilotoken_cost: model.cost.marginal(crate::cost::Load { tokens: 1_000, ..Default::default() }),
                 });
             }
         }

@@ -44,12 +44,11 @@ impl Scheduler {
         device.learn_margin(now, &step);
         let time = device.book_step(now, report.device_time);
         let cost = &device.models[m].cost;
-        let rows = step.rows.len() as u64;
-        let total = step.rows.iter().map(|row| u128::from(cost.weight(row.load, rows))).sum();
+        let total = step.rows.iter().map(|row| u128::from(cost.weight(row.load))).sum();
         let mut split = Split::new(time, total);
         for (row, outcome) in step.rows.iter().zip(report.rows) {
             // The model learns from the step only after its split, so the weights still add up to `total`.
-            let weight = self.devices[d].models[m].cost.weight(row.load, rows);
+            let weight = self.devices[d].models[m].cost.weight(row.load);
             let part = split.part(weight);
             self.charge(d, row, *outcome, part);
             self.advance(now, d, row, *outcome);
@@ -60,7 +59,7 @@ impl Scheduler {
         for row in &step.rows {
             load.add(row.load);
         }
-        device.models[m].cost.observe(load, rows, time);
+        device.models[m].cost.observe(load, time);
         step.rows.clear();
         device.spare.push(step);
         self.end_broke(now);
