@@ -6,6 +6,7 @@
 //! A probe is handed the [`Device`] it runs on: the CPU by `weir probe`, a GPU by `weir-gpu probe`.
 
 mod args;
+mod charges;
 mod device;
 mod kernels;
 mod loaded;
@@ -35,6 +36,8 @@ weir probe SUB, with JSON lines as the answer:
   greedy --model DIR --ids FILE --new N   the likeliest ids
   steps --model DIR --batch B --context C --new N [--prefill T]
                                           time of prefill steps of T tokens, and of decode steps
+  charges --model DIR [--steps N] [--repeats N] [--seed N] [--raw FILE]
+                                          what rows are charged against what they cost
 FILE of --ids is JSON: a list of lists of token ids.";
 
 /// Why a probe has no answer.
@@ -98,6 +101,7 @@ pub fn run(args: &[String], device: &Device, out: &mut dyn Write) -> Result<(), 
         "device" => device::run(&args(&[], &[])?, place, out),
         "logits" => logits::logits(&args(&["model", "ids", "out", "path", "step-tokens"], &[])?, place, out),
         "greedy" => logits::greedy(&args(&["model", "ids", "new", "step-tokens"], &[])?, place, out),
+        "charges" => charges::run(&args(&["model", "steps", "repeats", "seed", "raw"], &[])?, place, out),
         "steps" => steps::run(&args(&["model", "batch", "context", "new", "prefill"], &[])?, place, out),
         other => Err(ProbeError::Usage(format!("there is no probe `{other}`"))),
     }
