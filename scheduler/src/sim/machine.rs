@@ -90,6 +90,7 @@ impl World<'_> {
         loop {
             let mut plan = self.machines[d].spare.pop().unwrap_or_default();
             let planned = self.scheduler.next_step(self.now, DeviceId(d as u16), &mut plan);
+            self.check_alone(d, &plan);
             self.hear();
             if planned {
                 self.take_plan(d, &plan);
@@ -107,6 +108,18 @@ impl World<'_> {
         }
     }
 
+    /// Who runs alone is alone, but others run while it waits for a grant.
+    fn check_alone(&self, d: usize, plan: &StepPlan) {
+        if let Some(alone) = self.machines[d].lane.front() {
+            let rows = plan.rows.iter().filter(|row| row.request == *alone).count();
+            let metered = self
+                .clients
+                .get(*alone)
+                .is_none_or(|client| self.plans[self.places[&self.scenario.sources[client.source].tenant]].metered);
+            assert!(rows == plan.rows.len() || rows == 0 && metered, "who runs alone is alone");
+        }
+    }
+
     /// Checks a plan against what its clients know: rows follow on each other and draw exactly when they catch up.
     fn take_plan(&mut self, d: usize, plan: &StepPlan) {
         let model = self.scenario.models.iter().position(|model| model.id == plan.model).expect("a known model");
@@ -114,8 +127,6 @@ impl World<'_> {
         assert!(plan.rows.len() as u32 <= limits.rows_max);
         assert!(plan.tokens() <= u64::from(limits.tokens_max) || plan.rows.len() == 1);
         assert!(plan.device.0 as usize == d && self.machines[d].up && self.has_model(d, plan.model));
-        let alone = self.machines[d].lane.front();
-        assert!(alone.is_none_or(|alone| plan.rows.iter().all(|row| row.request == *alone)), "who runs alone is alone");
         let in_flight_max = self.scenario.config.steps_in_flight_max;
         assert!(self.machines[d].queue.len() < in_flight_max.max(1) as usize);
         let mut digest = mix(self.outcome.digest ^ plan.step.0 ^ (d as u64) << 48 ^ u64::from(plan.model.0) << 56);
