@@ -286,6 +286,7 @@ fn refusal(reject: Reject) -> SubmitError {
         RejectReason::QuotaSpent => busy("Your quota of device time is spent", true),
         RejectReason::QueueFull => busy("The server has too many requests waiting", false),
         RejectReason::NoDevice => busy("The model's device is not available at present", false),
+        RejectReason::TargetUnmet => busy("The first token is not expected within your plan's target at present", true),
         RejectReason::Draining => SubmitError::Draining,
         RejectReason::ContextTooLong | RejectReason::NeverFits => SubmitError::ContextTooLong {
             message: "The request is longer than the memory of the model's device allows".into(),
