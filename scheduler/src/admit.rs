@@ -135,8 +135,10 @@ impl Scheduler {
     fn revoke(&mut self, id: RequestId) {
         let slot = self.requests.find(id).expect("the request was just accepted");
         let request = self.requests.get(slot);
-        let (tenant, device) = (request.tenant, &mut self.devices[request.device as usize]);
+        let (tenant, model) = (request.tenant, request.model as usize);
+        let device = &mut self.devices[request.device as usize];
         device.dequeue(&mut self.requests, &mut self.tenants, slot);
+        device.models[model].kin.leave(&mut self.requests, slot);
         device.leave(tenant);
         self.requests.retire(slot);
         self.requests.release(slot);
@@ -249,6 +251,7 @@ impl Scheduler {
         let id = self.requests.id(slot);
         let at = &mut self.devices[device as usize];
         at.enter(tenant);
+        at.models[model as usize].kin_of(&mut self.requests, slot);
         at.enqueue(&mut self.requests, &mut self.tenants, slot);
         let wanted = self.requests.get(slot).estimate;
         self.tenants.ask_at_door(tenant, wanted, &mut self.events);

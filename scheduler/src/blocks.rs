@@ -39,6 +39,8 @@ pub(crate) struct Block {
     newer: u32,
     /// First of the requests parked on it.
     pub(crate) parked: u32,
+    /// See [`crate::kin::level_of`], for a ready block.
+    level: Option<u8>,
 }
 
 /// What one tenant has in the pool.
@@ -98,6 +100,8 @@ pub(crate) struct Pool {
     index: Prefix,
     /// Requests whose block was published or given up: they go back to their queues.
     pub(crate) woken: Vec<u32>,
+    /// Blocks with a level that were indexed and are no more.
+    pub(crate) gone: Vec<(u32, u8, BlockHash)>,
     pub(crate) evictions: u64,
     /// Cached blocks over all tenants, and those of them that lie above their owners' floors.
     cached: u32,
@@ -121,6 +125,7 @@ impl Pool {
             older: NONE,
             newer: NONE,
             parked: NONE,
+            level: None,
         };
         let mut pool = Pool {
             blocks: alloc::vec![block; len as usize],
@@ -128,6 +133,7 @@ impl Pool {
             held: Vec::new(),
             index: Prefix::new(len),
             woken: Vec::new(),
+            gone: Vec::with_capacity(8),
             evictions: 0,
             cached: 0,
             spare: 0,
@@ -321,8 +327,14 @@ impl Pool {
         self.enter(at, hash, BlockState::Coming);
     }
 
+    /// Whether the tenant's later requests would find the block.
+    pub(crate) fn is_ready(&self, tenant: u32, hash: &BlockHash) -> bool {
+        self.find(tenant, hash).is_some_and(|at| self.blocks[at as usize].state == BlockState::Ready)
+    }
+
     /// Makes a computed block available to the tenant's later requests, unless the hash is known already.
-    pub(crate) fn publish(&mut self, at: BlockId, hash: BlockHash) {
+    pub(crate) fn publish(&mut self, at: BlockId, hash: BlockHash, level: Option<u8>) {
+        self.blocks[at.0 as usize].level = level;
         match self.blocks[at.0 as usize].state {
             BlockState::Private => self.enter(at, hash, BlockState::Ready),
             BlockState::Coming => {
@@ -349,6 +361,7 @@ impl Pool {
     pub(crate) fn withdraw(&mut self, at: BlockId) {
         let state = self.blocks[at.0 as usize].state;
         if matches!(state, BlockState::Coming | BlockState::Ready) {
+            self.note_gone(at.0);
             self.index.remove(&self.blocks, at.0);
             self.blocks[at.0 as usize].state = BlockState::Private;
             self.wake(at.0);
@@ -360,9 +373,17 @@ impl Pool {
         assert!(at != NONE, "a tenant with cached blocks has an oldest one");
         self.unlink(at);
         self.change(tenant, |held| held.cached -= 1);
+        self.note_gone(at);
         self.index.remove(&self.blocks, at);
         self.evictions += 1;
         self.liberate(at);
+    }
+
+    fn note_gone(&mut self, at: u32) {
+        let Block { state, owner, hash, level, .. } = self.blocks[at as usize];
+        if let (BlockState::Ready, Some(level)) = (state, level) {
+            self.gone.push((owner, level, hash));
+        }
     }
 
     fn liberate(&mut self, at: u32) {

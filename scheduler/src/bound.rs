@@ -24,7 +24,7 @@ impl Scheduler {
             // Riders in a step of one model may be so far ahead of who waits for another; see `rival`.
             ride = if device.models.len() > 1 { ride.max(device.step_latency_max) } else { ride };
         }
-        let rest = [ride, self.config.hold_max, self.config.start_preempts_at, redo];
+        let rest = [ride, self.config.hold_max, self.config.locality_quantum, self.config.start_preempts_at, redo];
         rest.into_iter().fold(steps, Nanos::saturating_add)
     }
 

@@ -22,6 +22,10 @@ pub struct Config {
     /// would start at the price of short ones; without a bound to it, a tenant with a very long prompt would stand back until others
     /// had as much, and the service gap would grow with the longest prompt.
     pub hold_max: Nanos,
+    /// Device time for which requests that begin like the one before may go before others, so that their beginning is computed once; see
+    /// `docs/fairness.md`. It is the most by which a tenant may be ahead of another for that, and for each of a tenant's
+    /// requests the most by which younger ones may overtake the next. With 0, the prefix cache decides nothing.
+    pub locality_quantum: Nanos,
     /// How much later a request of priority `p` counts as having arrived, times `p`. This is also the ageing: a request of
     /// class `p` is overtaken by class 0 for at most `p * priority_spacing`.
     pub priority_spacing: Nanos,
@@ -49,6 +53,8 @@ pub enum Order {
     RoundRobin,
     /// VTC: the tenant that had the fewest tokens by weight.
     Tokens,
+    /// Whose prompt is cached furthest, whoever it is; then who came first.
+    Prefix,
 }
 
 impl Default for Config {
@@ -60,6 +66,7 @@ impl Default for Config {
             start_preempts_at: Nanos::from_secs(1),
             step_latency_max: Nanos::from_millis(250),
             hold_max: Nanos::from_millis(500),
+            locality_quantum: Nanos::from_millis(250),
             priority_spacing: Nanos::from_secs(2),
             quota_wait_max: Nanos::from_secs(10),
             token_cost_prior: Nanos::from_micros(20),

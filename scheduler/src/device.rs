@@ -89,6 +89,8 @@ pub(crate) struct Device {
     pub(crate) weights: u64,
     /// Looks at tenants and requests while planning; see [`crate::Scheduler::touched`].
     pub(crate) touched: u64,
+    /// The least virtual time among the tenants that are short of the device, when a step was planned last.
+    pub(crate) least: Option<Virtual>,
     /// The device's virtual time; see [`crate::share`].
     pub(crate) clock: Virtual,
     /// In the order they were planned.
@@ -136,6 +138,7 @@ impl Device {
             demand: Nanos::ZERO,
             weights: 0,
             touched: 0,
+            least: None,
             clock: 0,
             in_flight: VecDeque::new(),
             alone: None,

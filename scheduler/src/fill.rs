@@ -180,6 +180,7 @@ impl Scheduler {
             rival,
             preemptions_max: self.config.preemptions_max,
             start_preempts_at: self.config.start_preempts_at,
+            locality_quantum: self.config.locality_quantum,
             #[cfg(feature = "sim")]
             order: self.config.order,
             quota_wait_max: self.config.quota_wait_max,
@@ -258,6 +259,7 @@ pub(crate) struct Fill<'a> {
     pub(crate) rival: Virtual,
     pub(crate) preemptions_max: u32,
     pub(crate) start_preempts_at: Nanos,
+    pub(crate) locality_quantum: Nanos,
     #[cfg(feature = "sim")]
     pub(crate) order: crate::config::Order,
     pub(crate) quota_wait_max: Nanos,
@@ -296,6 +298,7 @@ impl Fill<'_> {
 
     fn run(&mut self, order: &mut Order) {
         debug_assert!(order.again.least().is_none());
+        self.go_on_with_kin();
         order.called.clear();
         order.next = 0;
         match self.device.alone.map(|id| self.requests.find(id)) {
@@ -378,6 +381,30 @@ impl Fill<'_> {
         self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
     }
 
+    /// Lets the tenant that started a request last start more that begin like it, as long as that hits the cache and puts it less than a
+    /// quantum ahead of those that are short; see [`crate::kin`].
+    fn go_on_with_kin(&mut self) {
+        let (Some(least), Some(tenant)) = (self.device.least, self.device.models[self.m].kin.last) else { return };
+        let until = least.saturating_add(virtual_time(self.locality_quantum, 1)).min(self.rival);
+        while self.rows_left > 0 && self.tokens_left > 0 && self.device.alone.is_none() {
+            let account = self.tenants.get(tenant);
+            if account.is_dry() || !account.may_start() || account.service.virtual_time() >= until {
+                return;
+            }
+            let model = &self.device.models[self.m];
+            let Some(slot) = model.kin.next(tenant) else { return };
+            let request = self.requests.get(slot);
+            let by_rank = request.queue_pos == 0;
+            if model.cached_blocks(tenant, &request.hashes, request.known) == 0
+                || !matches!(self.start(slot), Start::Row(_))
+            {
+                return;
+            }
+            self.device.models[self.m].kin.started(self.requests, slot, by_rank);
+            self.device.shares[tenant as usize].reached = self.id;
+        }
+    }
+
     /// The tenant with the least time of those that are filed and may have something to run.
     fn next_filed(&mut self) -> Option<(Virtual, u32)> {
         if self.device.alone.is_some() {
@@ -426,8 +453,12 @@ impl Fill<'_> {
                 lane.short |= short;
                 lane.cursor += 1;
             } else if let Some((_, slot)) = waiting {
+                let by_rank = self.requests.get(slot).queue_pos == 0;
                 match self.start(slot) {
-                    Start::Row(cost) => return Pick::Row(cost),
+                    Start::Row(cost) => {
+                        self.device.models[self.m].kin.started(self.requests, slot, by_rank);
+                        return Pick::Row(cost);
+                    }
                     Start::Parked => {}
                     Start::Capped => {
                         self.requests.wait(slot, Cause::Queue);
@@ -440,7 +471,9 @@ impl Fill<'_> {
                         (lane.capped, lane.short) = (true, true);
                     }
                     Start::NoRoom => {
-                        self.requests.wait(slot, Cause::Memory);
+                        if by_rank {
+                            self.requests.wait(slot, Cause::Memory);
+                        }
                         self.no_room = true;
                         self.lane(tenant).short = true;
                     }
@@ -493,7 +526,10 @@ impl Fill<'_> {
             lane.short = true;
             return None;
         }
-        Some(head)
+        // Its kin go in its place.
+        let kin = self.device.models[self.m].kin.next(tenant);
+        let kin = kin.filter(|_| self.device.alone.is_none());
+        Some((head.0, kin.unwrap_or(head.1)))
     }
 
     /// A row for a running request, unless tokens, time or blocks are short.

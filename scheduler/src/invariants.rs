@@ -1,10 +1,11 @@
 //! A recount of everything that is kept in step on the way, for tests and the simulator.
 
 use alloc::vec;
+use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
 use crate::ids::Nanos;
-use crate::request::{NONE, State};
+use crate::request::{NONE, Request, State};
 use crate::scheduler::Scheduler;
 use crate::share::Share;
 use crate::why::Cause;
@@ -168,5 +169,10 @@ impl Scheduler {
         assert_eq!(model.yielding, yielding, "blocks about to come free");
         self.check_targets(d, m);
         model.pool.check(&refs);
+        let live = |request: &Request| !matches!(request.state, State::Free | State::Ghost);
+        let here = |request: &Request| (request.device as usize, request.model as usize) == (d, m);
+        let live: Vec<u32> =
+            self.requests.iter().filter(|(_, request)| live(request) && here(request)).map(|(slot, _)| slot).collect();
+        model.kin.check(&self.requests, &model.pool, &live);
     }
 }

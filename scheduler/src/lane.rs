@@ -3,6 +3,7 @@
 
 use crate::BLOCK_LEN;
 use crate::device::Device;
+use crate::kin::level_of;
 use crate::request::{NONE, Requests, State};
 use crate::share::{Virtual, virtual_time};
 use crate::tenant::Tenants;
@@ -33,6 +34,7 @@ impl Device {
         lane.waiting.reserve(share.live as usize);
         lane.running.reserve((share.live as usize).saturating_sub(lane.running.len()));
         lane.waiting.push(requests, slot);
+        model.kin.wait(requests, slot);
         self.refile(tenants, m, tenant);
         let account = tenants.get(tenant);
         requests.queued(slot, self.alone, account.may_start(), account.is_dry());
@@ -55,7 +57,10 @@ impl Device {
         let m = request.model as usize;
         match request.state {
             State::Parked => model.pool.unpark(requests, slot),
-            _ => model.lanes[tenant as usize].waiting.remove(requests, slot),
+            _ => {
+                model.lanes[tenant as usize].waiting.remove(requests, slot);
+                model.kin.go(requests, slot);
+            }
         }
         self.refile(tenants, m, tenant);
     }
@@ -67,6 +72,7 @@ impl Device {
         let model = &mut self.models[m];
         request.state = State::Parked;
         model.lanes[tenant as usize].waiting.remove(requests, slot);
+        model.kin.go(requests, slot);
         model.pool.park(requests, slot, at);
         self.refile(tenants, m, tenant);
         requests.wait(slot, Cause::Placement);
@@ -74,6 +80,10 @@ impl Device {
 
     /// Puts the requests whose block became ready, or was given up, back into their queues.
     pub(crate) fn wake(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
+        let model = &mut self.models[m];
+        while let Some((tenant, level, hash)) = model.pool.gone.pop() {
+            model.kin.set_warm(tenant, level, &hash, false);
+        }
         while let Some(mut slot) = self.models[m].pool.woken.pop() {
             while slot != NONE {
                 let request = requests.get_mut(slot);
@@ -82,6 +92,7 @@ impl Device {
                 let tenant = request.tenant;
                 let next = core::mem::replace(&mut request.parked_next, NONE);
                 self.models[m].lanes[tenant as usize].waiting.push(requests, slot);
+                self.models[m].kin.wait(requests, slot);
                 self.refile(tenants, m, tenant);
                 slot = next;
             }
@@ -172,7 +183,14 @@ impl Device {
         let full = full.min(request.hashes.len() as u32);
         while request.published < full {
             let at = request.published as usize;
-            self.models[m].pool.publish(request.blocks[at], request.hashes[at]);
+            let (level, hash) = (level_of(at), request.hashes[at]);
+            let model = &mut self.models[m];
+            model.pool.publish(request.blocks[at], hash, level);
+            if let Some(level) = level
+                && model.pool.is_ready(request.tenant, &hash)
+            {
+                model.kin.set_warm(request.tenant, level, &hash, true);
+            }
             request.published += 1;
         }
         self.wake(requests, tenants, m);

@@ -61,6 +61,7 @@ mod fit;
 mod grant;
 mod ids;
 mod invariants;
+mod kin;
 mod lane;
 mod model;
 mod place;

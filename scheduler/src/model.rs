@@ -9,6 +9,7 @@ use crate::budget::{Margin, Targets};
 use crate::config::{Config, ModelLimits};
 use crate::cost::{Cost, Load};
 use crate::ids::{BlockHash, BlockId, ModelId, Nanos, StepId};
+use crate::kin::Kin;
 use crate::queue::Queue;
 use crate::request::{Rank, Request, Requests};
 use crate::share::Virtual;
@@ -86,6 +87,8 @@ pub(crate) struct Model {
     pub(crate) short_waiting: Tournament<Virtual>,
     /// Where the next one to take over waiting requests goes on looking; see `pull` in [`crate::place`].
     pub(crate) pulled_at: usize,
+    /// Which requests begin alike.
+    pub(crate) kin: Kin,
     /// Block tables of requests that no longer run, kept for their buffers: each has room for the longest context.
     tables: Vec<Vec<BlockId>>,
     /// Running requests over all lanes.
@@ -140,6 +143,7 @@ impl Model {
             short_waiting: Tournament::default(),
             pulled_at: 0,
             tables: Vec::new(),
+            kin: Kin::new(config.locality_quantum),
             running: 0,
             yielding: 0,
             last_step: StepId(0),
@@ -158,6 +162,7 @@ impl Model {
     pub(crate) fn grow(&mut self, tenants: usize) {
         self.pool.grow(tenants);
         self.lanes.resize(tenants, Lane::default());
+        self.kin.grow(tenants);
         self.running_tenants.grow(tenants);
         self.waiting_tenants.grow(tenants);
         self.short_running.grow(tenants);
@@ -167,6 +172,11 @@ impl Model {
     /// Whether the tenant is in one of the lists of short ones.
     pub(crate) fn is_filed(&self, tenant: u32) -> bool {
         self.short_running.has(tenant) || self.short_waiting.has(tenant)
+    }
+
+    /// Enters a new request among those that begin like it.
+    pub(crate) fn kin_of(&mut self, requests: &mut Requests, slot: u32) {
+        self.kin.join(requests, &self.pool, slot);
     }
 
     /// Gives a request that wants to start an empty block table.

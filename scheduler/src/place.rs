@@ -163,12 +163,14 @@ impl Scheduler {
     fn move_to(&mut self, slot: u32, to: usize, model: usize) {
         let Scheduler { devices, requests, tenants, .. } = self;
         let request = requests.get(slot);
-        let (from, tenant) = (request.device as usize, request.tenant);
+        let (from, theirs, tenant) = (request.device as usize, request.model as usize, request.tenant);
         devices[from].dequeue(requests, tenants, slot);
+        devices[from].models[theirs].kin.leave(requests, slot);
         devices[from].leave(tenant);
         let request = requests.get_mut(slot);
         (request.device, request.model) = (to as u32, model as u32);
         devices[to].enter(tenant);
+        devices[to].models[model].kin_of(requests, slot);
         devices[to].enqueue(requests, tenants, slot);
     }
 

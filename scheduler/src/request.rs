@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use crate::admit::Work;
 use crate::event::End;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
+use crate::kin::Ties;
 use crate::model::Need;
 use crate::share::Virtual;
 use crate::targets::First;
@@ -106,6 +107,8 @@ pub(crate) struct Request {
     pub(crate) pinned: bool,
     /// Position in its lane's queue while it waits.
     pub(crate) queue_pos: u32,
+    /// Its place among its kin.
+    pub(crate) ties: Ties,
     /// The next request parked on the same block, and that block.
     pub(crate) parked_next: u32,
     pub(crate) parked_on: u32,
@@ -151,6 +154,7 @@ impl Request {
             ending: End::Cancelled,
             pinned: false,
             queue_pos: NONE,
+            ties: Ties::default(),
             parked_next: NONE,
             parked_on: NONE,
         }

@@ -270,6 +270,8 @@ impl Scheduler {
         let in_flight = request.in_flight;
         let device = &mut self.devices[d];
         device.leave(request.tenant);
+        device.models[m].kin.leave(&mut self.requests, slot);
+        let (device, request) = (&mut self.devices[d], self.requests.get(slot));
         if end == End::Finished && request.draws_max() > 0 {
             let (id, drawn) = (device.models[m].id, request.drawn);
             // How long answers are is the model's way, and its clients', on whatever device.

@@ -111,8 +111,8 @@ impl Device {
             }
         }
         let time = |tenant: u32| tenants.get(tenant).service.virtual_time();
-        let clock = clock.into_iter().chain(self.at_hand.iter().map(time)).min();
-        let clock = clock.unwrap_or_else(|| self.calm.iter().map(time).max().unwrap_or(0));
+        self.least = clock.into_iter().chain(self.at_hand.iter().map(time)).min();
+        let clock = self.least.unwrap_or_else(|| self.calm.iter().map(time).max().unwrap_or(0));
         self.clock = self.clock.max(clock);
         for tenant in self.calm.iter() {
             tenants.get_mut(tenant).service.lift(self.clock);

@@ -179,7 +179,8 @@ impl Steady {
 
 fn allocates_nothing(rows: u32) {
     let mut steady = Steady::new(rows, 2 * rows, 6, true);
-    steady.run(4_000);
+    // Until as many have run at once as ever will: each of those has a block table.
+    steady.run(10_000);
     steady.scheduler.check_invariants();
     let ended = steady.ended;
     steady.run(1_000);

@@ -57,7 +57,7 @@ pub(crate) struct Policy {
 impl Order {
     /// Whether the order is another's than Weir's.
     pub(crate) fn is_foreign(self) -> bool {
-        matches!(self, Order::Fcfs | Order::RoundRobin | Order::Tokens)
+        !matches!(self, Order::DeviceTime)
     }
 }
 
@@ -138,10 +138,29 @@ impl Fill<'_> {
     }
 }
 
+/// Of all requests that wait, the one whose prompt is cached furthest.
+fn longest(fill: &Fill<'_>) -> Option<(u32, u32)> {
+    let model = &fill.device.models[fill.m];
+    let tenants = model
+        .waiting_tenants
+        .iter()
+        .filter(|tenant| !model.lanes[*tenant as usize].capped && fill.tenants.get(*tenant).may_start());
+    let waiting = tenants.flat_map(|tenant| model.lanes[tenant as usize].waiting.slots());
+    let slot = waiting.min_by_key(|slot| {
+        let request = fill.requests.get(*slot);
+        let cached = model.cached_blocks(request.tenant, &request.hashes, request.known);
+        (core::cmp::Reverse(cached), request.rank)
+    })?;
+    Some((fill.requests.get(slot).tenant, slot))
+}
+
 impl Policy {
     /// The tenant and the request that start next.
     fn next(&self, fill: &Fill<'_>, order: Order) -> Option<(u32, u32)> {
         let model = &fill.device.models[fill.m];
+        if order == Order::Prefix {
+            return longest(fill);
+        }
         let waiting = model.waiting_tenants.iter().filter_map(|tenant| {
             let lane = &model.lanes[tenant as usize];
             let may = !lane.capped && fill.tenants.get(tenant).may_start();

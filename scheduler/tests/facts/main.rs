@@ -6,6 +6,7 @@ mod bound;
 mod devices;
 mod grants;
 mod histories;
+mod locality;
 mod memory;
 mod money;
 mod pools;
