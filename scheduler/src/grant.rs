@@ -73,6 +73,13 @@ impl Scheduler {
         }
     }
 
+    /// Something came back to a window that was spent: requests are accepted again, and grants asked for.
+    pub fn window_reopened(&mut self, id: TenantId) {
+        if let Some(slot) = self.tenants.slot(id) {
+            self.tenants.get_mut(slot).purse.reopen();
+        }
+    }
+
     /// Lets time pass: grants expire, waits for a grant end. [`Scheduler::next_step`] does so, too.
     pub fn tick(&mut self, now: Nanos) {
         if self.tenants.deadline.is_none_or(|at| now < at) {

@@ -200,9 +200,13 @@ impl Purse {
     pub(crate) fn forget_spent(&mut self, now: Nanos) -> bool {
         let over = self.spent_until.is_some_and(|until| until <= now);
         if over {
-            (self.spent_until, self.asked) = (None, false);
+            self.reopen();
         }
         over
+    }
+
+    pub(crate) fn reopen(&mut self) {
+        (self.spent_until, self.asked) = (None, false);
     }
 
     /// Since when its work waits, if the wait of one of its requests is over.

@@ -285,6 +285,21 @@ fn the_last_row_in_flight_is_waited_for_before_a_spent_tenant_ends() {
 }
 
 #[test]
+fn a_window_that_opens_again_takes_requests_and_asks_for_grants() {
+    let mut rig = rig();
+    rig.scheduler.window_spent(rig.now, TenantId(1), LATER);
+    let work = Work::Generate { prompt_len: 1, new_tokens_max: 1, hashes: Vec::new() };
+    assert_eq!(rig.admit(1, CHAT, 0, work).unwrap_err().reason, RejectReason::QuotaSpent);
+    rig.scheduler.window_reopened(TenantId(1));
+    let id = rig.ask(1, 10, 1);
+    rig.hear();
+    assert_eq!(rig.lows(), 1);
+    rig.grant(1, 1, 100, LATER);
+    rig.step();
+    assert_eq!(rig.settled(id).unwrap().0, End::Finished);
+}
+
+#[test]
 fn the_next_grant_is_asked_for_once_before_the_last_is_used_up() {
     let mut rig = rig();
     rig.ask(1, 10, 1_000);
