@@ -194,6 +194,19 @@ pub struct TenantSpec {
     pub kv_blocks_floor: u32,
     /// KV blocks it may hold at most.
     pub kv_blocks_ceiling: Option<u32>,
+    /// Device time it may use.
+    pub quota: DeviceQuota,
+}
+
+/// Device time that a tenant may use in each hour, day and month, which begin in UTC. Without any limit it is not metered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DeviceQuota {
+    /// In an hour.
+    pub hour: Option<Duration>,
+    /// In a day.
+    pub day: Option<Duration>,
+    /// In a month of the calendar.
+    pub month: Option<Duration>,
 }
 
 impl TenantSpec {
@@ -206,6 +219,7 @@ impl TenantSpec {
             running_max: 64,
             kv_blocks_floor: 0,
             kv_blocks_ceiling: None,
+            quota: DeviceQuota::default(),
         }
     }
 }

@@ -126,6 +126,14 @@ pub enum SubmitError {
         /// The tenant's own limit, or the node's.
         tenant_limit: bool,
     },
+    /// The tenant's quota of device time is spent.
+    #[error("{message}")]
+    QuotaSpent {
+        /// For the client.
+        message: String,
+        /// When its next window begins.
+        retry_after: Duration,
+    },
     /// The server is going down.
     #[error("The server is shutting down")]
     Draining,
@@ -158,6 +166,11 @@ pub enum FailureKind {
     BadOutput,
     /// The reader left too much unread.
     SlowReader,
+    /// Its tenant's quota was spent before it was begun, or, of a list to embed, before it was done.
+    QuotaSpent {
+        /// When the next window begins.
+        retry_after: Duration,
+    },
     /// The server is going down.
     Draining,
 }

@@ -43,8 +43,8 @@ mod why;
 
 pub use card::ModelCard;
 pub use config::{
-    DeviceConfig, DeviceKind, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec, TenantSpec,
-    parse_duration,
+    DeviceConfig, DeviceKind, DeviceQuota, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec,
+    TenantSpec, parse_duration,
 };
 pub use doctor::{Finding, FindingStatus, doctor};
 pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};
@@ -54,6 +54,8 @@ pub use gpu::gpu_main;
 pub use gpu_program::{GpuDevice, GpuFault, GpuProgram};
 pub use inspect::{ModelFault, ModelRefusal};
 pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
-pub use submission::{ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, Submission, Usage};
+pub use submission::{
+    ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, StopReason, Submission, Usage,
+};
 pub use weir_scheduler::{Cause, TenantId, Times};
 pub use why::{Explanation, Place, RequestState};

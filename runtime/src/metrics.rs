@@ -30,6 +30,8 @@ pub(crate) enum Outcome {
     Failed,
     /// Not accepted.
     Rejected,
+    /// Ended, or not begun, because its tenant's quota was spent.
+    Quota,
     /// The operator's own.
     Canary,
 }
@@ -66,6 +68,7 @@ struct TokenLabel {
 enum Account {
     Tenants,
     Operator,
+    Overrun,
     Idle,
 }
 
@@ -87,9 +90,10 @@ macro_rules! label_values {
 }
 
 label_values! {
-    Outcome: Completed = "completed", Cancelled = "cancelled", Failed = "failed", Rejected = "rejected", Canary = "canary";
+    Outcome: Completed = "completed", Cancelled = "cancelled", Failed = "failed", Rejected = "rejected", Quota = "quota",
+        Canary = "canary";
     TokenKind: Prompt = "prompt", Cached = "cached", Completion = "completion";
-    Account: Tenants = "tenants", Operator = "operator", Idle = "idle";
+    Account: Tenants = "tenants", Operator = "operator", Overrun = "overrun", Idle = "idle";
 }
 
 type Seconds = Gauge<f64, AtomicU64>;
@@ -223,7 +227,8 @@ impl Metrics {
         let outbox_bytes = gauge("outbox_bytes", "Unread text and log-probabilities of all streams");
         let gpus = Arc::new(Board::default());
         registry.register_collector(Box::new(gpus.clone()));
-        for outcome in [Outcome::Completed, Outcome::Cancelled, Outcome::Failed, Outcome::Rejected, Outcome::Canary] {
+        use Outcome::{Canary, Cancelled, Completed, Failed, Quota, Rejected};
+        for outcome in [Completed, Cancelled, Failed, Rejected, Quota, Canary] {
             drop(requests.get_or_create(&OutcomeLabel { outcome }));
         }
         Metrics {
@@ -397,7 +402,9 @@ impl Metrics {
             let accounts = scheduler.accounts(now, DeviceId(index as u16));
             let shares = [
                 (Account::Tenants, accounts.tenants),
-                (Account::Operator, accounts.operator),
+                (Account::Operator, accounts.operator - accounts.overrun),
+                // The operator's, too: what metered tenants took above their grants.
+                (Account::Overrun, accounts.overrun),
                 (Account::Idle, accounts.idle),
             ];
             for (account, nanos) in shares {

@@ -147,4 +147,13 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Device time charged, in nanoseconds.
     pub device_nanos: u64,
+    /// Why it was cut short, if it was not the model or the caller that ended it.
+    pub stop: Option<StopReason>,
+}
+
+/// What cut an answer short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The tenant's quota of device time was spent.
+    Quota,
 }

@@ -261,6 +261,7 @@ impl From<SubmitError> for ApiError {
             SubmitError::Busy { message, retry_after, tenant_limit: false } => {
                 ApiError::Overloaded { message, retry_after }
             }
+            SubmitError::QuotaSpent { message, retry_after } => ApiError::QuotaSpent { message, retry_after },
             error @ SubmitError::Draining => {
                 // Another replica has room now; this one comes back after a restart.
                 ApiError::Overloaded { message: error.to_string(), retry_after: Duration::from_secs(1) }
@@ -276,6 +277,7 @@ impl From<RequestFailure> for ApiError {
             FailureKind::Draining => {
                 ApiError::Overloaded { message: failure.message, retry_after: Duration::from_secs(1) }
             }
+            FailureKind::QuotaSpent { retry_after } => ApiError::QuotaSpent { message: failure.message, retry_after },
             // Not the server's to be retried: the same again would be refused.
             FailureKind::Quarantined => {
                 ApiError::Invalid { message: failure.message, param: None, code: "request_quarantined" }

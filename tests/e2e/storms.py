@@ -66,7 +66,7 @@ def device_seconds(server):
     before = time.monotonic()
     metrics = server.metrics()
     accounts = [value for name, value in metrics.items() if name.startswith("weir_device_seconds_total")]
-    assert len(accounts) == 3, metrics
+    assert len(accounts) == 4, metrics
     return sum(accounts), before, time.monotonic()
 
 

@@ -27,7 +27,7 @@ use self::{
 use crate::{
     card::ModelCard,
     codec::hash::{BlockChain, ChainSalt},
-    config::{DeviceConfig, DeviceKind, EngineConfig, TenantSpec},
+    config::{DeviceConfig, DeviceKind, DeviceQuota, EngineConfig, TenantSpec},
     devices::DEVICES_LEN_MAX,
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
     metrics::{Metrics, Outcome},
@@ -118,6 +118,7 @@ impl Engine {
             models: opened.iter().map(|m| m.node_model()).collect(),
             loads: opened.iter().map(|m| m.load.clone()).collect(),
             devices: config.devices.clone(),
+            tenants: config.tenants.clone(),
             secret,
             canary_interval: config.canary_interval,
             inbox: messages,
@@ -274,6 +275,9 @@ impl Engine {
             FailureKind::Quarantined => {
                 SubmitError::Invalid { message: failure.message, param: None, code: Some("request_quarantined") }
             }
+            FailureKind::QuotaSpent { retry_after } => {
+                SubmitError::QuotaSpent { message: failure.message, retry_after }
+            }
             _ => SubmitError::Internal { message: failure.message },
         };
         let (vectors, usage) = answer.map_err(|_| lost())?.map_err(failed)?;
@@ -352,7 +356,7 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
             running_max: tenant.running_max,
             kv_blocks_floor: tenant.kv_blocks_floor,
             kv_blocks_ceiling: tenant.kv_blocks_ceiling,
-            ..Tenant::default()
+            metered: tenant.quota != DeviceQuota::default(),
         };
         scheduler.add_tenant(TenantId(index as u32 + 1), plan);
     }

@@ -38,6 +38,10 @@ pub(crate) struct Group {
     /// Its reader was told of a failure; what still settles is only counted.
     pub(crate) failed: bool,
     pub(crate) cancelled: bool,
+    /// A choice of it, or the list, has left the queue once.
+    pub(crate) started: bool,
+    /// Choices that its tenant's quota ended.
+    pub(crate) cut: Vec<u32>,
     pub(crate) submitted: Instant,
     pub(crate) first_token: Option<Instant>,
     pub(crate) tally: Tally,

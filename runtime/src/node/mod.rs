@@ -13,14 +13,17 @@ mod device;
 mod drain;
 mod executors;
 mod group;
+mod leases;
 pub(crate) mod message;
 mod models;
 mod quarantine;
+mod quotas;
 mod recovery;
 mod requests;
 pub(crate) mod sequence;
 mod steps;
 mod why;
+mod windows;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -36,6 +39,7 @@ use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, S
 use self::{
     device::{Device, DeviceState, WATCH_INTERVAL},
     group::Group,
+    leases::Leases,
     message::{DeviceChange, GroupId, NodeMessage, Submit},
     models::Adding,
     quarantine::Quarantine,
@@ -44,7 +48,7 @@ use self::{
 };
 use crate::{
     codec::Codec,
-    config::DeviceConfig,
+    config::{DeviceConfig, TenantSpec},
     error::{EngineError, FailureKind, SubmitError},
     executor::{link::LinkEvent, wire::LoadModel},
     metrics::Metrics,
@@ -70,6 +74,8 @@ pub(crate) struct NodeParts {
     /// Where their weights are, in the same order.
     pub(crate) loads: Vec<LoadModel>,
     pub(crate) devices: Vec<DeviceConfig>,
+    /// In the order of their ids, which begin at 1.
+    pub(crate) tenants: Vec<TenantSpec>,
     /// Key of what the node keeps as digests.
     pub(crate) secret: [u8; 32],
     pub(crate) canary_interval: Duration,
@@ -84,6 +90,7 @@ pub(crate) struct NodeParts {
 /// The state of the engine thread.
 pub(crate) struct Node {
     scheduler: Scheduler,
+    leases: Leases,
     models: Vec<NodeModel>,
     devices: Vec<Device>,
     canary_interval: Duration,
@@ -150,6 +157,7 @@ impl Node {
         let records = Records::new(parts.scheduler.stats().tenants.len());
         Node {
             scheduler: parts.scheduler,
+            leases: Leases::new(&parts.tenants),
             models: parts.models,
             devices: parts.devices.into_iter().map(|config| Device::new(config, parts.loads.clone())).collect(),
             canary_interval: parts.canary_interval,
@@ -195,6 +203,7 @@ impl Node {
             self.restart_executors();
             self.finish_drains();
             self.send_canaries();
+            self.look_at_leases();
             // Twice: what one device passes over is there for another that has nothing to do.
             for _ in 0..self.devices.len().min(2) {
                 for device in 0..self.devices.len() {
@@ -253,7 +262,8 @@ impl Node {
             }
             DeviceState::Loading | DeviceState::Drained => None,
         });
-        due.chain([now + WATCH_INTERVAL]).min().unwrap_or(now)
+        let grants = self.scheduler.next_deadline().map(|at| self.clock + Duration::from_nanos(at.0));
+        due.chain(grants).chain([now + WATCH_INTERVAL]).min().unwrap_or(now)
     }
 
     fn take(&mut self, message: NodeMessage) {
@@ -333,6 +343,7 @@ mod tests {
                 path: PathBuf::new(),
             }],
             loads: models,
+            tenants: Vec::new(),
             devices: vec![DeviceConfig { threads: 1, rows_max: 8, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
             canary_interval: Duration::from_secs(3600),
             inbox,

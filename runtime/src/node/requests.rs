@@ -8,6 +8,7 @@ use super::{
     Live, Node,
     group::{Group, Output},
     message::{GroupId, Submit, SubmitWork},
+    quotas::QUOTA_SPENT,
     recovery,
     sequence::Sequence,
     why::{self, Tally},
@@ -143,6 +144,8 @@ impl Node {
             usage: Usage { prompt_tokens, ..Usage::default() },
             failed: false,
             cancelled: false,
+            started: false,
+            cut: Vec::new(),
             submitted: Instant::now(),
             first_token: None,
             tally: Tally::default(),
@@ -175,27 +178,35 @@ impl Node {
     /// Applies what the scheduler says has happened.
     pub(super) fn settle(&mut self) {
         let mut events = std::mem::take(&mut self.events);
-        self.scheduler.take_events(&mut events);
-        for event in events.drain(..) {
-            match event {
-                Event::Started { request, cached_tokens } => {
-                    // Taken up again, a request has started before.
-                    if let Some(live) = self.sequences.get_mut(&request)
-                        && !std::mem::replace(&mut live.started, true)
-                        && let Some(group) = self.groups.get_mut(&live.group)
-                    {
-                        self.metrics.started(group.submitted.elapsed());
-                        group.usage.cached_tokens = group.usage.cached_tokens.max(cached_tokens);
+        // What is granted or given back has consequences of its own.
+        loop {
+            self.scheduler.take_events(&mut events);
+            if events.is_empty() {
+                break;
+            }
+            for event in events.drain(..) {
+                match event {
+                    Event::Started { request, cached_tokens } => {
+                        // Taken up again, a request has started before.
+                        if let Some(live) = self.sequences.get_mut(&request)
+                            && !std::mem::replace(&mut live.started, true)
+                            && let Some(group) = self.groups.get_mut(&live.group)
+                        {
+                            self.metrics.started(group.submitted.elapsed());
+                            group.started = true;
+                            group.usage.cached_tokens = group.usage.cached_tokens.max(cached_tokens);
+                        }
                     }
-                }
-                Event::Preempted { .. } => self.metrics.preempted(),
-                Event::GrantLow { .. } | Event::GrantReturned { .. } => {}
-                Event::Settled { request, end, charge, times, preemptions, .. } => {
-                    if let Some(live) = self.sequences.get_mut(&request) {
-                        live.times = times;
-                        live.preemptions += preemptions;
+                    Event::Preempted { .. } => self.metrics.preempted(),
+                    Event::GrantLow { tenant, wanted, .. } => self.ask_lease(tenant, wanted),
+                    Event::GrantReturned { tenant, epoch, amount } => self.return_lease(tenant, epoch, amount),
+                    Event::Settled { request, end, charge, times, preemptions, .. } => {
+                        if let Some(live) = self.sequences.get_mut(&request) {
+                            live.times = times;
+                            live.preemptions += preemptions;
+                        }
+                        self.settled(request, end, charge);
                     }
-                    self.settled(request, end, charge);
                 }
             }
         }
@@ -232,6 +243,9 @@ impl Node {
 
     /// One choice has ended for good; with the last, the request has.
     pub(super) fn close(&mut self, mut live: Live, end: End, charge: Nanos) {
+        if end == End::Quota {
+            self.cut(&mut live);
+        }
         let now = self.now();
         let Some(group) = self.groups.get_mut(&live.group) else { return };
         group.open -= 1;
@@ -258,15 +272,19 @@ impl Node {
             // Its reader has been told: nobody waits for the other choices.
             return self.cancel(id);
         }
+        if self.groups.get(&id).is_some_and(|group| group.open == 0 && !group.cut.is_empty()) {
+            self.end_cut(id);
+        }
         let Some(group) = self.groups.get_mut(&id).filter(|group| group.open == 0) else { return };
         if !group.failed {
             let outcome = match (group.cancelled, group.is_canary()) {
                 (true, _) => Outcome::Cancelled,
                 (false, true) => Outcome::Canary,
+                (false, false) if !group.cut.is_empty() => Outcome::Quota,
                 (false, false) => Outcome::Completed,
             };
             self.metrics.ended(outcome);
-            if outcome == Outcome::Completed {
+            if matches!(outcome, Outcome::Completed | Outcome::Quota) {
                 self.metrics.completed(group.submitted.elapsed(), group.usage);
             }
             group.complete();
@@ -283,7 +301,7 @@ fn refusal(reject: Reject) -> SubmitError {
     let busy = |message: &str, tenant_limit| SubmitError::Busy { message: message.into(), retry_after, tenant_limit };
     match reject.reason {
         RejectReason::TenantQueueFull => busy("Too many requests of yours are waiting", true),
-        RejectReason::QuotaSpent => busy("Your quota of device time is spent", true),
+        RejectReason::QuotaSpent => SubmitError::QuotaSpent { message: QUOTA_SPENT.into(), retry_after },
         RejectReason::QueueFull => busy("The server has too many requests waiting", false),
         RejectReason::NoDevice => busy("The model's device is not available at present", false),
         RejectReason::TargetUnmet => busy("The first token is not expected within your plan's target at present", true),

@@ -109,6 +109,11 @@ impl Sequence {
         Progress { released, finished: Some(FinishReason::Length) }
     }
 
+    /// It draws no more: the text that was held back, for it might have become a stop string.
+    pub(crate) fn cut(&mut self) -> Released {
+        self.assembler.finish()
+    }
+
     /// The names of the blocks that became full since the last call.
     pub(crate) fn named_blocks(&mut self, mut named: impl FnMut(BlockHash)) {
         if let Some(chain) = &mut self.chain {

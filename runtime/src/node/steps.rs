@@ -19,7 +19,7 @@ impl Node {
         let mut plan = std::mem::take(&mut self.plan);
         while self.devices[device].is_ready() {
             if !self.scheduler.next_step(self.now(), DeviceId(device as u16), &mut plan) {
-                if self.pass_over(device) {
+                if self.has_given() || self.pass_over(device) {
                     continue;
                 }
                 break;

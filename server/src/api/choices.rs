@@ -113,6 +113,7 @@ fn add(sum: &mut Usage, part: Usage) {
     sum.cached_tokens = sum.cached_tokens.saturating_add(part.cached_tokens);
     sum.completion_tokens = sum.completion_tokens.saturating_add(part.completion_tokens);
     sum.device_nanos = sum.device_nanos.saturating_add(part.device_nanos);
+    sum.stop = sum.stop.or(part.stop);
 }
 
 #[cfg(test)]
@@ -130,7 +131,7 @@ mod tests {
     }
 
     fn usage(prompt_tokens: u32) -> Usage {
-        Usage { prompt_tokens, cached_tokens: 1, completion_tokens: 2, device_nanos: 10 }
+        Usage { prompt_tokens, cached_tokens: 1, completion_tokens: 2, device_nanos: 10, stop: None }
     }
 
     #[tokio::test]
@@ -145,7 +146,7 @@ mod tests {
         while let Some(event) = choices.next().await {
             events.push(event);
         }
-        let sum = Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 4, device_nanos: 20 };
+        let sum = Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 4, device_nanos: 20, stop: None };
         assert_eq!(events.pop(), Some(StreamEvent::Done(sum)));
         let of = |index: u32| -> Vec<&StreamEvent> {
             let is = |e: &&StreamEvent| matches!(e, StreamEvent::Delta { index: i, .. } | StreamEvent::Finished { index: i, .. } if *i == index);

@@ -4,10 +4,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
-use weir_runtime::TenantSpec;
+use weir_runtime::{DeviceQuota, TenantSpec};
 
 use super::{EngineSettings, ModelEntry, ServerSettings, Settings};
 use crate::keys::KeyHash;
@@ -16,6 +17,9 @@ use crate::keys::KeyHash;
 const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Largest weight; shares stay exact in 64-bit integers.
 const WEIGHT_MAX: u32 = 10_000;
+/// Least and most device time in a window, in seconds: what a few steps need, and what 300 devices do in a month.
+const QUOTA_SECONDS_MIN: f64 = 0.1;
+const QUOTA_SECONDS_MAX: f64 = 1e9;
 /// Longest tenant or key name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -95,6 +99,12 @@ pub struct TenantTable {
     pub kv_blocks_floor: Option<u32>,
     /// KV blocks at most.
     pub kv_blocks_ceiling: Option<u32>,
+    /// Device time it may use in each hour in UTC, in seconds; absent is no limit.
+    pub device_seconds_per_hour: Option<f64>,
+    /// In each day.
+    pub device_seconds_per_day: Option<f64>,
+    /// In each month of the calendar.
+    pub device_seconds_per_month: Option<f64>,
     /// Served names it may use; absent is all.
     pub models: Option<BTreeSet<String>>,
     /// Its keys.
@@ -146,7 +156,17 @@ impl TenantTable {
             running_max: self.running_max.unwrap_or(default.running_max),
             kv_blocks_floor: self.kv_blocks_floor.unwrap_or(default.kv_blocks_floor),
             kv_blocks_ceiling: self.kv_blocks_ceiling.or(default.kv_blocks_ceiling),
+            quota: self.quota(),
             ..default
+        }
+    }
+
+    fn quota(&self) -> DeviceQuota {
+        let time = |seconds: Option<f64>| seconds.map(Duration::from_secs_f64);
+        DeviceQuota {
+            hour: time(self.device_seconds_per_hour),
+            day: time(self.device_seconds_per_day),
+            month: time(self.device_seconds_per_month),
         }
     }
 
@@ -161,6 +181,16 @@ impl TenantTable {
         for (key, value) in [("queue_len_max", self.queue_len_max), ("running_max", self.running_max)] {
             if value == Some(0) {
                 return Err(format!("{key} must be at least 1"));
+            }
+        }
+        let quotas = [
+            ("device_seconds_per_hour", self.device_seconds_per_hour),
+            ("device_seconds_per_day", self.device_seconds_per_day),
+            ("device_seconds_per_month", self.device_seconds_per_month),
+        ];
+        for (key, seconds) in quotas {
+            if seconds.is_some_and(|seconds| !(QUOTA_SECONDS_MIN..=QUOTA_SECONDS_MAX).contains(&seconds)) {
+                return Err(format!("{key} must be {QUOTA_SECONDS_MIN} to {QUOTA_SECONDS_MAX}"));
             }
         }
         if let (Some(floor), Some(ceiling)) = (self.kv_blocks_floor, self.kv_blocks_ceiling)
@@ -247,6 +277,8 @@ mod tests {
             ("[[tenants]]\nname = \"a b\"\n", ["x/weir.toml", "a b"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants]]\nname = \"a\"\n", ["x/weir.toml", "two tenants"]),
             ("[[tenants]]\nname = \"a\"\nweight = 0\n", ["tenant `a`", "weight"]),
+            ("[[tenants]]\nname = \"a\"\ndevice_seconds_per_day = 0\n", ["tenant `a`", "device_seconds_per_day"]),
+            ("[[tenants]]\nname = \"a\"\ndevice_seconds_per_hour = nan\n", ["tenant `a`", "device_seconds_per_hour"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nsha256 = \"abc\"\n", ["tenant `a`", "64"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nname = \"k\"\n", ["tenant `a`", "either"]),
             ("[[models]]\nname = \"m\"\n", ["x/weir.toml:1", "source"]),

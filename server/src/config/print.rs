@@ -38,6 +38,16 @@ pub fn print(config: &Config) -> String {
         if let Some(ceiling) = spec.kv_blocks_ceiling {
             let _ = writeln!(text, "kv_blocks_ceiling = {ceiling}");
         }
+        let quotas = [
+            ("hour", tenant.device_seconds_per_hour),
+            ("day", tenant.device_seconds_per_day),
+            ("month", tenant.device_seconds_per_month),
+        ];
+        for (period, seconds) in quotas {
+            if let Some(seconds) = seconds {
+                let _ = writeln!(text, "device_seconds_per_{period} = {seconds}");
+            }
+        }
         if let Some(models) = &tenant.models {
             let list: Vec<String> = models.iter().map(|m| quoted(m)).collect();
             let _ = writeln!(text, "models = [{}]", list.join(", "));

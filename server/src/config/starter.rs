@@ -26,6 +26,9 @@ pub fn demo_tenant() -> TenantTable {
         running_max: None,
         kv_blocks_floor: None,
         kv_blocks_ceiling: None,
+        device_seconds_per_hour: None,
+        device_seconds_per_day: None,
+        device_seconds_per_month: None,
         models: None,
         keys: vec![key],
     }
@@ -95,6 +98,8 @@ weight = 1
 # running_max = 64               # requests running
 # kv_blocks_floor = 0            # cache that no other tenant can take away
 # kv_blocks_ceiling = 1000       # cache at most; absent is no limit
+# device_seconds_per_hour = 600  # device time it may use; also _per_day, _per_month, in UTC; absent is no limit.
+                                 # What was used is kept in memory: a restart begins every window anew
 # models = ["some-model"]        # what it may use, and know of; absent is everything
 
 [[tenants.keys]]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use utoipa::ToSchema;
-use weir_runtime::{FinishReason, TokenLogprob, TopLogprob};
+use weir_runtime::{FinishReason, StopReason, TokenLogprob, TopLogprob};
 
 /// What OpenAI sends for a probability of zero; JSON has no infinities.
 const LOGPROB_MIN: f32 = -9999.0;
@@ -240,6 +240,10 @@ pub struct PromptTokensDetails {
 pub struct DeviceUsage {
     /// Device time charged, to the microsecond.
     pub device_seconds: f64,
+    /// `quota`: the tenant's quota of device time was spent, and every choice with `finish_reason` `length` may have ended there. Absent
+    /// otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<&'static str>,
 }
 
 /// Tokens and device time of an embedding.
@@ -270,7 +274,7 @@ impl From<weir_runtime::Usage> for Usage {
     fn from(usage: weir_runtime::Usage) -> Self {
         Usage {
             prompt_tokens_details: Some(PromptTokensDetails { cached_tokens: usage.cached_tokens }),
-            weir: Some(usage.device_nanos.into()),
+            weir: Some(DeviceUsage { stop: usage.stop.map(stop_word), ..usage.device_nanos.into() }),
             ..Usage::so_far(usage.prompt_tokens, usage.completion_tokens)
         }
     }
@@ -290,7 +294,7 @@ impl From<u64> for DeviceUsage {
     /// From nanoseconds, rounded to the nearest microsecond.
     fn from(nanos: u64) -> Self {
         let micros = nanos / 1000 + u64::from(nanos % 1000 >= 500);
-        DeviceUsage { device_seconds: micros as f64 / 1e6 }
+        DeviceUsage { device_seconds: micros as f64 / 1e6, stop: None }
     }
 }
 
@@ -299,6 +303,12 @@ pub(crate) fn finish_word(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+    }
+}
+
+fn stop_word(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Quota => "quota",
     }
 }
 

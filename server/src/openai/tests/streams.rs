@@ -20,7 +20,13 @@ fn finished(index: u32, reason: FinishReason) -> StreamEvent {
 }
 
 fn done() -> StreamEvent {
-    StreamEvent::Done(Usage { prompt_tokens: 5, cached_tokens: 3, completion_tokens: 2, device_nanos: 1_234_567 })
+    StreamEvent::Done(Usage {
+        prompt_tokens: 5,
+        cached_tokens: 3,
+        completion_tokens: 2,
+        device_nanos: 1_234_567,
+        stop: None,
+    })
 }
 
 fn written(mut encoder: Encoder, story: Vec<StreamEvent>) -> String {
