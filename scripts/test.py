@@ -22,7 +22,7 @@ WEIR_FOLDER = os.path.join(ROOT, ".weir")
 MODELS = os.path.join(WEIR_FOLDER, "models")
 REQUIREMENTS = os.path.join(ROOT, "tests", "e2e", "requirements.txt")
 # The end-to-end modules that prove something by numbers.
-PROOFS = ["mutations.", "storms.", "drains.", "executors.", "devices.", "files."]
+PROOFS = ["mutations.", "storms.", "drains.", "executors.", "devices.", "files.", "shares."]
 COUNTS = re.compile(r"(\d+) passed[,;] (\d+) failed")
 
 
