@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use crate::error::EngineError;
+use crate::{error::EngineError, recorder::RecordConfig};
 
 /// Everything `Engine::start` needs.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct EngineConfig {
     pub canary_interval: Duration,
     /// Root of every seed that a request does not bring itself.
     pub seed: u64,
+    /// Where a trace of the load is written, if it is.
+    pub record: Option<RecordConfig>,
 }
 
 /// One device: what it is, where its executor runs, and the shape of its steps.

@@ -34,6 +34,7 @@ mod memory;
 mod metrics;
 mod node;
 pub mod probe;
+mod recorder;
 mod sampler;
 mod status;
 mod stream;
@@ -53,6 +54,7 @@ pub use executor::{DeviceChoice, executor_main};
 pub use gpu::gpu_main;
 pub use gpu_program::{GpuDevice, GpuFault, GpuProgram};
 pub use inspect::{ModelFault, ModelRefusal};
+pub use recorder::RecordConfig;
 pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
 pub use submission::{
     ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, StopReason, Submission, Usage,

@@ -119,6 +119,8 @@ pub(crate) struct Metrics {
     hangs: Counter,
     resumed: Counter,
     quarantined: Counter,
+    trace_lines: Counter,
+    trace_dropped: Counter,
     executor_up: Gauge,
     devices: DeviceMetrics,
     prefix_queries: Counter,
@@ -190,6 +192,8 @@ impl Metrics {
         let hangs = counter("executor_hangs", "Executors ended because they got nowhere");
         let resumed = counter("requests_resumed", "Choices and lists taken up again after their executor was lost");
         let quarantined = counter("requests_quarantined", "Requests kept out because they bring executors down");
+        let trace_lines = counter("trace_lines", "Lines written to the trace");
+        let trace_dropped = counter("trace_lines_dropped", "Lines of the trace that its writer had no time for");
         let executor_up = Gauge::default();
         registry.register("executor_up", "1 while the executor of any device is ready", executor_up.clone());
         let devices = DeviceMetrics::new(&mut registry);
@@ -250,6 +254,8 @@ impl Metrics {
             hangs,
             resumed,
             quarantined,
+            trace_lines,
+            trace_dropped,
             executor_up,
             devices,
             prefix_queries,
@@ -274,6 +280,11 @@ impl Metrics {
     /// An outbox that is counted here for as long as it lives.
     pub(crate) fn outbox(&self) -> Outbox {
         Outbox::new(self.outboxes.clone(), self.outbox_bytes.clone())
+    }
+
+    /// Counters of the trace: written, dropped.
+    pub(crate) fn trace_lines(&self) -> (Counter, Counter) {
+        (self.trace_lines.clone(), self.trace_dropped.clone())
     }
 
     /// What the GPUs say of themselves.

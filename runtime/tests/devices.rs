@@ -23,6 +23,7 @@ async fn start(devices: u32, cost: &str) -> Engine {
         queue_len_max: 1024,
         canary_interval: Duration::from_secs(3600),
         seed: 1,
+        record: None,
     };
     Engine::start(config).await.expect("starts")
 }

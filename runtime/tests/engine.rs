@@ -19,6 +19,7 @@ async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engin
         queue_len_max: 1024,
         canary_interval: Duration::from_secs(5),
         seed: 1,
+        record: None,
     };
     change(&mut config);
     Engine::start(config).await.expect("starts")

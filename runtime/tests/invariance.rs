@@ -58,6 +58,7 @@ mod proofs {
             queue_len_max: 1024,
             canary_interval: Duration::from_secs(600),
             seed: 1,
+            record: None,
         };
         Engine::start(config).await.expect("starts")
     }

@@ -46,6 +46,7 @@ async fn start(folder: &Path) -> Engine {
         queue_len_max: 64,
         canary_interval: Duration::from_secs(5),
         seed: 1,
+        record: None,
     })
     .await
     .unwrap()

@@ -36,6 +36,7 @@ use crate::{
         message::{GroupId, NodeMessage, Submit, SubmitWork},
         sequence::SequenceSpec,
     },
+    recorder::{DeviceLine, Header, Recorder, TenantLine},
     sampler::mix,
     status::Status,
     stream::{CancelOnDrop, TokenStream},
@@ -113,6 +114,7 @@ impl Engine {
         let status = Arc::new(Status::new());
         let (started, starting) = oneshot::channel();
         let secret = secret()?;
+        let recorder = recorder(&config, &metrics)?;
         let parts = NodeParts {
             scheduler: scheduler(&config),
             models: opened.iter().map(|m| m.node_model()).collect(),
@@ -124,6 +126,7 @@ impl Engine {
             inbox: messages,
             outlet: inbox.clone(),
             metrics: metrics.clone(),
+            recorder,
             status: status.clone(),
             started,
         };
@@ -361,6 +364,27 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
         scheduler.add_tenant(TenantId(index as u32 + 1), plan);
     }
     scheduler
+}
+
+/// The trace, if one is wanted. Its file is made before anything is loaded that takes minutes.
+fn recorder(config: &EngineConfig, metrics: &Metrics) -> Result<Recorder, EngineError> {
+    let Some(record) = &config.record else { return Ok(Recorder::default()) };
+    let devices = config.devices.iter().map(|device| DeviceLine {
+        name: device.name.clone(),
+        step_latency_max: device.step_latency_max.as_nanos() as u64,
+    });
+    let tenants = config.tenants.iter().map(|tenant| TenantLine {
+        name: tenant.name.clone(),
+        weight: tenant.weight,
+        queue_len_max: tenant.queue_len_max,
+        running_max: tenant.running_max,
+        kv_blocks_floor: tenant.kv_blocks_floor,
+        kv_blocks_ceiling: tenant.kv_blocks_ceiling,
+    });
+    let header = Header { devices: devices.collect(), tenants: tenants.collect(), queue_len_max: config.queue_len_max };
+    let (written, dropped) = metrics.trace_lines();
+    Recorder::start(record, &header, written, dropped)
+        .map_err(|error| EngineError::Config(format!("the trace {}: {error}", record.path.display())))
 }
 
 /// The root of every tenant's block names: 256 bits from the operating system, new at each start, unknown outside.

@@ -158,6 +158,7 @@ pub(crate) struct InFlight {
     pub(crate) model: usize,
     pub(crate) rows: Vec<PlanRow>,
     pub(crate) tokens: u64,
+    pub(crate) sent: Instant,
 }
 
 impl Device {

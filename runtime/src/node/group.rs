@@ -6,6 +6,7 @@ use weir_scheduler::{RequestId, TenantId};
 
 use super::{
     message::{EmbedReply, GroupId},
+    record::Recorded,
     why::Tally,
 };
 use crate::{
@@ -45,6 +46,7 @@ pub(crate) struct Group {
     pub(crate) submitted: Instant,
     pub(crate) first_token: Option<Instant>,
     pub(crate) tally: Tally,
+    pub(super) recorded: Recorded,
 }
 
 impl Group {

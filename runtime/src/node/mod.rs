@@ -18,6 +18,7 @@ pub(crate) mod message;
 mod models;
 mod quarantine;
 mod quotas;
+mod record;
 mod recovery;
 mod requests;
 pub(crate) mod sequence;
@@ -52,6 +53,7 @@ use crate::{
     error::{EngineError, FailureKind, SubmitError},
     executor::{link::LinkEvent, wire::LoadModel},
     metrics::Metrics,
+    recorder::Recorder,
     status::Status,
 };
 
@@ -82,6 +84,7 @@ pub(crate) struct NodeParts {
     pub(crate) inbox: flume::Receiver<NodeMessage>,
     pub(crate) outlet: flume::Sender<NodeMessage>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) recorder: Recorder,
     pub(crate) status: Arc<Status>,
     /// Told once, when every device has loaded or one cannot.
     pub(crate) started: oneshot::Sender<Result<(), EngineError>>,
@@ -97,6 +100,7 @@ pub(crate) struct Node {
     inbox: flume::Receiver<NodeMessage>,
     outlet: flume::Sender<NodeMessage>,
     metrics: Arc<Metrics>,
+    recorder: Recorder,
     status: Arc<Status>,
     started: Option<oneshot::Sender<Result<(), EngineError>>>,
     sequences: HashMap<RequestId, Live>,
@@ -164,6 +168,7 @@ impl Node {
             inbox: parts.inbox,
             outlet: parts.outlet,
             metrics: parts.metrics,
+            recorder: parts.recorder,
             status: parts.status,
             started: Some(parts.started),
             sequences: HashMap::new(),
@@ -349,6 +354,7 @@ mod tests {
             inbox,
             outlet: outlet.clone(),
             metrics: metrics.clone(),
+            recorder: Recorder::default(),
             status: Arc::new(Status::new()),
             secret: [3; 32],
             started,

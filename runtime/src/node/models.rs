@@ -142,6 +142,7 @@ impl Node {
             context_len_max: model.context_len,
         };
         self.scheduler.add_model(DeviceId(device as u16), ModelId(loaded.model), limits);
+        self.record_model(device, loaded.model, limits);
         self.devices[device].loaded.push(loaded);
     }
 

@@ -9,6 +9,7 @@ use super::{
     group::{Group, Output},
     message::{GroupId, Submit, SubmitWork},
     quotas::QUOTA_SPENT,
+    record::Recorded,
     recovery,
     sequence::Sequence,
     why::{self, Tally},
@@ -85,6 +86,7 @@ impl Node {
             Err(reject) => {
                 self.metrics.ended(Outcome::Rejected);
                 self.records.refused(group);
+                self.record_refusal((tenant, model_index), prompt_tokens, &output, &sequences);
                 let _ = accepted.send(Err(refusal(reject)));
             }
         }
@@ -149,6 +151,7 @@ impl Node {
             submitted: Instant::now(),
             first_token: None,
             tally: Tally::default(),
+            recorded: Recorded::default(),
         };
         self.groups.insert(id, group);
     }
@@ -259,6 +262,7 @@ impl Node {
         group.usage.device_nanos += charge.0;
         if let Some(sequence) = &live.sequence {
             group.usage.completion_tokens += sequence.drawn();
+            group.recorded.choice(sequence);
         }
         let mut rest_is_lost = false;
         if end == End::Lost && !group.cancelled {
@@ -291,6 +295,7 @@ impl Node {
         }
         if let Some(group) = self.groups.remove(&id) {
             self.explain_end(&group);
+            self.record_end(group);
         }
     }
 }

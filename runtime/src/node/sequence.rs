@@ -87,6 +87,16 @@ impl Sequence {
         self.tokens.len() as u32 - self.prompt_len
     }
 
+    /// The most that it may draw.
+    pub(crate) fn new_tokens_max(&self) -> u32 {
+        self.spec.new_tokens_max
+    }
+
+    /// The names of the full blocks, as far as they were asked for.
+    pub(crate) fn names(&self) -> &[BlockHash] {
+        &self.names
+    }
+
     /// Takes a drawn id.
     pub(crate) fn advance(&mut self, sampled: &Sampled, codec: &Codec) -> Progress {
         self.tokens.push(sampled.id);

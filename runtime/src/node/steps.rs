@@ -39,6 +39,7 @@ impl Node {
                 model: plan.model.0 as usize,
                 rows: plan.rows.clone(),
                 tokens: plan.tokens(),
+                sent: Instant::now(),
             });
         }
         self.plan = plan;
@@ -108,6 +109,7 @@ impl Node {
                 sequence.named_blocks(|name| self.scheduler.block_hashed(row.request, name));
             }
         }
+        self.record_step(device, &step, report.device_nanos, arrived);
         self.status.step_completed();
         let entry = &mut self.devices[device];
         entry.last_step = arrived;

@@ -73,6 +73,7 @@ pub(super) async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Route
         queue_len_max: 64,
         canary_interval: Duration::from_secs(5),
         seed: 1,
+        record: None,
     });
     let app = app(limits);
     app.set_engine(engine.await.expect("engine"));

@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, TenantId, devices};
+use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, RecordConfig, TenantId, devices};
 
 use super::{Start, put, quickstart};
 use crate::{
@@ -279,6 +279,12 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
         queue_len_max: config.queue_len_max.value,
         canary_interval: config.canary_interval.value.0,
         seed: config.seed.value,
+        record: config
+            .record
+            .value
+            .0
+            .clone()
+            .map(|path| RecordConfig { path, bytes_max: config.record_bytes_max.value.0 }),
     };
     Ok((engine, resolved.without))
 }

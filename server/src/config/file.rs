@@ -229,6 +229,9 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     if let Some(root) = server.models_root.as_mut().and_then(|root| root.0.as_mut()) {
         *root = folder.join(&*root);
     }
+    if let Some(file) = server.record.as_mut().and_then(|file| file.0.as_mut()) {
+        *file = folder.join(&*file);
+    }
     let mut engine = document.engine;
     if let Some(file) = engine.gpu_executor.as_mut().and_then(|file| file.0.as_mut()) {
         *file = folder.join(&*file);

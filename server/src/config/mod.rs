@@ -20,7 +20,7 @@ pub use env::read_env;
 pub use file::{FileError, FileSettings, KeySource, TenantTable, read_file};
 pub use print::print;
 pub use settings::{
-    EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFolder, ServerSettings, Settings,
+    EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFile, OptionalFolder, ServerSettings, Settings,
 };
 pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
 pub use units::{ByteSize, Span};
@@ -95,6 +95,10 @@ pub struct Config {
     pub drain_time: Sourced<Span>,
     /// How much of it connections are still accepted.
     pub drain_accept_time: Sourced<Span>,
+    /// Where a trace of the load is written.
+    pub record: Sourced<OptionalFile>,
+    /// Where it ends.
+    pub record_bytes_max: Sourced<ByteSize>,
     /// The devices.
     pub devices: Sourced<DeviceList>,
     /// What to do when a GPU that is named cannot be used.
@@ -178,6 +182,13 @@ impl Config {
                 e.server.drain_accept_time,
                 t.server.drain_accept_time,
                 Span::seconds(5),
+            ),
+            record: pick(f.server.record, e.server.record, t.server.record, OptionalFile(None)),
+            record_bytes_max: pick(
+                f.server.record_bytes_max,
+                e.server.record_bytes_max,
+                t.server.record_bytes_max,
+                ByteSize(1 << 30),
             ),
             devices: pick(f.engine.devices, e.engine.devices, t.engine.devices, DeviceList::default()),
             gpu_missing: pick(f.engine.gpu_missing, e.engine.gpu_missing, t.engine.gpu_missing, GpuMissing::default()),

@@ -93,6 +93,8 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.request_timeout", &c.request_timeout),
         text("server.drain_time", &c.drain_time),
         text("server.drain_accept_time", &c.drain_accept_time),
+        text("server.record", &c.record),
+        text("server.record_bytes_max", &c.record_bytes_max),
         ("engine.devices", list(c.devices.value.specs()), c.devices.origin),
         text("engine.gpu_missing", &c.gpu_missing),
         text("engine.gpu_executor", &c.gpu_executor),

@@ -62,6 +62,13 @@ pub struct ServerSettings {
     /// How much of it, after SIGTERM, connections are still accepted and told to go elsewhere [default: 5s]
     #[arg(long, value_name = "TIME")]
     pub drain_accept_time: Option<Span>,
+    /// Write a trace of the load to this new file, for `weir simulate`: lengths, times and tenants, never text; or `off`
+    /// [default: off]
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<OptionalFile>,
+    /// Where the trace ends [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub record_bytes_max: Option<ByteSize>,
 }
 
 /// `[engine]`: what runs, and how much of it at once.
@@ -176,6 +183,37 @@ impl fmt::Display for OptionalFolder {
 }
 
 impl<'de> Deserialize<'de> for OptionalFolder {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
+        String::deserialize(source)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A file; `None` is `off`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalFile(pub Option<PathBuf>);
+
+impl FromStr for OptionalFile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("a file's name, or `off`".into()),
+            "off" => Ok(OptionalFile(None)),
+            file => Ok(OptionalFile(Some(file.into()))),
+        }
+    }
+}
+
+impl fmt::Display for OptionalFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(file) => file.display().fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for OptionalFile {
     fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Self, D::Error> {
         String::deserialize(source)?.parse().map_err(D::Error::custom)
     }

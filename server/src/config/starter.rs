@@ -71,6 +71,8 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # request_timeout = "600s"
 # drain_time = "25s"             # for running requests, when told to end
 # drain_accept_time = "5s"       # of it, after SIGTERM: who connects is told to go elsewhere
+# record = "off"                 # a new file for a trace of the load: lengths, times and tenants, never text
+# record_bytes_max = "1GiB"
 
 [engine]
 # devices = ["cpu"]              # also "cuda", "cuda:0" or "auto"; each has an executor and a copy of every model

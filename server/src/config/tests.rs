@@ -64,6 +64,8 @@ fn every_setting_has_its_variable() {
         ("WEIR_REQUEST_TIMEOUT", "5s"),
         ("WEIR_DRAIN_TIME", "4s"),
         ("WEIR_DRAIN_ACCEPT_TIME", "0s"),
+        ("WEIR_RECORD", "trace.ndjson"),
+        ("WEIR_RECORD_BYTES_MAX", "1MiB"),
         ("WEIR_DEVICES", "cpu,cpu"),
         ("WEIR_GPU_MISSING", "cpu"),
         ("WEIR_GPU_EXECUTOR", "/opt/weir-gpu"),

@@ -36,6 +36,7 @@ pub(crate) async fn start() -> Router {
         queue_len_max: 10_000,
         canary_interval: Duration::from_secs(3600),
         seed: 1,
+        record: None,
     };
     let mut keys = KeyRing::default();
     let caller = Caller { tenant: TenantId(1), name: Arc::from("a"), models: None };
