@@ -55,6 +55,7 @@ impl World<'_> {
         let count = match source.arrivals {
             Arrivals::Poisson(_) => 1,
             Arrivals::Backlog(count) => count,
+            Arrivals::Given => 0,
             Arrivals::Phases(phases) => {
                 if let Some(at) = phases.first(&mut self.rng, source.from) {
                     self.plan(at, Happening::Arrival(n));
@@ -72,7 +73,7 @@ impl World<'_> {
         let at = match source.arrivals {
             Arrivals::Poisson(mean) => Some(self.now + Nanos(self.rng.exponential(mean.0))),
             Arrivals::Phases(phases) => phases.next(&mut self.rng, source.from, self.now),
-            Arrivals::Backlog(_) => None,
+            Arrivals::Backlog(_) | Arrivals::Given => None,
         };
         if let Some(at) = at {
             self.plan(at, Happening::Arrival(n));

@@ -126,6 +126,8 @@ impl World<'_> {
         let (tenant, model, priority) = (source.tenant, source.model, source.priority);
         let place = self.places[&tenant];
         client.mark = self.mark(place);
+        let number = self.asked as usize - 1;
+        self.diary(|diary, now| diary.came(now, &client, tenant, number));
         match self.scheduler.admit(self.now, Admission { tenant, model, priority, work: client.rest() }) {
             Err(reject) => {
                 self.outcome.tenants[place].rejected += 1;
@@ -150,14 +152,14 @@ impl World<'_> {
         }
     }
 
-    fn client(&mut self, n: usize, source: &Source) -> Client {
+    pub(super) fn client(&mut self, n: usize, source: &Source) -> Client {
         let own = self.rng.bits();
         self.numbers += 1;
         let mut client = Client {
             id: RequestId(0),
             number: self.numbers,
             source: n,
-            text: Text { tenant: source.tenant.0, beginning: 0, shared_blocks: 0, own },
+            text: Text { tenant: source.tenant.0, beginning: 0, shared_blocks: 0, own, given: None },
             came_at: self.now,
             cancel_at: None,
             uses_cache: false,

@@ -208,6 +208,7 @@ impl World<'_> {
         }
         let device_time = self.machines[d].device_time;
         self.machines[d].busy += device_time;
+        self.diary(|diary, _| diary.stepped(d, &plan, device_time));
         let report = StepReport { step, device_time, rows: &outcomes };
         assert!(self.scheduler.finish_step(self.now, DeviceId(d as u16), &report, &mut self.events));
         self.hear();
@@ -252,6 +253,9 @@ impl World<'_> {
                 if samples && !client.over {
                     client.drawn += 1;
                     drew = !fails;
+                    if let Some(diary) = &mut self.diary {
+                        diary.drew(self.now, client.number);
+                    }
                     if client.drawn == client.stop {
                         outcome = RowOutcome::Finished;
                     }

@@ -2,14 +2,16 @@
 //! same tokens of the same tenant. Reading a block that was given away too early, or to another tenant, or published
 //! before it was computed, is caught here; and so is a block that two requests have rows in flight with, one of them writing.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::given::block_number;
 use super::rng::mix;
 use crate::BLOCK_LEN;
 use crate::ids::{BlockHash, BlockId, RequestId};
 
 /// The tokens of one request, as far as the simulation tells tokens apart: whole blocks, by a key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Text {
     pub(crate) tenant: u32,
     /// Key of the shared beginning, and its blocks.
@@ -17,11 +19,16 @@ pub(crate) struct Text {
     pub(crate) shared_blocks: u32,
     /// Key of everything after it.
     pub(crate) own: u64,
+    /// The blocks of a given text, which come before all others.
+    pub(crate) given: Option<Arc<[(u64, u32)]>>,
 }
 
 impl Text {
     /// What the tokens of block `n` are, without saying whose.
     fn tokens(&self, n: u32) -> u64 {
+        if let Some(number) = self.given.as_ref().and_then(|runs| block_number(runs, n)) {
+            return mix(mix(number) ^ 1);
+        }
         match n < self.shared_blocks {
             true => mix(self.beginning ^ mix(u64::from(n))),
             false => mix(self.own ^ mix(u64::from(n)).rotate_left(1)),

@@ -12,6 +12,8 @@
 mod arrivals;
 mod checks;
 mod client;
+mod diary;
+mod given;
 mod lag;
 mod leases;
 mod loss;
@@ -29,6 +31,8 @@ mod workloads;
 mod world;
 
 pub use arrivals::Phases;
+pub use diary::{DeviceDiary, Diary, Entry, Gaps};
+pub use given::{Given, GivenWork};
 pub use leases::Leases;
 pub use outcome::{Incidents, Outcome, TenantOutcome};
 pub(crate) use policy::Policy;
@@ -36,4 +40,4 @@ pub use rng::Rng;
 pub use scenario::{Arrivals, Ask, Faults, Range, Scenario, SimModel, Source, StepCost, Uneven};
 pub use watch::{Part, Watch, Window};
 pub use workloads::{STEP_CAP, WORKLOADS, Workload, workload};
-pub use world::{run, run_watched};
+pub use world::{replay, run, run_watched};

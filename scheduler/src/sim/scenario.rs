@@ -43,6 +43,8 @@ pub enum Arrivals {
     Backlog(u32),
     /// On a schedule with a beginning and an end, whatever becomes of the requests.
     Phases(Phases),
+    /// Its requests are given, see [`super::replay`]; what it asks for says nothing.
+    Given,
 }
 
 /// Lowest and highest of a uniform draw.

@@ -5,6 +5,8 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::client::{Client, Clients};
+use super::diary::Diary;
+use super::given::Given;
 use super::lag::Lag;
 use super::leases::Balance;
 use super::machine::Machine;
@@ -23,6 +25,7 @@ use crate::tenant::Tenant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Happening {
     Arrival(usize),
+    Given(usize),
     StepEnd(usize, StepId),
     Cancel(RequestId),
     Lost(usize, Nanos),
@@ -72,6 +75,8 @@ pub(super) struct World<'a> {
     pub(super) turns: BTreeMap<usize, u32>,
     pub(super) events: Vec<Event>,
     pub(super) outcomes: Vec<RowOutcome>,
+    pub(super) given: &'a [Given],
+    pub(super) diary: Option<Diary>,
 }
 
 /// Plays a scenario to its end: until every accepted request has ended. Panics where something that must be true is not.
@@ -80,8 +85,23 @@ pub fn run(scenario: &Scenario) -> Outcome {
 }
 
 /// The same, with somebody looking on.
-pub fn run_watched(scenario: &Scenario, mut watch: Option<&mut Watch>) -> Outcome {
+pub fn run_watched(scenario: &Scenario, watch: Option<&mut Watch>) -> Outcome {
+    play(World::new(scenario), watch).0
+}
+
+/// Plays a scenario with given requests beside those of its sources, and notes what each request saw. The given ones are in the order
+/// of their times.
+pub fn replay(scenario: &Scenario, given: &[Given], watch: &mut Watch) -> (Outcome, Diary) {
     let mut world = World::new(scenario);
+    world.given = given;
+    let tenants = world.outcome.tenants.iter().map(|tenant| tenant.tenant).collect();
+    world.diary = Some(Diary::new(scenario.devices, tenants));
+    world.plan_given(0);
+    let (outcome, diary) = play(world, Some(watch));
+    (outcome, diary.expect("it was put there"))
+}
+
+fn play(mut world: World<'_>, mut watch: Option<&mut Watch>) -> (Outcome, Option<Diary>) {
     while let Some(Reverse((at, _, happening))) = world.heap.pop() {
         if let Some(watch) = &mut watch {
             watch.look(at, &world.scheduler, world.outcome.tokens);
@@ -98,7 +118,8 @@ pub fn run_watched(scenario: &Scenario, mut watch: Option<&mut Watch>) -> Outcom
         world.outcome.events += 1;
         world.check_event();
     }
-    world.finish()
+    let diary = world.diary.take();
+    (world.finish(), diary)
 }
 
 impl<'a> World<'a> {
@@ -165,6 +186,8 @@ impl<'a> World<'a> {
             turns: BTreeMap::new(),
             events: Vec::new(),
             outcomes: Vec::new(),
+            given: &[],
+            diary: None,
         };
         world.begin();
         world
@@ -218,6 +241,7 @@ impl<'a> World<'a> {
         let faults = &self.scenario.faults;
         match happening {
             Happening::Arrival(n) => self.arrive(n),
+            Happening::Given(at) => self.arrive_given(at),
             Happening::StepEnd(d, step) => self.end_step(d, step),
             Happening::Cancel(id) => self.cancel(id),
             Happening::Lost(d, outage) => self.lose(d, outage),
@@ -322,6 +346,7 @@ impl<'a> World<'a> {
                     client.times = times;
                     assert!(preemptions <= self.scenario.config.preemptions_max);
                     self.note_gone(&client);
+                    self.diary(|diary, _| diary.charged(client.number, charge, cached_tokens));
                     let part = &mut self.outcome.tenants[self.places[&tenant]];
                     part.charge += charge;
                     part.cached_tokens += u64::from(cached_tokens);
@@ -343,6 +368,7 @@ impl<'a> World<'a> {
             let drawn_all = client.is_list() || client.drawn == client.stop;
             assert!(drawn_all && client.before + client.run >= client.lens.len() as u32, "what ends well is complete");
         }
+        self.diary(|diary, now| diary.ended(now, client.number, end));
         let source = &self.scenario.sources[client.source];
         let part = &mut self.outcome.tenants[self.places[&source.tenant]];
         part.ends[end as usize] += 1;

@@ -4,6 +4,7 @@
 mod admission;
 mod bound;
 mod devices;
+mod given;
 mod grants;
 mod histories;
 mod locality;
