@@ -62,6 +62,7 @@ mod report;
 mod run;
 mod sample;
 mod schedule;
+pub mod simulate;
 mod slo;
 mod sse;
 mod stats;

@@ -126,7 +126,8 @@ impl World<'_> {
         let (tenant, model, priority) = (source.tenant, source.model, source.priority);
         let place = self.places[&tenant];
         client.mark = self.mark(place);
-        let number = self.asked as usize - 1;
+        let number = self.asked as usize;
+        self.asked += 1;
         self.diary(|diary, now| diary.came(now, &client, tenant, number));
         match self.scheduler.admit(self.now, Admission { tenant, model, priority, work: client.rest() }) {
             Err(reject) => {

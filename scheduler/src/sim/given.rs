@@ -67,7 +67,7 @@ impl World<'_> {
     /// A given request comes.
     pub(super) fn arrive_given(&mut self, at: usize) {
         self.plan_given(at + 1);
-        if self.asked == self.scenario.requests_max {
+        if self.is_over() {
             return;
         }
         self.asked += 1;

@@ -71,6 +71,8 @@ pub(super) struct World<'a> {
     /// Requests that were accepted, and all that came.
     pub(super) accepted: u64,
     pub(super) numbers: u64,
+    /// Requests that came, accepted or not.
+    pub(super) asked: u64,
     /// By source: turns so far of those who talk, see [`super::Ask::Turns`].
     pub(super) turns: BTreeMap<usize, u32>,
     pub(super) events: Vec<Event>,
@@ -183,6 +185,7 @@ impl<'a> World<'a> {
             waits,
             accepted: 0,
             numbers: 0,
+            asked: 0,
             turns: BTreeMap::new(),
             events: Vec::new(),
             outcomes: Vec::new(),

@@ -10,6 +10,7 @@ mod make_model;
 mod probe;
 mod quickstart;
 mod serve;
+mod simulate;
 mod why;
 
 use std::{
@@ -40,6 +41,9 @@ enum Command {
     /// Measure a running server
     #[command(subcommand)]
     Bench(bench::BenchCommand),
+    /// Answer capacity questions by simulation: how many devices for this load, what if a tenant doubles
+    #[command(after_help = simulate::HELP)]
+    Simulate(simulate::SimulateArgs),
     /// Talk to a running server
     Chat(chat::ChatArgs),
     /// Say why a request waited, or waits: where its time went, and its place in line
@@ -103,6 +107,7 @@ pub fn main() -> ExitCode {
             load(args).and_then(serve::run)
         }
         Command::Bench(command) => bench::run(command),
+        Command::Simulate(args) => simulate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),

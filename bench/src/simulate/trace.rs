@@ -1,0 +1,383 @@
+//! Reading what `weir serve --record` wrote. The words of the format are those of `docs/simulate.md`.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+};
+
+use serde::Deserialize;
+use weir_scheduler::ModelLimits;
+
+use crate::error::BenchError;
+
+/// The version that is read.
+const FORMAT: u32 = 1;
+/// Longest line: of a request for 2,048 inputs, a hundredth of this.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+/// A recorded load. What the format has and nobody here asks for is read all the same, so that a line is what it should be.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    pub(crate) devices: Vec<RecordedDevice>,
+    pub(crate) tenants: Vec<RecordedTenant>,
+    pub(crate) queue_len_max: u32,
+    /// By id.
+    pub(crate) models: Vec<Option<RecordedModel>>,
+    /// In the order in which they came.
+    pub(crate) requests: Vec<RecordedRequest>,
+    pub(crate) steps: Vec<RecordedStep>,
+    /// What a reader should know: lines that are missing, an end before the server's.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RecordedDevice {
+    #[allow(dead_code)]
+    name: String,
+    pub(crate) step_latency_max: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RecordedTenant {
+    pub(crate) name: String,
+    pub(crate) weight: u32,
+    pub(crate) queue_len_max: u32,
+    pub(crate) running_max: u32,
+    pub(crate) kv_blocks_floor: u32,
+    pub(crate) kv_blocks_ceiling: Option<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RecordedModel {
+    pub(crate) name: String,
+    /// On the first device that had it.
+    pub(crate) limits: ModelLimits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RecordedEnd {
+    Finished,
+    Cancelled,
+    Failed,
+    Refused,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RecordedRequest {
+    pub(crate) at: u64,
+    pub(crate) tenant: usize,
+    pub(crate) model: u16,
+    pub(crate) priority: u8,
+    pub(crate) prompt_len: u32,
+    pub(crate) new_tokens_max: u32,
+    pub(crate) drawn: Vec<u32>,
+    pub(crate) lens: Vec<u32>,
+    pub(crate) blocks: Vec<(u64, u32)>,
+    pub(crate) cached_tokens: u32,
+    pub(crate) end: RecordedEnd,
+    pub(crate) ttft: Option<u64>,
+    pub(crate) took: u64,
+    pub(crate) device_time: u64,
+}
+
+/// A step in the terms of its cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RecordedStep {
+    pub(crate) model: u16,
+    pub(crate) device: u16,
+    pub(crate) rows: u64,
+    pub(crate) tokens: u64,
+    pub(crate) context: u64,
+    pub(crate) reads: u64,
+    pub(crate) device_time: u64,
+    pub(crate) wall: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+enum Line {
+    Header {
+        format: u32,
+        #[allow(dead_code)]
+        weir: String,
+        devices: Vec<RecordedDevice>,
+        tenants: Vec<RecordedTenant>,
+        queue_len_max: u32,
+    },
+    Model {
+        #[allow(dead_code)]
+        at: u64,
+        #[allow(dead_code)]
+        device: u16,
+        model: u16,
+        name: String,
+        blocks: u32,
+        rows_max: u32,
+        tokens_max: u32,
+        context_len_max: u32,
+    },
+    Request {
+        at: u64,
+        tenant: usize,
+        model: u16,
+        #[serde(default)]
+        priority: u8,
+        #[serde(default)]
+        prompt_len: u32,
+        #[serde(default)]
+        new_tokens_max: u32,
+        #[serde(default)]
+        drawn: Vec<u32>,
+        #[serde(default)]
+        lens: Vec<u32>,
+        #[serde(default)]
+        blocks: Vec<(u64, u32)>,
+        #[serde(default)]
+        cached_tokens: u32,
+        end: RecordedEnd,
+        #[serde(default)]
+        ttft: Option<u64>,
+        took: u64,
+        device_time: u64,
+    },
+    Step {
+        #[allow(dead_code)]
+        at: u64,
+        device: u16,
+        model: u16,
+        decode: (u32, u64),
+        prefill: (u32, u64, u64, u64),
+        embed: (u32, u64, u64),
+        device_time: u64,
+        wall: u64,
+    },
+    Dropped {
+        lines: u64,
+    },
+    End {
+        bytes_max: u64,
+    },
+}
+
+impl Trace {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a line is not one of a trace; the error names the line.
+    pub fn read(path: &Path) -> Result<Trace, BenchError> {
+        let error = |line, reason: String| BenchError::Trace { path: path.to_path_buf(), line, reason };
+        let file = File::open(path).map_err(|e| error(None, e.to_string()))?;
+        Trace::parse(BufReader::new(file)).map_err(|(line, reason)| error(line, reason))
+    }
+
+    pub(crate) fn parse(mut from: impl BufRead) -> Result<Trace, (Option<usize>, String)> {
+        let (mut trace, mut text, mut dropped, mut headed) = (Trace::default(), Vec::new(), 0, false);
+        for number in 1.. {
+            text.clear();
+            let read = std::io::Read::take(&mut from, LINE_BYTES_MAX).read_until(b'\n', &mut text);
+            if read.map_err(|e| (Some(number), e.to_string()))? == 0 {
+                break;
+            }
+            let line = match serde_json::from_slice::<Line>(&text) {
+                Ok(line) => line,
+                Err(_) if !text.ends_with(b"\n") && headed && (text.len() as u64) < LINE_BYTES_MAX => {
+                    trace.notes.push("the last line was not finished, as when a server is killed".into());
+                    break;
+                }
+                Err(error) => return Err((Some(number), plain(&error))),
+            };
+            if headed == matches!(line, Line::Header { .. }) {
+                let reason = if headed { "a second header" } else { "a trace begins with its header" };
+                return Err((Some(number), reason.into()));
+            }
+            headed = true;
+            trace.take(line, &mut dropped).map_err(|reason| (Some(number), reason))?;
+        }
+        if !headed {
+            return Err((None, "it is empty".into()));
+        }
+        if dropped > 0 {
+            trace.notes.push(format!("{dropped} lines were dropped while it was written: some of the load is missing"));
+        }
+        let known = |model: u16| trace.models.get(model as usize).is_some_and(Option::is_some);
+        let used = trace.requests.iter().map(|r| r.model).chain(trace.steps.iter().map(|s| s.model));
+        if let Some(model) = used.filter(|model| !known(*model)).min() {
+            return Err((None, format!("no line says what model {model} is")));
+        }
+        // A line is written when a request ends.
+        trace.requests.sort_by_key(|request| request.at);
+        Ok(trace)
+    }
+
+    fn take(&mut self, line: Line, dropped: &mut u64) -> Result<(), String> {
+        match line {
+            Line::Header { format, devices, tenants, queue_len_max, .. } => {
+                if format != FORMAT {
+                    return Err(format!("format {format}; this program reads format {FORMAT}"));
+                }
+                (self.devices, self.tenants, self.queue_len_max) = (devices, tenants, queue_len_max);
+            }
+            Line::Model { model, name, blocks, rows_max, tokens_max, context_len_max, .. } => {
+                let at = usize::from(model);
+                if at >= self.models.len() {
+                    self.models.resize(at + 1, None);
+                }
+                let limits = ModelLimits { blocks, rows_max, tokens_max, context_len_max };
+                self.models[at].get_or_insert(RecordedModel { name, limits });
+            }
+            Line::Request {
+                at,
+                tenant,
+                model,
+                priority,
+                prompt_len,
+                new_tokens_max,
+                drawn,
+                lens,
+                blocks,
+                cached_tokens,
+                end,
+                ttft,
+                took,
+                device_time,
+            } => {
+                if tenant >= self.tenants.len() {
+                    return Err(format!("`tenant` is {tenant}, and the header has {}", self.tenants.len()));
+                }
+                if drawn.is_empty() == lens.is_empty() {
+                    return Err("a request has either `drawn` or `lens`".into());
+                }
+                if lens.is_empty() && prompt_len == 0 || lens.contains(&0) {
+                    return Err("a prompt or an input of no tokens".into());
+                }
+                self.requests.push(RecordedRequest {
+                    at,
+                    tenant,
+                    model,
+                    priority,
+                    prompt_len,
+                    new_tokens_max,
+                    drawn,
+                    lens,
+                    blocks,
+                    cached_tokens,
+                    end,
+                    ttft,
+                    took,
+                    device_time,
+                });
+            }
+            Line::Step { device, model, decode, prefill, embed, device_time, wall, .. } => {
+                self.steps.push(RecordedStep {
+                    model,
+                    device,
+                    rows: u64::from(decode.0) + u64::from(prefill.0) + u64::from(embed.0),
+                    tokens: u64::from(decode.0) + prefill.1 + embed.1,
+                    context: decode.1 + prefill.2 + embed.1,
+                    reads: decode.1 + prefill.3 + embed.2,
+                    device_time,
+                    wall,
+                });
+            }
+            Line::Dropped { lines } => *dropped += lines,
+            Line::End { bytes_max } => {
+                self.notes.push(format!("it ends at its size, {bytes_max} bytes, not with the server"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// serde_json's words end with a place in the text that it was given, which is always "line 1" here.
+fn plain(error: &serde_json::Error) -> String {
+    let words = error.to_string();
+    words.split_once(" at line ").map_or(words.clone(), |(before, _)| before.to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const HEAD: &str = concat!(
+        r#"{"kind":"header","format":1,"weir":"0.1.0","devices":[{"name":"cpu:0","step_latency_max":200000000}],"tenants":["#,
+        r#"{"name":"a","weight":1,"queue_len_max":256,"running_max":64,"kv_blocks_floor":0,"kv_blocks_ceiling":null},"#,
+        r#"{"name":"b","weight":1,"queue_len_max":256,"running_max":64,"kv_blocks_floor":0,"kv_blocks_ceiling":null}],"#,
+        r#""queue_len_max":1024}"#,
+        "\n",
+        r#"{"kind":"model","at":1,"device":0,"model":0,"name":"m","blocks":512,"rows_max":16,"tokens_max":512,"context_len_max":4096}"#,
+        "\n"
+    );
+
+    pub(crate) fn trace(lines: &str) -> Trace {
+        Trace::parse(format!("{HEAD}{lines}").as_bytes()).unwrap()
+    }
+
+    pub(crate) fn request(at: u64, tenant: usize, prompt_len: u32, drawn: u32) -> String {
+        format!(
+            "{{\"kind\":\"request\",\"at\":{at},\"tenant\":{tenant},\"model\":0,\"prompt_len\":{prompt_len},\
+             \"new_tokens_max\":64,\"drawn\":[{drawn}],\"end\":\"finished\",\"ttft\":5,\"took\":9,\"device_time\":7}}\n"
+        )
+    }
+
+    #[test]
+    fn the_lines_that_a_server_writes_are_read() {
+        let step = r#"{"kind":"step","at":3,"device":0,"model":0,"decode":[2,300],"prefill":[1,4,104,410],"embed":[1,5,15],"device_time":6,"wall":8}"#;
+        let list =
+            r#"{"kind":"request","at":2,"tenant":1,"model":0,"lens":[3,4],"end":"refused","took":0,"device_time":0}"#;
+        let trace = trace(&format!("{}{step}\n{list}\n{{\"kind\":\"dropped\",\"lines\":3}}\n", request(5, 0, 70, 4)));
+        assert_eq!(trace.tenants[1].name, "b");
+        assert_eq!(trace.models[0].as_ref().unwrap().name, "m");
+        let step = RecordedStep {
+            model: 0,
+            device: 0,
+            rows: 4,
+            tokens: 11,
+            context: 409,
+            reads: 725,
+            device_time: 6,
+            wall: 8,
+        };
+        assert_eq!(trace.steps, [step]);
+        let seen: Vec<_> = trace.requests.iter().map(|r| (r.at, r.tenant, r.drawn.len(), r.lens.len())).collect();
+        assert_eq!(seen, [(2, 1, 0, 2), (5, 0, 1, 0)]);
+        assert!(trace.notes[0].starts_with("3 lines were dropped"), "{:?}", trace.notes);
+    }
+
+    #[test]
+    fn an_error_names_its_line() {
+        let good = request(1, 0, 10, 1);
+        for (bad, part) in [
+            ("nonsense\n", "expected"),
+            ("{\"kind\":\"what\"}\n", "unknown variant `what`"),
+            ("{\"kind\":\"dropped\"}\n", "missing field `lines`"),
+            ("{\"kind\":\"dropped\",\"lines\":1,\"text\":\"x\"}\n", "unknown field `text`"),
+            (&*request(1, 2, 10, 1), "`tenant` is 2"),
+            (&*request(1, 0, 0, 1), "no tokens"),
+            (&*request(1, 0, 1, 1).replace("[1]", "[]"), "either `drawn` or `lens`"),
+            (HEAD, "a second header"),
+        ] {
+            let (line, reason) = Trace::parse(format!("{HEAD}{good}{bad}{good}").as_bytes()).unwrap_err();
+            assert_eq!(line, Some(4), "{bad}: {reason}");
+            assert!(reason.contains(part), "{bad}: {reason}");
+        }
+        assert_eq!(Trace::parse(&b""[..]).unwrap_err().0, None);
+        let newer = HEAD.replace("\"format\":1", "\"format\":2");
+        assert!(Trace::parse(newer.as_bytes()).unwrap_err().1.contains("format 2"));
+        let (line, reason) = Trace::parse(good.as_bytes()).unwrap_err();
+        assert_eq!((line, reason.as_str()), (Some(1), "a trace begins with its header"));
+        let other = good.replace("\"model\":0", "\"model\":7");
+        assert!(Trace::parse(format!("{HEAD}{other}").as_bytes()).unwrap_err().1.contains("model 7"));
+    }
+
+    #[test]
+    fn a_line_that_was_not_finished_ends_the_trace() {
+        let half = &request(9, 0, 10, 1)[..40];
+        let trace = trace(&format!("{}{half}", request(1, 0, 10, 1)));
+        assert_eq!(trace.requests.len(), 1);
+        assert_eq!(trace.notes.len(), 1);
+    }
+}
