@@ -173,7 +173,7 @@ impl Load {
             measured.prompts += done.rows.iter().filter(|row| row.len() > 1).count() as u64;
             measured.table += done.blocks.len() as u64;
             let device_time = self.imitate(&done);
-            self.now = self.now + device_time + Nanos::from_micros(50);
+            self.now += device_time + Nanos::from_micros(50);
             let mut ahead = self.spare.pop().expect("a spare plan");
 
             let begin = Instant::now();

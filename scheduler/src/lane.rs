@@ -82,7 +82,9 @@ impl Device {
     pub(crate) fn wake(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
         let model = &mut self.models[m];
         while let Some((tenant, level, hash)) = model.pool.gone.pop() {
-            model.kin.set_warm(tenant, level, &hash, false);
+            // It may have come again meanwhile.
+            let warm = model.pool.is_ready(tenant, &hash);
+            model.kin.set_warm(tenant, level, &hash, warm);
         }
         while let Some(mut slot) = self.models[m].pool.woken.pop() {
             while slot != NONE {

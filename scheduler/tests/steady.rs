@@ -143,7 +143,7 @@ impl Steady {
             }
             let plan = self.plans.pop_front().expect("there is always something to run");
             let time = Nanos(4_000_000 + 25_000 * plan.tokens());
-            self.now = self.now + time;
+            self.now += time;
             self.outcomes.clear();
             for _ in &plan.rows {
                 let stops = self.rng.per_mille(10);
