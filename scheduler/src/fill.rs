@@ -391,13 +391,9 @@ impl Fill<'_> {
             if account.is_dry() || !account.may_start() || account.service.virtual_time() >= until {
                 return;
             }
-            let model = &self.device.models[self.m];
-            let Some(slot) = model.kin.next(tenant) else { return };
-            let request = self.requests.get(slot);
-            let by_rank = request.queue_pos == 0;
-            if model.cached_blocks(tenant, &request.hashes, request.known) == 0
-                || !matches!(self.start(slot), Start::Row(_))
-            {
+            let Some(slot) = self.device.models[self.m].kin.next(tenant) else { return };
+            let by_rank = self.requests.get(slot).queue_pos == 0;
+            if !matches!(self.start(slot), Start::Row(_)) {
                 return;
             }
             self.device.models[self.m].kin.started(self.requests, slot, by_rank);
@@ -510,6 +506,10 @@ impl Fill<'_> {
         self.device.touched += 1;
         let (no_room, closed) = (self.no_room, !self.starts_open());
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        if closed && lane.short {
+            // It was told why already, and its line of memory is best left alone.
+            return None;
+        }
         let head = lane.waiting.head().filter(|_| !lane.capped)?;
         let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
         let cause = match self.tenants.get(tenant).may_start() {
