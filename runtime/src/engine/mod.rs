@@ -360,6 +360,7 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
             kv_blocks_floor: tenant.kv_blocks_floor,
             kv_blocks_ceiling: tenant.kv_blocks_ceiling,
             metered: tenant.quota != DeviceQuota::default(),
+            ..Tenant::default()
         };
         scheduler.add_tenant(TenantId(index as u32 + 1), plan);
     }
