@@ -147,7 +147,9 @@ fn unix_time(at: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use weir_scheduler::{Config, Event, Tenant};
+    use weir_scheduler::{
+        Admission, Config, DeviceId, Event, ModelId, ModelLimits, RowOutcome, StepPlan, StepReport, Tenant, Work,
+    };
 
     use super::*;
 
@@ -218,6 +220,38 @@ mod tests {
             leases.take_back_at(&mut scheduler, wall(Duration::ZERO), A, epoch, amount);
         }
         assert_eq!(leases.quotas.balance(A, unix_time(wall(Duration::ZERO))), Nanos::from_secs(2));
+    }
+
+    #[test]
+    fn a_lease_in_use_goes_on_without_a_gap() {
+        let (mut scheduler, mut leases) = rig(1_000_000);
+        let (device, model) = (DeviceId(0), ModelId(0));
+        scheduler.add_device(Nanos(0), device);
+        let limits = ModelLimits { blocks: 64, rows_max: 8, tokens_max: 64, context_len_max: 1024 };
+        assert!(scheduler.add_model(device, model, limits));
+        let work = Work::Generate { prompt_len: 4, new_tokens_max: 200, hashes: Vec::new() };
+        let admission = Admission { tenant: A, model, priority: 0, work };
+        scheduler.admit(Nanos(0), admission).expect("a place");
+        let (mut plan, mut events) = (StepPlan::new(), Vec::new());
+        for n in 1..=100 {
+            // A step of 10 ms in every 200.
+            let now = Nanos::from_millis(200 * n);
+            let at = wall(Duration::from_millis(200 * n));
+            scheduler.take_events(&mut events);
+            for event in events.drain(..) {
+                match event {
+                    Event::GrantLow { wanted, .. } => leases.ask_at(&mut scheduler, now, at, A, wanted),
+                    Event::GrantReturned { .. } => panic!("nothing ends while it is used"),
+                    _ => {}
+                }
+            }
+            leases.look_at(&mut scheduler, now, at);
+            assert!(scheduler.next_step(now, device, &mut plan), "step {n}");
+            let time = Nanos::from_millis(10);
+            let report = StepReport { step: plan.step, device_time: time, rows: &[RowOutcome::Advanced] };
+            assert!(scheduler.finish_step(now + time, device, &report, &mut events));
+        }
+        assert_eq!(scheduler.grant_books(A).spent, Nanos::from_secs(1));
     }
 
     #[test]
