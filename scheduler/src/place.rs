@@ -7,8 +7,8 @@
 //! what is nearly equal is decided by what is certain, see [`best`].
 //!
 //! *Later* an estimate can turn out wrong, and a device can come or go. A request that still waits belongs to nobody:
-//! before a device plans a step, it takes over (*pulls*) requests of each tenant that has none waiting here but some
-//! elsewhere. It takes those that their own device has passed over in a step at least once, which leaves a cached prefix
+//! before a device plans a step, it takes over (*pulls*) requests that wait elsewhere and came before what their tenant has waiting
+//! here. It takes those that their own device has passed over in a step at least once, which leaves a cached prefix
 //! its chance, and only if starting here at once is expected to end sooner than waiting there for the next place. Half of
 //! the other's queue goes at a time, by rank, as far as there are rows and blocks for it.
 //!
@@ -217,15 +217,19 @@ impl Scheduler {
         let waiting = self.devices[e].models[theirs].lanes[tenant as usize].waiting.len();
         let model = &self.devices[d].models[m];
         let rows = model.limits.rows_max.saturating_sub(model.running);
-        let here = !model.lanes[tenant as usize].waiting.is_empty();
         let account = self.tenants.get(tenant);
-        if waiting == 0 || here || rows == 0 || !account.may_start() || account.is_dry() {
+        if waiting == 0 || rows == 0 || !account.may_start() || account.is_dry() {
             return;
         }
+        // What came before what waits here goes before it, wherever it was sent.
+        let here = model.lanes[tenant as usize].waiting.head();
         let mut blocks = model.pool.room(tenant, &self.tenants, Limits::Bind);
         for _ in 0..rows.min(waiting.div_ceil(2)) {
             let Some(slot) = self.next_to_pull(tenant, e, theirs) else { return };
             let request = self.requests.get(slot);
+            if here.is_some_and(|(rank, _)| rank < request.rank) {
+                return;
+            }
             let wanted = match request.work {
                 Work::Generate { .. } => request.known.div_ceil(BLOCK_LEN),
                 Work::Embed { .. } => 0,

@@ -1,7 +1,7 @@
 //! Several devices: where requests go, when they move, and that nothing is lost or unfair on the way.
 
 use crate::rig::*;
-use weir_scheduler::sim::{Arrivals, Ask, Faults, Outcome, Scenario, SimModel, Source, StepCost, run};
+use weir_scheduler::sim::{Arrivals, Ask, Faults, Outcome, Scenario, SimModel, Source, StepCost, Uneven, run};
 use weir_scheduler::*;
 
 const OTHER: DeviceId = DeviceId(1);
@@ -266,7 +266,7 @@ fn source(tenant: u32, weight: u32, arrivals: Arrivals) -> Source {
     }
 }
 
-fn play(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -> Outcome {
+fn scenario(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -> Scenario {
     let limits = ModelLimits { blocks: 1024, rows_max: 16, tokens_max: 512, context_len_max: 2048 };
     let cost = StepCost {
         step: Nanos::from_millis(4),
@@ -275,7 +275,7 @@ fn play(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -
         kiloread: Nanos::from_micros(5),
         overhead: Nanos::from_micros(30),
     };
-    run(&Scenario {
+    Scenario {
         seed: 5,
         config: Config::default(),
         devices,
@@ -288,7 +288,11 @@ fn play(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -
         requests_max,
         recount_every: 100,
         ..Scenario::default()
-    })
+    }
+}
+
+fn play(devices: u16, sources: Vec<Source>, requests_max: u64, faults: Faults) -> Outcome {
+    run(&scenario(devices, sources, requests_max, faults))
 }
 
 #[test]
@@ -319,6 +323,19 @@ fn the_gap_between_tenants_over_several_devices_does_not_grow_with_time() {
         let bound = Nanos::from_millis(100 * u64::from(devices));
         assert!(short.gap_max < bound && long.gap_max < bound);
     }
+}
+
+#[test]
+fn a_request_is_not_overtaken_without_end_by_later_ones_on_another_device() {
+    // Who embeds has one device, and little of it. Who chats has the other besides, and so is far ahead, and what it has waiting on the first
+    // would wait there for as long as it lasts.
+    let ask = Ask::Embed { items: (1, 40), len: (5, 300) };
+    let lists = Source { model: VECTORS, ask, ..source(2, 1, Arrivals::Backlog(40)) };
+    let mut scenario = scenario(2, vec![source(1, 1, Arrivals::Backlog(60)), lists], 10_000, Faults::default());
+    scenario.uneven.push(Uneven { device: OTHER, time_percent: 100, without: vec![VECTORS] });
+    let outcome = run(&scenario);
+    println!("overtaken by {} at most", outcome.overtaken_max);
+    assert!(outcome.overtaken_max < 60);
 }
 
 #[test]
