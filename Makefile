@@ -26,7 +26,7 @@ SERVE_FLAGS ?=
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models build cuda cuda-check test prove simulate-long bless figures bench fuzz fmt lint clean
+.PHONY: help serve models build cuda cuda-check test prove simulate-long mutants bless figures bench fuzz fmt lint clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -65,6 +65,9 @@ prove: models ## run the proofs at full size and print their figures: about half
 simulate-long: ## play ten million requests in the simulator, every invariant checked after every event: most of an hour
 	@WEIR_PROOFS_REQUESTS=10000000 $(CARGO) test --release --locked --package weir-scheduler --test facts -- \
 		--nocapture proofs::no_invariant
+
+mutants: ## break the scheduler in each way of scripts/mutants.py, and see that a test notices: some ten minutes
+	@$(PYTHON) scripts/mutants.py
 
 bless: ## write anew what tests compare with, after a change that was meant: the digest of a simulated history
 	@WEIR_BLESS=1 $(CARGO) test --release --locked --package weir-scheduler --test facts -- proofs::the_same_seed

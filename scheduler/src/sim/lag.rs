@@ -5,14 +5,15 @@
 //! tenants that both wait: who comes and goes must not get ahead either. A stretch ends when nothing waits any more, when the
 //! tenant's plan changes, and for everybody when a request runs alone, for that is outside the promise.
 //!
-//! Who has limits of its own, or asks for a model that some device is without, is not measured: it may wait for other reasons.
+//! Who has limits of its own, or asks for a model that some device is without, or has a pool, is not measured: it may wait for other
+//! reasons, or has devices that others have not.
 
 use alloc::vec::Vec;
 
 use super::scenario::{Scenario, Source};
 use super::waits::Mark;
 use super::world::World;
-use crate::ids::Nanos;
+use crate::ids::{Nanos, TenantId};
 
 /// With more tenants than this nothing is measured: it takes time in proportion to their square.
 pub(super) const TENANTS_MAX: usize = 64;
@@ -40,7 +41,11 @@ impl Lag {
                 places.push(source.tenant);
             }
         }
-        let missing = |source: &Source| scenario.uneven.iter().any(|uneven| uneven.without.contains(&source.model));
+        let missing = |source: &Source| {
+            let without = scenario.uneven.iter().any(|uneven| uneven.without.contains(&source.model));
+            let everywhere = !scenario.pools.is_empty() && source.tenant == TenantId::OPERATOR;
+            without || everywhere || source.plan.pool.is_some()
+        };
         let confined = |tenant| scenario.sources.iter().any(|source| source.tenant == tenant && missing(source));
         Lag {
             measured: places.into_iter().map(|tenant| tenants <= TENANTS_MAX && !confined(tenant)).collect(),

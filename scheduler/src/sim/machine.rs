@@ -8,7 +8,7 @@ use super::rng::mix;
 use super::world::{Happening, World};
 use crate::BLOCK_LEN;
 use crate::device::DeviceAccounts;
-use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId};
+use crate::ids::{DeviceId, ModelId, Nanos, RequestId, StepId, TenantId};
 use crate::plan::{PlanRow, RowKind, RowOutcome, StepPlan, StepReport};
 use crate::request::State;
 
@@ -130,6 +130,7 @@ impl World<'_> {
         let in_flight_max = self.scenario.config.steps_in_flight_max;
         assert!(self.machines[d].queue.len() < in_flight_max.max(1) as usize);
         let mut digest = mix(self.outcome.digest ^ plan.step.0 ^ (d as u64) << 48 ^ u64::from(plan.model.0) << 56);
+        let pool = self.scenario.pools.iter().find(|(device, _)| *device == plan.device).map(|(_, pool)| *pool);
         let memory = &mut self.machines[d].memories[model];
         for row in &plan.rows {
             digest = mix(digest ^ row.request.0 ^ u64::from(row.len()) << 40);
@@ -154,6 +155,10 @@ impl World<'_> {
                     client.planned = from + len;
                 }
             }
+            let tenant = self.scenario.sources[client.source].tenant;
+            let plan = &self.plans[self.places[&tenant]];
+            let serves = pool.map_or(!plan.pool_only || plan.pool.is_none(), |pool| plan.pool == Some(pool));
+            assert!(serves || tenant == TenantId::OPERATOR, "{tenant:?} runs on a device that is not for it");
             // One that was preempted in this very step still has its row.
             client.runs = self.scheduler.requests.get(row.request.index() as u32).state == State::Running;
         }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use super::arrivals::Phases;
 use super::leases::Leases;
 use crate::config::{Config, ModelLimits};
-use crate::ids::{DeviceId, ModelId, Nanos, TenantId};
+use crate::ids::{DeviceId, ModelId, Nanos, PoolId, TenantId};
 use crate::tenant::Tenant;
 
 /// What a step costs on the simulated device.
@@ -155,6 +155,8 @@ pub struct Scenario {
     pub devices: u16,
     /// Those that differ from the rest.
     pub uneven: Vec<Uneven>,
+    /// Devices that belong to pools.
+    pub pools: Vec<(DeviceId, PoolId)>,
     /// The models, on every device that is not without.
     pub models: Vec<SimModel>,
     /// The traffic.
@@ -179,6 +181,7 @@ impl Default for Scenario {
             config: Config::default(),
             devices: 1,
             uneven: Vec::new(),
+            pools: Vec::new(),
             models: Vec::new(),
             sources: Vec::new(),
             faults: Faults::default(),

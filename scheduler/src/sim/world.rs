@@ -144,6 +144,8 @@ impl<'a> World<'a> {
             let uneven = scenario.uneven.iter().find(|uneven| uneven.device == DeviceId(d));
             machines.push(Machine::new(uneven.map_or(100, |uneven| uneven.time_percent.max(1))));
             scheduler.add_device(Nanos::ZERO, DeviceId(d));
+            let pool = scenario.pools.iter().find(|(device, _)| *device == DeviceId(d));
+            scheduler.set_pool(DeviceId(d), pool.map(|(_, pool)| *pool));
         }
         let outcome = Outcome {
             end: Nanos::ZERO,
