@@ -284,11 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn recorded_steps_of_a_decoder_are_predicted() {
-        // The encoder's were recorded beside busy neighbours, and no two of them took the same time.
-        let (steps, _) = replayed(include_str!("../testdata/decoder.txt"));
-        let error = error_median(steps[64..].iter().copied());
-        assert!(error < 20, "{error} thousandths");
+    fn recorded_steps_are_predicted() {
+        for recorded in [include_str!("../testdata/decoder.txt"), include_str!("../testdata/encoder.txt")] {
+            let (steps, _) = replayed(recorded);
+            let error = error_median(steps[64..].iter().copied());
+            assert!(error < 20, "{error} thousandths");
+        }
     }
 
     #[test]
