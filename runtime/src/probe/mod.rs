@@ -1,6 +1,7 @@
 //! Looking at a device and at models on it, without a server: what `weir probe` and `weir-gpu probe` share.
 //!
-//! A probe answers in JSON lines on standard output, for programs; `bench/gpu` is the one that reads them. Models run exactly as in
+//! A probe answers in JSON lines on standard output, for programs; `bench/gpu` is the one that reads them (`charges` has figures for
+//! people, and its JSON lines in a file). Models run exactly as in
 //! an executor, through the same model code, but no scheduler plans their steps, so a step has the rows that were asked for.
 //!
 //! A probe is handed the [`Device`] it runs on: the CPU by `weir probe`, a GPU by `weir-gpu probe`.
@@ -37,7 +38,8 @@ weir probe SUB, with JSON lines as the answer:
   steps --model DIR --batch B --context C --new N [--prefill T]
                                           time of prefill steps of T tokens, and of decode steps
   charges --model DIR [--steps N] [--repeats N] [--seed N] [--raw FILE]
-                                          what rows are charged against what they cost
+                                          what rows of mixed steps are charged, against what the steps are shorter
+                                          without them; figures, and every step as a JSON line in FILE
 FILE of --ids is JSON: a list of lists of token ids.";
 
 /// Why a probe has no answer.

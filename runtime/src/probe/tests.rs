@@ -87,6 +87,38 @@ fn steps_are_of_the_shape_that_was_asked_for() {
 }
 
 #[test]
+fn groups_of_rows_are_charged_and_replayed() {
+    let groups = |shape: Shape, groups: &[&str], last: &str| {
+        let folder = tempfile::tempdir().expect("folder");
+        let (model, raw) = (folder.path().join("model"), folder.path().join("raw"));
+        let pool = Pool::new(1);
+        make(&MakeModel { shape, seed: 3, dtype: None, layers: None }, &model, &pool).expect("made");
+        let words = ["charges", "--steps", "6", "--repeats", "1", "--model"].map(String::from).into_iter();
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let words: Vec<String> = words.chain([path(&model), "--raw".into(), path(&raw)]).collect();
+        let mut out = Vec::new();
+        run(&words, &Device::cpu(pool), &mut out).expect("figures");
+        let out = String::from_utf8(out).expect("text");
+        for group in groups {
+            assert!(out.contains(&format!("figure=4.{group}_error_median value=")), "{out}");
+        }
+        assert!(out.contains(&format!("figure=4.{last}_error_median value=")) && out.contains("replayed=6"), "{out}");
+        let mut replays = 0;
+        for line in fs::read_to_string(&raw).expect("raw").lines() {
+            let step: Value = serde_json::from_str(line).expect("JSON");
+            let charges = step["rows"].as_array().expect("rows").iter().map(|row| row[4].as_u64().expect("a charge"));
+            assert_eq!(charges.sum::<u64>(), step["time"].as_u64().expect("a time"), "{line}");
+            let times = step["replays"].as_array().expect("replays").len();
+            assert!(times == 0 || times == 1 + step["groups"].as_array().expect("groups").len(), "{line}");
+            replays += usize::from(times > 0);
+        }
+        assert_eq!(replays, 6);
+    };
+    groups(Shape::TinyLlama, &["short_decode", "prefill"], "decoder");
+    groups(Shape::TinyBert, &["long_embedding", "short_embedding"], "encoder");
+}
+
+#[test]
 fn wrong_words_are_refused_and_no_gpu_is_said() {
     for words in
         ["fly", "greedy --model MODEL --ids DIR/ids", "steps --batch 0 --model MODEL --context 1 --new 1", "device 5"]

@@ -5,7 +5,11 @@
 //! is shorter without a group is what the group costs; these differences, scaled so that they add up to the step, are what the groups'
 //! charges are held against. A step is charged before the fit learns from it, so none is judged by a fit that has seen it.
 //!
-//! Running a step again is harmless: the same ids give the same keys and values at the same places.
+//! A step runs one model, and a decoder embeds nothing here: so a decoder's steps mix long decodes, short decodes and prompts, and an
+//! encoder's steps long items and short ones; each model is probed by itself.
+//!
+//! Running a step again is harmless: the same ids give the same keys and values at the same places. On a machine with busy
+//! neighbours, `taskset -c 0 weir probe charges ...` gives the probe one thread, whose waits can be told from its work.
 
 mod quiet;
 mod traffic;
@@ -83,8 +87,10 @@ pub(super) fn run(args: &Args, place: Place<'_>, out: &mut dyn Write) -> Result<
             figure(out, &format!("{}_error_median", group.name()), &of_group);
         }
     }
-    figure(out, "error_median", &all);
-    let _ = writeln!(out, "steps={done} replayed={replayed} disturbed_runs={disturbed}");
+    let of_kind = if info.kind == ModelKind::Embed { "encoder" } else { "decoder" };
+    figure(out, &format!("{of_kind}_error_median"), &all);
+    let threads = place.device.pool().threads();
+    let _ = writeln!(out, "threads={threads} steps={done} replayed={replayed} disturbed_runs={disturbed}");
     Ok(())
 }
 
