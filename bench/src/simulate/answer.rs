@@ -354,12 +354,11 @@ impl Course {
             for (served, place) in served.iter_mut().zip(&places) {
                 *served += place.map_or(0.0, |place| seconds(window.parts[place].charge));
             }
-            let weighted = |at: usize| served[at] / f64::from(tenants[at].weight.max(1));
-            let most = (0..served.len()).map(weighted).fold(0.0, f64::max);
-            for at in 0..served.len() {
-                course.service[at].push(served[at]);
-                course.lag[at].push(most - weighted(at));
-            }
+            let weights = tenants.iter().map(|tenant| f64::from(tenant.weight.max(1)));
+            let weighted: Vec<f64> = served.iter().zip(weights).map(|(served, weight)| served / weight).collect();
+            let most = weighted.iter().copied().fold(0.0, f64::max);
+            course.service.iter_mut().zip(&served).for_each(|(service, served)| service.push(*served));
+            course.lag.iter_mut().zip(weighted).for_each(|(lag, weighted)| lag.push(most - weighted));
             ttft.sort_unstable();
             course.ttft_p50.push(nearest(&ttft, 50).map(millis));
             course.ttft_p99.push(nearest(&ttft, 99).map(millis));

@@ -55,11 +55,11 @@ fn solve(gram: &[[f64; TERMS]; TERMS], moment: &[f64; TERMS], chosen: &[usize]) 
         if rows[column][column].abs() < 1e-9 {
             return None;
         }
-        for row in column + 1..n {
-            let factor = rows[row][column] / rows[column][column];
-            for at in column..=n {
-                rows[row][at] -= factor * rows[column][at];
-            }
+        let (above, below) = rows.split_at_mut(column + 1);
+        let pivot = &above[column][column..];
+        for row in below {
+            let factor = row[column] / pivot[0];
+            row[column..].iter_mut().zip(pivot).for_each(|(cell, of_pivot)| *cell -= factor * of_pivot);
         }
     }
     let mut solved = vec![0.0; n];

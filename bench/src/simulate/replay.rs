@@ -46,6 +46,7 @@ pub(super) fn scenario(trace: &Trace, costs: &Costs, options: &LoadOptions) -> R
                 running_max: plan.running_max,
                 kv_blocks_floor: plan.kv_blocks_floor,
                 kv_blocks_ceiling: plan.kv_blocks_ceiling,
+                ..Tenant::default()
             },
             model: ModelId(model),
             priority,
