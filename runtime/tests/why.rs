@@ -19,6 +19,7 @@ async fn fake(cost: &str) -> Engine {
         queue_len_max: 1024,
         canary_interval: Duration::from_secs(3600),
         seed: 1,
+        record: None,
     };
     Engine::start(config).await.expect("starts")
 }
