@@ -26,7 +26,7 @@ pub struct Entry {
     pub end: Option<(Nanos, End)>,
     /// The bill.
     pub charge: Nanos,
-    /// Prompt tokens, and those of them found in the cache.
+    /// Prompt tokens of a text, and those of them found in the cache; none of a list.
     pub prompt_len: u32,
     /// See `prompt_len`.
     pub cached: u32,
@@ -128,7 +128,7 @@ impl Diary {
             last: None,
             end: None,
             charge: Nanos::ZERO,
-            prompt_len: client.prompt_len,
+            prompt_len: if client.is_list() { 0 } else { client.prompt_len },
             cached: 0,
             drawn: 0,
         });

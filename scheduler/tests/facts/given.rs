@@ -67,6 +67,17 @@ fn given_requests_come_when_they_came_and_are_as_long_as_they_were() {
 }
 
 #[test]
+fn a_list_is_embedded_whole_and_has_no_prompt() {
+    let mut list = text(0, 0, 1, &[1], &[]);
+    list.work = GivenWork::Embed { lens: vec![30, 70] };
+    let (outcome, diary) = play(&[list]);
+    let entry = diary.entries[0];
+    assert_eq!((entry.prompt_len, entry.drawn, entry.first), (0, 0, None));
+    assert_eq!(entry.end, Some((Nanos(6_000_000), End::Finished)));
+    assert_eq!(outcome.tokens, 100);
+}
+
+#[test]
 fn equal_numbers_are_found_in_the_tenants_own_cache_only() {
     let blocks = [(7, 2), (40, 1)];
     let given = [
