@@ -14,6 +14,10 @@
 //! prompts. While sequences with ITL targets run, see [`crate::budget`], all rows but the first are cut by time: one that would take the
 //! step over the target skips it, and its tenant comes sooner in the next.
 //!
+//! *Calm neighbours.* While tenants that are short of nothing have requests here, prompts of short ones fill a step to three quarters of
+//! the cap only. With two steps in flight, what a calm tenant asks for next waits for the rest of one step, for another, and for its
+//! own; shorter ones bring that from three caps to little more than two. Where nobody is calm, steps are as long as they may be.
+//!
 //! *Two steps in flight.* Planning goes by what will be known when the steps in flight have ended, on the guess that their requests go on.
 //!
 //! *Alone.* While a request is to run alone, everybody else's rows are passed over, in every step of the device.
@@ -189,6 +193,7 @@ impl Scheduler {
             tokens_left: model.limits.tokens_max.max(1),
             time_left: budget.time.saturating_sub(model.cost.step()),
             strict: budget.strict,
+            time_kept: device.kept_for_calm(budget.time),
             reserve,
             prompt_given: false,
             no_room: false,
@@ -270,6 +275,8 @@ pub(crate) struct Fill<'a> {
     pub(crate) time_left: Nanos,
     /// ITL targets are in `time_left`.
     pub(crate) strict: bool,
+    /// Of that, what prompts and items of short tenants leave alone for the sake of calm ones.
+    pub(crate) time_kept: Nanos,
     /// Running rows not looked at yet: a token is kept for each.
     pub(crate) reserve: u32,
     /// A prompt row is in the plan.
@@ -539,11 +546,11 @@ impl Fill<'_> {
         let request = self.requests.get(slot);
         if let (true, Work::Embed { lens }) = (request.is_list, &request.work) {
             let len = lens[request.planned as usize];
-            let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
+            let fits = self.fits_item(request.tenant, len) && self.afford(slot, 0, len, true).is_some();
             return fits.then(|| self.push_item(slot, len));
         }
         let from = request.planned;
-        let len = self.chunk(from, request.ready_len())?;
+        let len = self.chunk(request.tenant, from, request.ready_len())?;
         let len = self.afford(slot, from, len, false)?;
         if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
             self.requests.wait(slot, Cause::Memory);
@@ -558,7 +565,7 @@ impl Fill<'_> {
         match &request.work {
             Work::Embed { lens } => {
                 let len = lens[request.planned as usize];
-                if !self.fits_item(len) {
+                if !self.fits_item(request.tenant, len) {
                     return Start::NoBudget;
                 }
                 if self.afford(slot, 0, len, true).is_none() {

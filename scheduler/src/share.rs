@@ -7,8 +7,8 @@
 //! step, so a burst of long prompts cannot start at the price of short ones.
 //!
 //! *Lift.* A tenant that was not short of anything, on any device, has no claim from the past: before it competes again its virtual time is
-//! raised to the device's ([`crate::device::Device::clock`]), which follows the least virtual time among the tenants that
-//! are short of that device, and the greatest of all when nobody is. Who is short, and how the least of them is found without
+//! raised to the device's ([`crate::device::Device::clock`]), which follows what was measured of the tenant with the least virtual
+//! time among those that are short of that device, and the greatest of all when nobody is. Who is short, and how the least of them is found without
 //! asking all, is [`crate::standing`]'s matter. So idleness earns nothing, and what was used while nobody
 //! waited is nobody's debt. The clock is the device's and not the node's: where two devices serve different tenants, one may be far
 //! ahead of the other, and who joins the first must not start with the second's past.
@@ -65,6 +65,11 @@ impl Service {
     /// What fairness compares.
     pub(crate) fn virtual_time(&self) -> Virtual {
         self.measured + self.held.min(self.held_max)
+    }
+
+    /// What was measured, or lifted over.
+    pub(crate) fn measured(&self) -> Virtual {
+        self.measured
     }
 
     /// Forgets the credit of a tenant that was not short anywhere.

@@ -20,7 +20,7 @@
 //! Cost: O(calm + at hand), which is O(rows + arrivals), and O(log tenants) for each that comes to hand.
 
 use crate::device::Device;
-use crate::ids::StepId;
+use crate::ids::{Nanos, StepId};
 use crate::scheduler::Scheduler;
 use crate::share::Virtual;
 use crate::tenant::Tenants;
@@ -100,12 +100,15 @@ impl Device {
         }
     }
 
-    /// Brings the virtual clock up to date and lifts every tenant that was not short.
+    /// Brings the virtual clock up to date and lifts every tenant that was not short: to what was measured of the short tenant that is
+    /// next, and not to what is held for it besides. A tenant lifted over the whole of a running prompt would stand behind that
+    /// prompt with whatever it asks for next.
     pub(crate) fn lift(&mut self, tenants: &mut Tenants) {
         let mut clock: Option<Virtual> = None;
         for model in &mut self.models {
             for file in [&mut model.short_running, &mut model.short_waiting] {
-                if let Some((time, _)) = least(file, tenants) {
+                if let Some((_, tenant)) = least(file, tenants) {
+                    let time = tenants.get(tenant).service.measured();
                     clock = Some(clock.map_or(time, |clock| clock.min(time)));
                 }
             }
@@ -118,6 +121,15 @@ impl Device {
             tenants.get_mut(tenant).service.lift(self.clock);
         }
         self.touched += (self.calm.len() + self.at_hand.len()) as u64;
+    }
+
+    /// How much of a step's time the prompts and items of short tenants leave alone for the sake of calm ones: all beyond three quarters
+    /// of the latency cap, and nothing where nobody is calm.
+    pub(crate) fn kept_for_calm(&self, time: Nanos) -> Nanos {
+        match self.calm.len() {
+            0 => Nanos::ZERO,
+            _ => time.saturating_sub(Nanos(self.step_latency_max.0 / 4 * 3)),
+        }
     }
 
     /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least

@@ -1,9 +1,12 @@
 //! When a source's next request comes.
 
-use super::rng::Rng;
-use super::scenario::{Arrivals, Source};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use super::rng::{Rng, mix};
+use super::scenario::{Arrivals, Scenario, Source};
 use super::world::{Happening, World};
-use crate::ids::Nanos;
+use crate::ids::{Nanos, TenantId};
 
 /// Requests on a schedule that does not wait for answers, for a while, with pauses if wished. Several sources of one tenant, one
 /// after the other, make a load that shifts.
@@ -41,7 +44,7 @@ impl Phases {
     /// The first request: somewhere in the first gap, so that sources alike do not march in step.
     fn first(&self, rng: &mut Rng, from: Nanos) -> Option<Nanos> {
         let start = match self.even {
-            true => Nanos((u128::from(self.gap.0) * u128::from(rng.bits() >> 1) >> 63) as u64),
+            true => Nanos(((u128::from(self.gap.0) * u128::from(rng.bits() >> 1)) >> 63) as u64),
             false => Nanos(rng.exponential(self.gap.0)),
         };
         let at = from.saturating_add(start);
@@ -49,9 +52,29 @@ impl Phases {
     }
 }
 
+/// A generator for each source, by its tenant and its place among the tenant's sources: a source draws the same whoever is beside it.
+pub(super) fn draws(scenario: &Scenario) -> Vec<Rng> {
+    let mut before: BTreeMap<TenantId, u64> = BTreeMap::new();
+    let draws = scenario.sources.iter().map(|source| {
+        let nth = before.entry(source.tenant).or_default();
+        *nth += 1;
+        Rng::new(mix(scenario.seed ^ mix(u64::from(source.tenant.0) << 32 | *nth)))
+    });
+    draws.collect()
+}
+
 impl World<'_> {
+    /// Changes to a source's own generator, or back again, if its requests come on a schedule: what steps do, and in which order
+    /// they end, must not change what is asked for when.
+    pub(super) fn swap_draws(&mut self, n: usize) {
+        if let Arrivals::Phases(_) = self.scenario.sources[n].arrivals {
+            core::mem::swap(&mut self.rng, &mut self.draws[n]);
+        }
+    }
+
     /// Plans a source's first requests.
     pub(super) fn plan_first(&mut self, n: usize, source: &Source) {
+        self.swap_draws(n);
         let count = match source.arrivals {
             Arrivals::Poisson(_) => 1,
             Arrivals::Backlog(count) => count,
@@ -63,6 +86,7 @@ impl World<'_> {
                 0
             }
         };
+        self.swap_draws(n);
         for _ in 0..count {
             self.plan(source.from, Happening::Arrival(n));
         }

@@ -121,8 +121,10 @@ impl World<'_> {
             return;
         }
         let source = &self.scenario.sources[n];
+        self.swap_draws(n);
         self.plan_next(n, source);
         let mut client = self.client(n, source);
+        self.swap_draws(n);
         let (tenant, model, priority) = (source.tenant, source.model, source.priority);
         let place = self.places[&tenant];
         client.mark = self.mark(place);

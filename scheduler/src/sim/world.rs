@@ -51,6 +51,8 @@ pub(super) struct World<'a> {
     pub(super) scenario: &'a Scenario,
     pub(super) scheduler: Scheduler,
     pub(super) rng: Rng,
+    /// By source: see [`World::swap_draws`].
+    pub(super) draws: Vec<Rng>,
     pub(super) now: Nanos,
     pub(super) seq: u64,
     pub(super) heap: BinaryHeap<Reverse<(Nanos, u64, Happening)>>,
@@ -171,6 +173,7 @@ impl<'a> World<'a> {
             scenario,
             scheduler,
             rng: Rng::new(scenario.seed),
+            draws: super::arrivals::draws(scenario),
             now: Nanos::ZERO,
             seq: 0,
             heap: BinaryHeap::new(),

@@ -19,3 +19,4 @@ mod rows;
 mod shares;
 mod targets;
 mod why;
+mod workloads;
