@@ -5,12 +5,45 @@ import json
 BEGIN, END = "<!-- measured: scripts/bench.py --report -->", "<!-- end of what was measured -->"
 
 
+SIMULATED_BEGIN, SIMULATED_END = "<!-- simulated: scripts/bench.py --report -->", "<!-- end of what was simulated -->"
+
+
 def write_report(plots, results):
     """Replace what stands between the marks; what is around them is kept."""
-    text = results.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    results.write_text(f"{head}{BEGIN}\n{report(plots)}\n{END}{tail}", encoding="utf-8")
+    text = between(results.read_text(encoding="utf-8"), BEGIN, END, report(plots))
+    results.write_text(between(text, SIMULATED_BEGIN, SIMULATED_END, simulated(plots)), encoding="utf-8")
+
+
+def between(text, begin, end, part):
+    head, rest = text.split(begin, 1)
+    return f"{head}{begin}\n{part}\n{end}{rest.split(end, 1)[1]}"
+
+
+def simulated(plots):
+    """Named loads under every policy: what bench/examples/workloads.rs found."""
+    figures = json.loads((plots / "workloads.json").read_text(encoding="utf-8"))
+    loads = {}
+    for name, value in figures.items():
+        load, policy, what = name.split(".")
+        loads.setdefault(load, {}).setdefault(policy, {})[what] = value
+    rows, shared = [], []
+    for load, policies in loads.items():
+        for policy, of in policies.items():
+            if policy == "solo":
+                continue
+            polite = "-"
+            if "polite_ttft_p99_s" in of:
+                polite = f"{1000 * of['polite_ttft_p99_s']:,.0f} ({of['polite_caps_over_solo']:+,.2f} caps)"
+            jain = f"{of['jain_min']:.4f} ({of['jain_windows']:.0f})" if of["jain_windows"] else "-"
+            rows.append([load, policy, f"{of['tokens_per_s']:,.0f}", f"{of['throughput_to_fcfs']:.4f}", jain, polite,
+                         f"{of['ttft_p99_s']:,.1f}", f"{of['preemptions']:.0f}"])
+            if "hit_rate" in of:
+                shared.append([load, policy, f"{of['hit_rate']:.1%}", f"{of['hit_rate_to_locality']:.3f}"])
+    charts = "\n\n".join(f"![](plots/workload_{load}.svg)" for load in loads)
+    return "\n\n".join((
+        table(["load", "policy", "tokens/s", "to FCFS", "least Jain's index (windows)", "polite tenant's p99 TTFT, ms (over solo)",
+               "p99 TTFT of all, s", "preemptions"], rows),
+        table(["load", "policy", "prompt tokens found in the cache", "to locality only"], shared), charts))
 
 
 def report(plots):

@@ -15,6 +15,9 @@ pub const WINDOW: Nanos = Nanos::from_secs(10);
 pub const POLICIES: [(Order, &str); 4] =
     [(Order::DeviceTime, "weir"), (Order::Fcfs, "fcfs"), (Order::RoundRobin, "round_robin"), (Order::Tokens, "vtc")];
 
+/// And one that follows nothing but cached prefixes, for loads that share them: what it finds in the cache is what there is to find.
+pub const LOCALITY: (Order, &str) = (Order::Prefix, "locality");
+
 /// What one policy made of a load.
 #[derive(Clone, Debug)]
 pub struct PolicyRun {
@@ -47,7 +50,7 @@ pub struct PolicyRun {
 pub struct Comparison {
     /// Which load.
     pub workload: Workload,
-    /// In the order of [`POLICIES`].
+    /// In the order of [`POLICIES`], then [`LOCALITY`] where prefixes are shared.
     pub runs: Vec<PolicyRun>,
     /// Percentiles 50 and 99 of the polite tenant's TTFT when it is alone, in seconds.
     pub solo: Option<(f64, f64)>,
@@ -58,7 +61,9 @@ pub struct Comparison {
 /// Runs the load under every policy, and its polite tenant alone.
 pub fn compare(workload: &Workload, seed: u64, devices: u16, cost: SimModel, seconds: u64) -> Comparison {
     let scenario = workload.scenario(seed, devices, cost, seconds);
-    let runs = POLICIES.map(|(order, name)| run(workload, &scenario, order, name)).into();
+    let locality = workload.shares_prefixes.then_some(LOCALITY);
+    let policies = POLICIES.into_iter().chain(locality);
+    let runs = policies.map(|(order, name)| run(workload, &scenario, order, name)).collect();
     let solo = workload.polite.map(|tenant| {
         let outcome = run_watched(&Workload::solo(&scenario, tenant), None);
         percentiles(&outcome, |other| other == tenant)
@@ -155,6 +160,7 @@ impl Comparison {
             }
             if self.workload.shares_prefixes {
                 put(format!("{name}.hit_rate"), run.hit_rate);
+                put(format!("{name}.hit_rate_to_locality"), run.hit_rate / self.of("locality").hit_rate);
             }
         }
         if let Some((p50, p99)) = self.solo {

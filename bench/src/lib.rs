@@ -39,6 +39,7 @@
 
 mod closed_loop;
 pub mod compare;
+mod compare_plot;
 mod config;
 mod connection;
 mod date;
