@@ -46,6 +46,8 @@ pub struct DeviceConfig {
     pub rows_max: u32,
     /// What a step should stay under; the scheduler fits the token budget to it.
     pub step_latency_max: Duration,
+    /// The pool it is reserved for; a device without one is everybody's.
+    pub pool: Option<String>,
 }
 
 /// What a device is.
@@ -88,6 +90,7 @@ impl DeviceConfig {
             step_tokens_max: 512,
             rows_max: 64,
             step_latency_max: Duration::from_millis(200),
+            pool: None,
         }
     }
 
@@ -129,6 +132,8 @@ pub struct ModelSpec {
     pub name: String,
     /// Where its weights are.
     pub source: ModelLocation,
+    /// Names of the devices that load it; none means all of them.
+    pub devices: Vec<String>,
 }
 
 /// Where a model's weights are.
@@ -196,6 +201,20 @@ pub struct TenantSpec {
     pub kv_blocks_floor: u32,
     /// KV blocks it may hold at most.
     pub kv_blocks_ceiling: Option<u32>,
+    /// Cached KV blocks that no other tenant can take from it.
+    pub cache_blocks_floor: u32,
+    /// KV blocks that stay cached at most when nothing of it runs on them.
+    pub cache_blocks_ceiling: Option<u32>,
+    /// From arrival to the first token; what is not expected to keep it is refused.
+    pub ttft_target: Option<Duration>,
+    /// From a token to the next; steps beside its texts are cut to it.
+    pub itl_target: Option<Duration>,
+    /// The most urgent priority class that its requests count as.
+    pub priority_ceiling: u8,
+    /// The pool of devices it may use beside the common ones.
+    pub pool: Option<String>,
+    /// It uses its pool's devices only.
+    pub pool_only: bool,
     /// Device time it may use.
     pub quota: DeviceQuota,
 }
@@ -221,6 +240,13 @@ impl TenantSpec {
             running_max: 64,
             kv_blocks_floor: 0,
             kv_blocks_ceiling: None,
+            cache_blocks_floor: 0,
+            cache_blocks_ceiling: None,
+            ttft_target: None,
+            itl_target: None,
+            priority_ceiling: 0,
+            pool: None,
+            pool_only: false,
             quota: DeviceQuota::default(),
         }
     }
@@ -279,7 +305,7 @@ impl FromStr for ModelSpec {
         if !model_name_is_plain(&name) {
             return Err(bad(format!("`{name}` cannot be a model name: use letters, digits and -_./:@")));
         }
-        Ok(ModelSpec { name, source })
+        Ok(ModelSpec { name, source, devices: Vec::new() })
     }
 }
 

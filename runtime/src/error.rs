@@ -134,6 +134,14 @@ pub enum SubmitError {
         /// When its next window begins.
         retry_after: Duration,
     },
+    /// The first token is not expected within the plan's target.
+    #[error("{message}")]
+    TargetUnmet {
+        /// For the client.
+        message: String,
+        /// When it would be.
+        retry_after: Duration,
+    },
     /// The server is going down.
     #[error("The server is shutting down")]
     Draining,

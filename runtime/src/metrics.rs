@@ -1,4 +1,4 @@
-//! The metrics registry: Prometheus text, no tenant labels. Everything is an atomic or behind a short lock, so neither a
+//! The metrics registry: Prometheus text, tenant labels only where a tenant's own use is counted. Everything is an atomic or behind a short lock, so neither a
 //! step nor a scrape waits for the other.
 
 use std::{
@@ -78,6 +78,20 @@ struct AccountLabel {
     account: Account,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum BlockUse {
+    Used,
+    Cached,
+}
+
+/// Tenants are those of the configuration, so there are only so many.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BlocksLabel {
+    tenant: String,
+    model: String,
+    state: BlockUse,
+}
+
 /// Label values in lower case, as Prometheus users expect them.
 macro_rules! label_values {
     ($($label:ty: $($variant:ident = $value:literal),+;)+) => {
@@ -93,6 +107,7 @@ label_values! {
     Outcome: Completed = "completed", Cancelled = "cancelled", Failed = "failed", Rejected = "rejected", Quota = "quota",
         Canary = "canary";
     TokenKind: Prompt = "prompt", Cached = "cached", Completion = "completion";
+    BlockUse: Used = "used", Cached = "cached";
     Account: Tenants = "tenants", Operator = "operator", Overrun = "overrun", Idle = "idle";
 }
 
@@ -103,6 +118,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// In the order of their ids.
     models: RwLock<Vec<String>>,
+    /// In the order of their ids, the operator left out.
+    tenants: RwLock<Vec<String>>,
     requests: Family<OutcomeLabel, Counter>,
     tokens: Family<TokenLabel, Counter>,
     waiting: Family<ModelLabel, Gauge>,
@@ -112,6 +129,7 @@ pub(crate) struct Metrics {
     blocks_cached: Family<ModelLabel, Gauge>,
     kv_usage: Family<ModelLabel, Seconds>,
     device_seconds: Family<AccountLabel, Counter<f64, AtomicU64>>,
+    block_seconds: Family<BlocksLabel, Counter<f64, AtomicU64>>,
     demand: Seconds,
     gap_bound: Seconds,
     preemptions: Counter,
@@ -175,6 +193,9 @@ impl Metrics {
         let device_seconds = Family::<AccountLabel, Counter<f64, AtomicU64>>::default();
         let help = "Device time by who pays; the accounts of a device add up to the time since it was added";
         registry.register_with_unit("device", help, Unit::Seconds, device_seconds.clone());
+        let block_seconds = Family::<BlocksLabel, Counter<f64, AtomicU64>>::default();
+        let help = "KV blocks times the seconds that they were held (used) or kept for their prefix only (cached)";
+        registry.register_with_unit("tenant_kv_block", help, Unit::Seconds, block_seconds.clone());
         let demand = Seconds::default();
         registry.register_with_unit("demand", "Estimated device time of what waits", Unit::Seconds, demand.clone());
         let gap_bound = Seconds::default();
@@ -238,6 +259,7 @@ impl Metrics {
         Metrics {
             registry,
             models: RwLock::new(models.to_vec()),
+            tenants: RwLock::default(),
             requests,
             tokens,
             waiting,
@@ -247,6 +269,7 @@ impl Metrics {
             blocks_cached,
             kv_usage,
             device_seconds,
+            block_seconds,
             demand,
             gap_bound,
             preemptions,
@@ -384,9 +407,34 @@ impl Metrics {
         self.step_tokens.get_or_create(&label).observe(tokens as f64);
     }
 
+    /// Who the tenants are.
+    pub(crate) fn name_tenants(&self, names: Vec<String>) {
+        *self.tenants.write().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
+    /// A tenant's name, for the log.
+    pub(crate) fn tenant_name(&self, id: u32) -> Option<String> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        (id as usize).checked_sub(1).and_then(|at| tenants.get(at)).cloned()
+    }
+
+    fn observe_blocks(&self, scheduler: &Scheduler, now: Nanos, models: &[NodeModel]) {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        for blocks in scheduler.block_times(now) {
+            let tenant = (blocks.tenant.0 as usize).checked_sub(1).and_then(|at| tenants.get(at));
+            let (Some(tenant), Some(model)) = (tenant, models.get(blocks.model.0 as usize)) else { continue };
+            for (state, nanos) in [(BlockUse::Used, blocks.time.used), (BlockUse::Cached, blocks.time.cached)] {
+                let label = BlocksLabel { tenant: tenant.clone(), model: model.name.clone(), state };
+                let counter = self.block_seconds.get_or_create(&label);
+                counter.inc_by((nanos as f64 / 1e9 - counter.get()).max(0.0));
+            }
+        }
+    }
+
     /// Copies what the scheduler counts.
     pub(crate) fn observe(&self, scheduler: &Scheduler, now: Nanos, models: &[NodeModel], devices: &[DeviceStatus]) {
         self.devices.observe(Instant::now(), devices);
+        self.observe_blocks(scheduler, now, models);
         let stats = scheduler.stats();
         self.demand.set(stats.demand.0 as f64 / 1e9);
         self.gap_bound.set(scheduler.gap_bound().0 as f64 / 1e9);

@@ -14,6 +14,8 @@ pub struct Submission {
     pub request_id: String,
     /// The id in the answer, if it has one: unique, and the same for all prompts of it. The request can be asked for by it, too.
     pub answer_id: Option<String>,
+    /// Its class inside the tenant, 0 the most urgent.
+    pub priority: u8,
     /// What to continue.
     pub prompt: Prompt,
     /// Choices wanted, at least 1.
@@ -112,6 +114,8 @@ pub struct EmbedSubmission {
     pub model: String,
     /// The id in the request's headers, under which it can be asked for; never interpreted.
     pub request_id: String,
+    /// Its class inside the tenant, 0 the most urgent.
+    pub priority: u8,
     /// What to embed, in order.
     pub inputs: Vec<EmbedInput>,
     /// Cut inputs that are too long, instead of refusing them.

@@ -33,6 +33,7 @@ fn ask(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
         tenant: engine.tenant("a").expect("tenant"),
         model: "m".into(),
         request_id: "test".into(),
+        priority: 0,
         answer_id: None,
         prompt: Prompt::Text(prompt.into()),
         n: 1,
@@ -136,6 +137,7 @@ async fn a_list_to_embed_goes_on_elsewhere() {
         tenant: engine.tenant("a").expect("tenant"),
         model: "m".into(),
         request_id: "test".into(),
+        priority: 0,
         inputs: (0..200).map(|index| EmbedInput::Text(format!("input {index}"))).collect(),
         truncate: false,
     };

@@ -30,6 +30,7 @@ fn text(engine: &Engine, tenant: &str, prompt: &str, max_tokens: u32) -> Submiss
         tenant: engine.tenant(tenant).expect("tenant"),
         model: engine.models()[0].name.clone(),
         request_id: "test".into(),
+        priority: 0,
         answer_id: None,
         prompt: Prompt::Text(prompt.into()),
         n: 1,
@@ -218,6 +219,7 @@ async fn embeddings_come_in_order_and_in_any_company() {
         tenant: engine.tenant("a").expect("tenant"),
         model: "fake".into(),
         request_id: "test".into(),
+        priority: 0,
         inputs,
         truncate: false,
     };

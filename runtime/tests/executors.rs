@@ -35,6 +35,7 @@ fn text(engine: &Engine, tenant: &str, prompt: Prompt, max_tokens: u32) -> Submi
         tenant: engine.tenant(tenant).expect("tenant"),
         model: "m".into(),
         request_id: "test".into(),
+        priority: 0,
         answer_id: None,
         prompt,
         n: 1,
@@ -57,6 +58,7 @@ fn embedding(engine: &Engine, texts: impl IntoIterator<Item = String>) -> EmbedS
         tenant: engine.tenant("b").expect("tenant"),
         model: "m".into(),
         request_id: "test".into(),
+        priority: 0,
         inputs: texts.into_iter().map(EmbedInput::Text).collect(),
         truncate: false,
     }
@@ -339,7 +341,12 @@ fn write_tiny(folder: &Path) {
 async fn a_weight_that_is_not_a_number_ends_only_the_requests_that_read_it() {
     let folder = tempfile::tempdir().expect("a folder");
     write_tiny(folder.path());
-    let engine = start(ModelSpec { name: "m".into(), source: ModelLocation::Path(folder.path().to_owned()) }).await;
+    let engine = start(ModelSpec {
+        name: "m".into(),
+        source: ModelLocation::Path(folder.path().to_owned()),
+        devices: Vec::new(),
+    })
+    .await;
     let mut bad: Vec<u32> = (0..700).map(|at| at % 70).collect();
     bad[40] = BROKEN;
     let good = (0..6u32).map(|index| (0..40).map(|at| (at * 3 + index * 11) % 70).collect()).collect();

@@ -51,7 +51,7 @@ mod proofs {
         // One for each request, so that alone it finds nothing in the prefix cache, and one for all of them.
         let tenants = (0..=64).map(|tenant| TenantSpec::named(&format!("t{tenant}"))).collect();
         let config = EngineConfig {
-            models: vec![ModelSpec { name: "smollm2".into(), source: ModelLocation::Path(model) }],
+            models: vec![ModelSpec { name: "smollm2".into(), source: ModelLocation::Path(model), devices: Vec::new() }],
             tenants,
             devices: vec![cpu],
             inspector: ExecutorMode::Thread,
@@ -105,6 +105,7 @@ mod proofs {
                     tenant: engine.tenant(&format!("t{index}")).expect("tenant"),
                     model: "smollm2".into(),
                     request_id: index.to_string(),
+                    priority: 0,
                     answer_id: None,
                     prompt: Prompt::Tokens(prompt),
                     n: if random.one_in(8) { 2 } else { 1 },

@@ -37,7 +37,11 @@ fn a_seed_gives_the_same_bytes_on_any_number_of_threads() {
 }
 
 async fn start(folder: &Path) -> Engine {
-    let model = |name: &str| ModelSpec { name: name.into(), source: ModelLocation::Path(folder.join(name)) };
+    let model = |name: &str| ModelSpec {
+        name: name.into(),
+        source: ModelLocation::Path(folder.join(name)),
+        devices: Vec::new(),
+    };
     Engine::start(EngineConfig {
         models: ["tiny-llama", "tiny-qwen2", "tiny-bert"].map(model).to_vec(),
         tenants: vec![TenantSpec::named("a")],
@@ -67,6 +71,7 @@ async fn made_models_load_and_answer() {
             tenant,
             model: model.into(),
             request_id: "test".into(),
+            priority: 0,
             answer_id: None,
             prompt: Prompt::Chat(vec![message]),
             n: 1,
@@ -85,8 +90,14 @@ async fn made_models_load_and_answer() {
         assert!(!answer.texts[0].is_empty(), "{model}");
     }
     let inputs = ["a weir", "a river"].map(|text| EmbedInput::Text(text.into())).to_vec();
-    let submission =
-        EmbedSubmission { tenant, model: "tiny-bert".into(), request_id: "test".into(), inputs, truncate: false };
+    let submission = EmbedSubmission {
+        tenant,
+        model: "tiny-bert".into(),
+        request_id: "test".into(),
+        priority: 0,
+        inputs,
+        truncate: false,
+    };
     let found = engine.embed(submission).await.unwrap();
     assert_eq!(found.vectors.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256]);
     assert_ne!(found.vectors[0], found.vectors[1]);

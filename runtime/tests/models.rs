@@ -30,6 +30,7 @@ fn ask(engine: &Engine, model: &str, tokens: u32) -> Submission {
         tenant: engine.tenant("a").expect("tenant"),
         model: model.into(),
         request_id: "test".into(),
+        priority: 0,
         answer_id: None,
         prompt: Prompt::Text("ab".into()),
         n: 1,

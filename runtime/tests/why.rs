@@ -29,6 +29,7 @@ fn text(engine: &Engine, id: &str, prompt: &str, max_tokens: u32) -> Submission 
         tenant: engine.tenant("a").expect("tenant"),
         model: "m".into(),
         request_id: id.into(),
+        priority: 0,
         answer_id: Some(format!("cmpl-{id}")),
         prompt: Prompt::Text(prompt.into()),
         n: 1,

@@ -102,6 +102,14 @@ pub enum ApiError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// The first token is not expected within the plan's target. 503.
+    #[error("{message}")]
+    TargetUnmet {
+        /// For people.
+        message: String,
+        /// When it would be.
+        retry_after: Duration,
+    },
     /// The request took longer than the server allows. 504.
     #[error("The request took longer than {0} s.")]
     TimedOut(u64),
@@ -175,6 +183,7 @@ impl ApiError {
             ApiError::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded"),
             ApiError::QuotaSpent { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "insufficient_quota"),
             ApiError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "overloaded"),
+            ApiError::TargetUnmet { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "latency_target_unmet"),
             ApiError::TimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "server_error", "request_timeout"),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
         }
@@ -207,7 +216,8 @@ impl ApiError {
         match self {
             ApiError::RateLimited { retry_after, .. }
             | ApiError::QuotaSpent { retry_after, .. }
-            | ApiError::Overloaded { retry_after, .. } => Some(*retry_after),
+            | ApiError::Overloaded { retry_after, .. }
+            | ApiError::TargetUnmet { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
     }
@@ -266,6 +276,7 @@ impl From<SubmitError> for ApiError {
                 // Another replica has room now; this one comes back after a restart.
                 ApiError::Overloaded { message: error.to_string(), retry_after: Duration::from_secs(1) }
             }
+            SubmitError::TargetUnmet { message, retry_after } => ApiError::TargetUnmet { message, retry_after },
             SubmitError::Internal { message } => ApiError::Internal(message),
         }
     }

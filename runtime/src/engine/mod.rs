@@ -17,7 +17,7 @@ use std::{
 };
 
 use tokio::sync::{Mutex, Semaphore, oneshot};
-use weir_scheduler::{Config, ModelId, Scheduler, Tenant, TenantId};
+use weir_scheduler::{Config, ModelId, Nanos, PoolId, Scheduler, Tenant, TenantId};
 
 use self::{
     encode::{check_sampling, echo_text, invalid, new_tokens_max},
@@ -99,6 +99,7 @@ impl Engine {
             return Err(EngineError::Config(format!("{} models; at most {MODELS_LEN_MAX} are served", names.len())));
         }
         check_devices(&config.devices)?;
+        check_places(&config)?;
         let opener = Opener {
             mode: config.inspector.clone(),
             step_tokens_max: config.devices.iter().map(|device| device.step_tokens_max).max().unwrap_or(0),
@@ -111,6 +112,7 @@ impl Engine {
         let (inbox, messages) = flume::unbounded();
         let model_names: Vec<String> = config.models.iter().map(|m| m.name.clone()).collect();
         let metrics = Arc::new(Metrics::new(&model_names));
+        metrics.name_tenants(config.tenants.iter().map(|tenant| tenant.name.clone()).collect());
         let status = Arc::new(Status::new());
         let (started, starting) = oneshot::channel();
         let secret = secret()?;
@@ -118,7 +120,8 @@ impl Engine {
         let parts = NodeParts {
             scheduler: scheduler(&config),
             models: opened.iter().map(|m| m.node_model()).collect(),
-            loads: opened.iter().map(|m| m.load.clone()).collect(),
+            loads: opened.iter().map(|m| m.load.clone()).zip(config.models.iter().map(|m| m.devices.clone())).collect(),
+            pools: config.devices.iter().map(|device| pool_id(&config, device.pool.as_deref())).collect(),
             devices: config.devices.clone(),
             tenants: config.tenants.clone(),
             secret,
@@ -244,7 +247,7 @@ impl Engine {
         let prompt_tokens = prompt.len() as u32;
         let work = SubmitWork::Generate { choices, prompt, hashes, chain, outbox: outbox.clone() };
         let names = Names { request: submission.request_id, answer: submission.answer_id };
-        let cancel = self.admit(group, submission.tenant, index, work, names).await?;
+        let cancel = self.admit(group, submission.tenant, index, work, submission.priority, names).await?;
         let mut stream = TokenStream::new(outbox, prompt_tokens, cancel);
         if let Some(text) = echoed {
             stream.echo(text, submission.n);
@@ -269,7 +272,8 @@ impl Engine {
         let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
         let names = Names { request: submission.request_id, answer: None };
-        let cancel = self.admit(group, submission.tenant, index, SubmitWork::Embed { inputs, reply }, names).await?;
+        let work = SubmitWork::Embed { inputs, reply };
+        let cancel = self.admit(group, submission.tenant, index, work, submission.priority, names).await?;
         let answer = answer.await;
         cancel.disarm();
         let lost = || SubmitError::Internal { message: "The server is shutting down".into() };
@@ -310,6 +314,7 @@ impl Engine {
         tenant: TenantId,
         model: usize,
         work: SubmitWork,
+        priority: u8,
         names: Names,
     ) -> Result<CancelOnDrop, SubmitError> {
         if self.shared.status.is_draining() {
@@ -321,7 +326,8 @@ impl Engine {
             return Err(SubmitError::Busy { message, retry_after: Duration::from_secs(1), tenant_limit: false });
         }
         let (accepted, answer) = oneshot::channel();
-        let submit = Submit { group, tenant, model: ModelId(model as u16), work, names, came: None, accepted };
+        let submit =
+            Submit { group, tenant, model: ModelId(model as u16), work, priority, names, came: None, accepted };
         let gone = || SubmitError::Internal { message: "The engine has ended".into() };
         self.shared.inbox.send(NodeMessage::Submit(Box::new(submit))).map_err(|_| gone())?;
         let inbox = self.shared.inbox.clone();
@@ -350,6 +356,35 @@ fn check_devices(devices: &[DeviceConfig]) -> Result<(), EngineError> {
     }
 }
 
+/// What models and tenants name must be there.
+fn check_places(config: &EngineConfig) -> Result<(), EngineError> {
+    for model in &config.models {
+        let unknown = model.devices.iter().find(|name| !config.devices.iter().any(|device| device.name == **name));
+        if let Some(name) = unknown {
+            let message = format!("model `{}` is to be on device `{name}`, which is not served", model.name);
+            return Err(EngineError::Config(message));
+        }
+    }
+    for tenant in &config.tenants {
+        if let Some(pool) = tenant.pool.as_deref().filter(|pool| pool_id(config, Some(pool)).is_none()) {
+            let message = format!("no device is in pool `{pool}`, which tenant `{}` names", tenant.name);
+            return Err(EngineError::Config(message));
+        }
+    }
+    Ok(())
+}
+
+/// The number of a pool: the first device that is in it.
+fn pool_id(config: &EngineConfig, name: Option<&str>) -> Option<PoolId> {
+    let name = name?;
+    let first = config.devices.iter().position(|device| device.pool.as_deref() == Some(name))?;
+    Some(PoolId(first as u16))
+}
+
+fn nanos(time: Duration) -> Nanos {
+    Nanos(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
 fn scheduler(config: &EngineConfig) -> Scheduler {
     let mut scheduler = Scheduler::new(Config { queue_len_max: config.queue_len_max, ..Config::default() });
     for (index, tenant) in config.tenants.iter().enumerate() {
@@ -360,7 +395,13 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
             kv_blocks_floor: tenant.kv_blocks_floor,
             kv_blocks_ceiling: tenant.kv_blocks_ceiling,
             metered: tenant.quota != DeviceQuota::default(),
-            ..Tenant::default()
+            cache_blocks_floor: tenant.cache_blocks_floor,
+            cache_blocks_ceiling: tenant.cache_blocks_ceiling,
+            ttft_target: tenant.ttft_target.map(nanos),
+            itl_target: tenant.itl_target.map(nanos),
+            priority_ceiling: tenant.priority_ceiling,
+            pool: pool_id(config, tenant.pool.as_deref()),
+            pool_only: tenant.pool_only,
         };
         scheduler.add_tenant(TenantId(index as u32 + 1), plan);
     }

@@ -83,7 +83,8 @@ impl Engine {
         if served.len() >= MODELS_LEN_MAX {
             return Err(AddModelError::Full);
         }
-        let (opener, spec) = (shared.opener.clone(), ModelSpec { name, source: ModelLocation::Path(path.clone()) });
+        let (opener, spec) =
+            (shared.opener.clone(), ModelSpec { name, source: ModelLocation::Path(path.clone()), devices: Vec::new() });
         let opened = tokio::task::spawn_blocking(move || opener.path(&spec, &path))
             .await
             .map_err(|error| AddModelError::Failed(error.to_string()))?

@@ -48,7 +48,7 @@ impl OpenedModel {
         let embed_len_max = match self.load {
             // A fake model has no limit of its own; this is what encoders usually take.
             LoadModel::Fake { .. } => 512,
-            LoadModel::Path(_) => self.card.context_len,
+            LoadModel::Path(_) | LoadModel::Elsewhere => self.card.context_len,
         };
         Served { card: Arc::new(self.card), codec: self.codec, eos: self.eos.into(), embed_len_max }
     }

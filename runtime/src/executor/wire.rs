@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{config::FakeCost, submission::SamplingParams};
 
 /// Version of the frames; changes whenever a type in this file does.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 const MAGIC: u32 = u32::from_le_bytes(*b"weir");
 const HEADER_BYTES: usize = 12;
 /// Largest payload either side accepts: 2,048 embedding inputs of 512 ids, or as many vectors of 4,096 dimensions.
@@ -89,6 +89,8 @@ pub enum LoadModel {
         /// Root of its logits and vectors.
         seed: u64,
     },
+    /// On other devices only: its index is taken here, and nothing is loaded.
+    Elsewhere,
 }
 
 /// A model that is ready.

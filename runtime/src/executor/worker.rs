@@ -131,6 +131,10 @@ fn load_and_run<W: Write + Send + 'static>(
     let models: Arc<Mutex<Vec<Option<Model>>>> = Arc::default();
     for (index, model) in load.models.iter().enumerate() {
         let index = index as u16;
+        if *model == LoadModel::Elsewhere {
+            held(&models).push(None);
+            continue;
+        }
         let began = Instant::now();
         let model = load_model(model, load, kv_bytes, device);
         let message = match &model {
@@ -216,6 +220,7 @@ fn load_model(model: &LoadModel, load: &Load, kv_bytes: u64, device: &Device) ->
             model.map(Box::new).map(Model::Device).map_err(|e| e.to_string())
         }
         LoadModel::Fake { cost, seed } => Ok(Model::Fake(FakeModel::new(*cost, *seed, load.step_tokens_max))),
+        LoadModel::Elsewhere => Err("it belongs to other devices".into()),
     }
 }
 

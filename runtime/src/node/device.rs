@@ -162,8 +162,12 @@ pub(crate) struct InFlight {
 }
 
 impl Device {
-    pub(crate) fn new(config: DeviceConfig, models: Vec<LoadModel>) -> Self {
+    /// A device with those of the models that are to be on it; each comes with the names of its devices, none meaning all.
+    pub(crate) fn new(config: DeviceConfig, models: &[(LoadModel, Vec<String>)]) -> Self {
         let now = Instant::now();
+        let here = |names: &[String]| names.is_empty() || names.contains(&config.name);
+        let models: Vec<LoadModel> =
+            models.iter().map(|(load, names)| if here(names) { load.clone() } else { LoadModel::Elsewhere }).collect();
         let close = vec![Vec::new(); models.len()];
         let load = Load {
             required: models.len() as u32,

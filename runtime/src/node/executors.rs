@@ -93,6 +93,7 @@ impl Node {
         let now = self.now();
         let id = DeviceId(device as u16);
         self.scheduler.add_device(now, id);
+        self.scheduler.set_pool(id, self.pools[device]);
         let step_latency_max = Nanos(self.devices[device].config.step_latency_max.as_nanos() as u64);
         self.scheduler.set_step_latency(id, step_latency_max);
         for loaded in std::mem::take(&mut self.devices[device].loaded) {
@@ -193,6 +194,7 @@ impl Node {
             if entry.is_open() && empty && self.returning.is_empty() && (due || first) {
                 self.devices[device].last_canary = now;
                 self.admit_canary(device);
+                self.warn_of_targets();
             }
         }
     }

@@ -30,6 +30,7 @@ pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) tenant: TenantId,
     pub(crate) model: usize,
+    pub(crate) priority: u8,
     pub(crate) output: Output,
     /// The scheduler's requests, one for each choice.
     pub(crate) requests: Vec<RequestId>,

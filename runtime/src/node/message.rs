@@ -74,6 +74,7 @@ pub(crate) struct Submit {
     pub(crate) tenant: TenantId,
     pub(crate) model: ModelId,
     pub(crate) work: SubmitWork,
+    pub(crate) priority: u8,
     pub(crate) names: Names,
     /// When it was put off at the door, if it was.
     pub(crate) came: Option<Nanos>,

@@ -27,7 +27,7 @@ mod why;
 mod windows;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     path::PathBuf,
     sync::Arc,
     task::Waker,
@@ -35,7 +35,9 @@ use std::{
 };
 
 use tokio::sync::oneshot;
-use weir_scheduler::{DeviceId, Event, Nanos, RequestId, RowOutcome, Scheduler, StepPlan, Times};
+use weir_scheduler::{
+    DeviceId, Event, ModelId, Nanos, PoolId, RequestId, RowOutcome, Scheduler, StepPlan, TargetProblem, TenantId, Times,
+};
 
 use self::{
     device::{Device, DeviceState, WATCH_INTERVAL},
@@ -73,11 +75,13 @@ pub(crate) struct NodeModel {
 pub(crate) struct NodeParts {
     pub(crate) scheduler: Scheduler,
     pub(crate) models: Vec<NodeModel>,
-    /// Where their weights are, in the same order.
-    pub(crate) loads: Vec<LoadModel>,
+    /// Where their weights are, in the same order, and the devices that load them, none meaning all.
+    pub(crate) loads: Vec<(LoadModel, Vec<String>)>,
     pub(crate) devices: Vec<DeviceConfig>,
     /// In the order of their ids, which begin at 1.
     pub(crate) tenants: Vec<TenantSpec>,
+    /// The devices' pools, in the same order.
+    pub(crate) pools: Vec<Option<PoolId>>,
     /// Key of what the node keeps as digests.
     pub(crate) secret: [u8; 32],
     pub(crate) canary_interval: Duration,
@@ -96,6 +100,9 @@ pub(crate) struct Node {
     leases: Leases,
     models: Vec<NodeModel>,
     devices: Vec<Device>,
+    pools: Vec<Option<PoolId>>,
+    /// Targets that cannot be met and that were told of.
+    warned: BTreeSet<(TenantId, DeviceId, ModelId)>,
     canary_interval: Duration,
     inbox: flume::Receiver<NodeMessage>,
     outlet: flume::Sender<NodeMessage>,
@@ -163,7 +170,9 @@ impl Node {
             scheduler: parts.scheduler,
             leases: Leases::new(&parts.tenants),
             models: parts.models,
-            devices: parts.devices.into_iter().map(|config| Device::new(config, parts.loads.clone())).collect(),
+            devices: parts.devices.into_iter().map(|config| Device::new(config, &parts.loads)).collect(),
+            pools: parts.pools,
+            warned: BTreeSet::new(),
             canary_interval: parts.canary_interval,
             inbox: parts.inbox,
             outlet: parts.outlet,
@@ -246,6 +255,27 @@ impl Node {
         self.observe();
     }
 
+    /// Says, once, which plans' targets no step can meet.
+    fn warn_of_targets(&mut self) {
+        for TargetProblem { tenant, device, model, target, step } in self.scheduler.target_problems() {
+            if !self.warned.insert((tenant, device, model)) {
+                continue;
+            }
+            let tenant = self.metrics.tenant_name(tenant.0);
+            let device = self.devices.get(usize::from(device.0)).map(|device| device.config.name.as_str());
+            let model = self.models.get(usize::from(model.0)).map(|model| model.name.as_str());
+            let (target_us, step_us) = (target.0 / 1_000, step.0 / 1_000);
+            tracing::warn!(
+                tenant,
+                device,
+                model,
+                target_us,
+                step_us,
+                "itl_target is less than a step of one row takes"
+            );
+        }
+    }
+
     fn observe(&self) {
         self.metrics.requests_live(self.groups.len());
         self.metrics.observe(&self.scheduler, self.now(), &self.models, &self.device_statuses());
@@ -301,6 +331,7 @@ impl Node {
                 let _ = told.send(self.why(tenant, &id));
             }
             NodeMessage::Observe(observed) => {
+                self.warn_of_targets();
                 self.observe();
                 let _ = observed.send(());
             }
@@ -347,7 +378,8 @@ mod tests {
                 embeds_only: false,
                 path: PathBuf::new(),
             }],
-            loads: models,
+            loads: models.into_iter().map(|load| (load, Vec::new())).collect(),
+            pools: vec![None],
             tenants: Vec::new(),
             devices: vec![DeviceConfig { threads: 1, rows_max: 8, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
             canary_interval: Duration::from_secs(3600),
@@ -382,8 +414,16 @@ mod tests {
             SubmitWork::Generate { choices: vec![spec], prompt, hashes: Vec::new(), chain, outbox: outbox.clone() };
         let (accepted, answer) = oneshot::channel();
         let names = Names { request: format!("req-{group}"), answer: None };
-        let submit =
-            Submit { group: GroupId(group), tenant: TenantId(1), model: ModelId(0), work, names, came: None, accepted };
+        let submit = Submit {
+            group: GroupId(group),
+            tenant: TenantId(1),
+            model: ModelId(0),
+            work,
+            priority: 0,
+            names,
+            came: None,
+            accepted,
+        };
         node.send(NodeMessage::Submit(Box::new(submit))).expect("the node runs");
         answer.await.expect("a word").expect("accepted");
         let mut stream = TokenStream::new(outbox, 3, CancelOnDrop::new(|| {}));

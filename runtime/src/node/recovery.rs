@@ -152,7 +152,8 @@ impl Node {
                     (work, 0)
                 }
             };
-            let admission = Admission { tenant: group.tenant, model: ModelId(group.model as u16), priority: 0, work };
+            let admission =
+                Admission { tenant: group.tenant, model: ModelId(group.model as u16), priority: group.priority, work };
             let resumption = Resumption { admission, redo, since: group.tally.since, times: live.times };
             let admitted = match live.suspect {
                 true => self.admit_suspect(resumption),

@@ -36,7 +36,7 @@ impl Node {
     }
 
     fn admit(&mut self, submit: Submit) {
-        let Submit { group, tenant, model, work, names, came, accepted } = submit;
+        let Submit { group, tenant, model, work, priority, names, came, accepted } = submit;
         let now = self.now();
         let model_index = model.0 as usize;
         if self.is_kept_out(tenant, model_index, &work) {
@@ -58,7 +58,7 @@ impl Node {
                             new_tokens_max: spec.new_tokens_max,
                             hashes: hashes.clone(),
                         };
-                        Admission { tenant, model, priority: 0, work }
+                        Admission { tenant, model, priority, work }
                     })
                     .collect::<Vec<_>>();
                 let named = (chain, hashes);
@@ -71,13 +71,16 @@ impl Node {
                 let lens: Vec<u32> = inputs.iter().map(|input| input.len() as u32).collect();
                 prompt_tokens = lens.iter().sum();
                 let vectors = vec![Vec::new(); inputs.len()];
-                let admission = Admission { tenant, model, priority: 0, work: Work::Embed { lens } };
+                let admission = Admission { tenant, model, priority, work: Work::Embed { lens } };
                 (vec![admission], vec![None], Output::Vectors { inputs, vectors, reply: Some(reply) })
             }
         };
         match self.scheduler.admit_group(now, admissions) {
             Ok(requests) => {
                 self.register(group, tenant, model_index, output, &requests, sequences, prompt_tokens);
+                if let Some(group) = self.groups.get_mut(&group) {
+                    group.priority = priority;
+                }
                 self.follow(group, &names, now, came);
                 if accepted.send(Ok(())).is_err() {
                     self.cancel(group);
@@ -140,6 +143,7 @@ impl Node {
             id,
             tenant,
             model,
+            priority: 0,
             output,
             requests: requests.to_vec(),
             open: requests.len(),
@@ -309,7 +313,17 @@ fn refusal(reject: Reject) -> SubmitError {
         RejectReason::QuotaSpent => SubmitError::QuotaSpent { message: QUOTA_SPENT.into(), retry_after },
         RejectReason::QueueFull => busy("The server has too many requests waiting", false),
         RejectReason::NoDevice => busy("The model's device is not available at present", false),
-        RejectReason::TargetUnmet => busy("The first token is not expected within your plan's target at present", true),
+        RejectReason::TargetUnmet if reject.retry_after == Nanos::ZERO => SubmitError::Invalid {
+            message:
+                "The prompt takes longer than your plan's target for the first token, even with the device to itself"
+                    .into(),
+            param: None,
+            code: Some("latency_target_unmet"),
+        },
+        RejectReason::TargetUnmet => SubmitError::TargetUnmet {
+            message: "The first token is not expected within your plan's target at present".into(),
+            retry_after,
+        },
         RejectReason::Draining => SubmitError::Draining,
         RejectReason::ContextTooLong | RejectReason::NeverFits => SubmitError::ContextTooLong {
             message: "The request is longer than the memory of the model's device allows".into(),

@@ -60,6 +60,7 @@ pub(crate) async fn handle(
         tenant: caller.tenant,
         model: request.model,
         request_id: id.0.to_string(),
+        priority: sampling.priority(),
         answer_id: Some(head.id.clone()),
         prompt: Prompt::Chat(request.messages.into_iter().map(Into::into).collect()),
         n: sampling.choices(),

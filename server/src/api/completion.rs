@@ -64,6 +64,7 @@ pub(crate) async fn handle(
             tenant: caller.tenant,
             model: request.model.clone(),
             request_id: id.0.to_string(),
+            priority: sampling.priority(),
             answer_id: Some(head.id.clone()),
             prompt: match prompt {
                 TextOrTokens::Text(text) => Prompt::Text(text),

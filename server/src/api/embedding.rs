@@ -55,6 +55,7 @@ pub(crate) async fn handle(
         tenant: caller.tenant,
         model: request.model.clone(),
         request_id: id.0.to_string(),
+        priority: request.priority.unwrap_or(0),
         inputs: request.input.into_iter().map(Into::into).collect(),
         truncate,
     };

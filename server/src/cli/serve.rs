@@ -26,8 +26,8 @@ use crate::{
     api::{App, Limits, ModelsRoot, admin_router, metrics_router, router},
     auth::{Caller, KeyRing},
     config::{
-        ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, STARTER_FILE,
-        TenantTable, starter_text,
+        ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, PoolTable,
+        STARTER_FILE, TenantTable, starter_text,
     },
     http::{self, Connections, Phase},
     keys::{Key, KeyHash, read_key_file, write_key_file},
@@ -271,10 +271,12 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
     for line in &resolved.without {
         tracing::warn!("{line}");
     }
+    let mut devices = resolved.devices;
+    reserve(&config.pools, &mut devices)?;
     let engine = EngineConfig {
         models,
         tenants: config.tenants.iter().map(TenantTable::spec).collect(),
-        devices: resolved.devices,
+        devices,
         inspector: executor,
         queue_len_max: config.queue_len_max.value,
         canary_interval: config.canary_interval.value.0,
@@ -294,7 +296,20 @@ fn model_spec(entry: &ModelEntry) -> anyhow::Result<ModelSpec> {
         Some(name) => format!("{name}={}", entry.source),
         None => entry.source.clone(),
     };
-    Ok(spec.parse()?)
+    Ok(ModelSpec { devices: entry.devices.clone(), ..spec.parse()? })
+}
+
+/// Puts devices into the pools that name them.
+fn reserve(pools: &[PoolTable], devices: &mut [DeviceConfig]) -> anyhow::Result<()> {
+    for pool in pools {
+        for name in &pool.devices {
+            let Some(device) = devices.iter_mut().find(|device| device.name == *name) else {
+                bail!("pool `{}` names device `{name}`, which is not served", pool.name);
+            };
+            device.pool = Some(pool.name.clone());
+        }
+    }
+    Ok(())
 }
 
 /// The first start of a server that nobody configured makes the key of its tenant `demo`. Any other key file that is

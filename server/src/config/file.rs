@@ -10,7 +10,7 @@ use std::{
 use serde::Deserialize;
 use weir_runtime::{DeviceQuota, TenantSpec};
 
-use super::{EngineSettings, ModelEntry, ServerSettings, Settings};
+use super::{EngineSettings, ModelEntry, ServerSettings, Settings, Span};
 use crate::keys::KeyHash;
 
 /// Largest file that is read.
@@ -20,6 +20,8 @@ const WEIGHT_MAX: u32 = 10_000;
 /// Least and most device time in a window, in seconds: what a few steps need, and what 300 devices do in a month.
 const QUOTA_SECONDS_MIN: f64 = 0.1;
 const QUOTA_SECONDS_MAX: f64 = 1e9;
+/// The least urgent class.
+const PRIORITY_MAX: u8 = 9;
 /// Longest tenant or key name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -59,6 +61,8 @@ pub struct FileSettings {
     pub settings: Settings,
     /// `[[models]]`.
     pub models: Vec<ModelEntry>,
+    /// `[[pools]]`.
+    pub pools: Vec<PoolTable>,
     /// `[[tenants]]`.
     pub tenants: Vec<TenantTable>,
 }
@@ -73,6 +77,8 @@ struct Document {
     #[serde(default)]
     models: Vec<ModelTable>,
     #[serde(default)]
+    pools: Vec<PoolTable>,
+    #[serde(default)]
     tenants: Vec<TenantTable>,
 }
 
@@ -81,6 +87,18 @@ struct Document {
 struct ModelTable {
     name: Option<String>,
     source: String,
+    #[serde(default)]
+    devices: Vec<String>,
+}
+
+/// One `[[pools]]`: devices reserved for the tenants that name it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolTable {
+    /// Unique.
+    pub name: String,
+    /// Names of devices, such as `cuda:1`.
+    pub devices: Vec<String>,
 }
 
 /// One `[[tenants]]`.
@@ -105,6 +123,20 @@ pub struct TenantTable {
     pub device_seconds_per_day: Option<f64>,
     /// In each month of the calendar.
     pub device_seconds_per_month: Option<f64>,
+    /// Cached KV blocks nobody can take away.
+    pub cache_blocks_floor: Option<u32>,
+    /// Cached KV blocks at most.
+    pub cache_blocks_ceiling: Option<u32>,
+    /// From arrival to the first token.
+    pub ttft_target: Option<Span>,
+    /// From a token to the next.
+    pub itl_target: Option<Span>,
+    /// Most urgent priority class.
+    pub priority_ceiling: Option<u8>,
+    /// Devices reserved for it.
+    pub pool: Option<String>,
+    /// And no others.
+    pub pool_only: Option<bool>,
     /// Served names it may use; absent is all.
     pub models: Option<BTreeSet<String>>,
     /// Its keys.
@@ -157,6 +189,13 @@ impl TenantTable {
             kv_blocks_floor: self.kv_blocks_floor.unwrap_or(default.kv_blocks_floor),
             kv_blocks_ceiling: self.kv_blocks_ceiling.or(default.kv_blocks_ceiling),
             quota: self.quota(),
+            cache_blocks_floor: self.cache_blocks_floor.unwrap_or(default.cache_blocks_floor),
+            cache_blocks_ceiling: self.cache_blocks_ceiling.or(default.cache_blocks_ceiling),
+            ttft_target: self.ttft_target.map(|span| span.0).or(default.ttft_target),
+            itl_target: self.itl_target.map(|span| span.0).or(default.itl_target),
+            priority_ceiling: self.priority_ceiling.unwrap_or(default.priority_ceiling),
+            pool: self.pool.clone(),
+            pool_only: self.pool_only.unwrap_or(default.pool_only),
             ..default
         }
     }
@@ -198,8 +237,42 @@ impl TenantTable {
         {
             return Err("kv_blocks_floor is above kv_blocks_ceiling".into());
         }
+        if let (Some(floor), Some(ceiling)) = (self.cache_blocks_floor, self.cache_blocks_ceiling)
+            && floor > ceiling
+        {
+            return Err("cache_blocks_floor is above cache_blocks_ceiling".into());
+        }
+        for (key, value) in [("ttft_target", self.ttft_target), ("itl_target", self.itl_target)] {
+            if value.is_some_and(|span| span.0.is_zero()) {
+                return Err(format!("{key} must be more than 0"));
+            }
+        }
+        if self.priority_ceiling.is_some_and(|class| class > PRIORITY_MAX) {
+            return Err(format!("priority_ceiling must be 0 to {PRIORITY_MAX}"));
+        }
+        if self.pool_only == Some(true) && self.pool.is_none() {
+            return Err("pool_only needs a pool".into());
+        }
         self.keys.iter().try_for_each(|key| key.source().map(|_| ()))
     }
+}
+
+/// Names and devices come once.
+fn check_pools(pools: &[PoolTable]) -> Result<(), String> {
+    let mut devices = BTreeSet::new();
+    for (at, pool) in pools.iter().enumerate() {
+        let name = pool.name.escape_debug();
+        if pool.name.is_empty() || pools[..at].iter().any(|other| other.name == pool.name) {
+            return Err(format!("pool `{name}`: a name of its own is needed"));
+        }
+        if pool.devices.is_empty() {
+            return Err(format!("pool `{name}` has no devices"));
+        }
+        if let Some(device) = pool.devices.iter().find(|device| !devices.insert(device.as_str())) {
+            return Err(format!("device `{}` is in a pool twice", device.escape_debug()));
+        }
+    }
+    Ok(())
 }
 
 /// Reads a file. Paths in it are relative to its folder.
@@ -236,11 +309,17 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     if let Some(file) = engine.gpu_executor.as_mut().and_then(|file| file.0.as_mut()) {
         *file = folder.join(&*file);
     }
+    let pools = document.pools;
+    check_pools(&pools).map_err(|m| wrong(String::new(), m))?;
     let mut tenants = document.tenants;
     for (index, tenant) in tenants.iter_mut().enumerate() {
         tenant.check().map_err(|m| wrong(String::new(), format!("tenant `{}`: {m}", tenant.name.escape_debug())))?;
         if names.insert(tenant.name.clone(), index).is_some() {
             return Err(wrong(String::new(), format!("two tenants are named `{}`", tenant.name)));
+        }
+        if let Some(name) = tenant.pool.as_ref().filter(|name| !pools.iter().any(|pool| pool.name == **name)) {
+            let message = format!("tenant `{}`: there is no pool `{}`", tenant.name, name.escape_debug());
+            return Err(wrong(String::new(), message));
         }
         for file in tenant.keys.iter_mut().filter_map(|key| key.key_file.as_mut()) {
             *file = folder.join(&*file);
@@ -250,9 +329,9 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
         // A path wins over a hub id, and is meant from the file's folder.
         let beside = folder.join(&model.source);
         let source = if beside.exists() { beside.to_string_lossy().into_owned() } else { model.source };
-        ModelEntry { name: model.name, source }
+        ModelEntry { name: model.name, source, devices: model.devices }
     });
-    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine }, tenants })
+    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine }, pools, tenants })
 }
 
 #[cfg(test)]
@@ -285,6 +364,12 @@ mod tests {
             ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nsha256 = \"abc\"\n", ["tenant `a`", "64"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nname = \"k\"\n", ["tenant `a`", "either"]),
             ("[[models]]\nname = \"m\"\n", ["x/weir.toml:1", "source"]),
+            ("[[tenants]]\nname = \"a\"\npool = \"gold\"\n", ["tenant `a`", "no pool `gold`"]),
+            ("[[tenants]]\nname = \"a\"\npool_only = true\n", ["tenant `a`", "pool_only"]),
+            ("[[tenants]]\nname = \"a\"\nitl_target = \"0s\"\n", ["tenant `a`", "itl_target"]),
+            ("[[tenants]]\nname = \"a\"\npriority_ceiling = 10\n", ["tenant `a`", "0 to 9"]),
+            ("[[pools]]\nname = \"p\"\ndevices = []\n", ["pool `p`", "no devices"]),
+            ("[[pools]]\nname = \"p\"\ndevices = [\"cpu:0\", \"cpu:0\"]\n", ["`cpu:0`", "twice"]),
         ];
         for (text, parts) in cases {
             let error = refusal(text);

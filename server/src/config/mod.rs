@@ -17,7 +17,7 @@ use std::{
 };
 
 pub use env::read_env;
-pub use file::{FileError, FileSettings, KeySource, TenantTable, read_file};
+pub use file::{FileError, FileSettings, KeySource, PoolTable, TenantTable, read_file};
 pub use print::print;
 pub use settings::{
     EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFile, OptionalFolder, ServerSettings, Settings,
@@ -66,6 +66,8 @@ pub struct ModelEntry {
     pub name: Option<String>,
     /// `MODEL` on the command line.
     pub source: String,
+    /// Devices that load it; none means all.
+    pub devices: Vec<String>,
 }
 
 /// Everything in force.
@@ -125,6 +127,8 @@ pub struct Config {
     pub seed: Sourced<u64>,
     /// The models, from one place: those of the strongest layer that names any.
     pub models: Sourced<Vec<ModelEntry>>,
+    /// Reserved devices, from the file.
+    pub pools: Vec<PoolTable>,
     /// The tenants, from the file.
     pub tenants: Vec<TenantTable>,
 }
@@ -218,6 +222,7 @@ impl Config {
             ),
             seed: pick(f.engine.seed, e.engine.seed, t.engine.seed, 0),
             models,
+            pools: file.pools,
             tenants: file.tenants,
         }
     }
@@ -243,7 +248,7 @@ fn pick<T>(flag: Option<T>, env: Option<T>, file: Option<T>, default: T) -> Sour
 }
 
 fn entries(specs: Vec<String>) -> Vec<ModelEntry> {
-    specs.into_iter().map(|source| ModelEntry { name: None, source }).collect()
+    specs.into_iter().map(|source| ModelEntry { name: None, source, devices: Vec::new() }).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Config, Origin, Sourced};
+use super::{Config, Origin, Sourced, Span};
 
 /// Renders everything.
 pub fn print(config: &Config) -> String {
@@ -29,6 +29,12 @@ pub fn print(config: &Config) -> String {
             let _ = writeln!(text, "name = {}", quoted(name));
         }
         let _ = writeln!(text, "source = {}", quoted(&model.source));
+        if !model.devices.is_empty() {
+            let _ = writeln!(text, "devices = {}", list(&model.devices));
+        }
+    }
+    for pool in &config.pools {
+        let _ = writeln!(text, "\n[[pools]]\nname = {}\ndevices = {}", quoted(&pool.name), list(&pool.devices));
     }
     for tenant in &config.tenants {
         let spec = tenant.spec();
@@ -47,6 +53,19 @@ pub fn print(config: &Config) -> String {
             if let Some(seconds) = seconds {
                 let _ = writeln!(text, "device_seconds_per_{period} = {seconds}");
             }
+        }
+        let _ = writeln!(text, "cache_blocks_floor = {}", spec.cache_blocks_floor);
+        if let Some(ceiling) = spec.cache_blocks_ceiling {
+            let _ = writeln!(text, "cache_blocks_ceiling = {ceiling}");
+        }
+        for (key, target) in [("ttft_target", spec.ttft_target), ("itl_target", spec.itl_target)] {
+            if let Some(target) = target {
+                let _ = writeln!(text, "{key} = \"{}\"", Span(target));
+            }
+        }
+        let _ = writeln!(text, "priority_ceiling = {}", spec.priority_ceiling);
+        if let Some(pool) = &spec.pool {
+            let _ = writeln!(text, "pool = {}\npool_only = {}", quoted(pool), spec.pool_only);
         }
         if let Some(models) = &tenant.models {
             let list: Vec<String> = models.iter().map(|m| quoted(m)).collect();

@@ -29,6 +29,13 @@ pub fn demo_tenant() -> TenantTable {
         device_seconds_per_hour: None,
         device_seconds_per_day: None,
         device_seconds_per_month: None,
+        cache_blocks_floor: None,
+        cache_blocks_ceiling: None,
+        ttft_target: None,
+        itl_target: None,
+        priority_ceiling: None,
+        pool: None,
+        pool_only: None,
         models: None,
         keys: vec![key],
     }
@@ -102,6 +109,11 @@ weight = 1
 # kv_blocks_ceiling = 1000       # cache at most; absent is no limit
 # device_seconds_per_hour = 600  # device time it may use; also _per_day, _per_month, in UTC; absent is no limit.
                                  # What was used is kept in memory: a restart begins every window anew
+# cache_blocks_floor = 0         # the same two for what is cached and not in use
+# cache_blocks_ceiling = 1000
+# ttft_target = "2s"             # a request whose first token is not expected by then is refused
+# itl_target = "50ms"            # steps beside its texts are cut to it
+# priority_ceiling = 0           # the most urgent class (0 to 9) that `priority` in a request can ask for
 # models = ["some-model"]        # what it may use, and know of; absent is everything
 
 [[tenants.keys]]
@@ -131,8 +143,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join(STARTER_FILE);
         let models = [
-            ModelEntry { name: None, source: "fake:step=4ms,token=20us".into() },
-            ModelEntry { name: Some("m".into()), source: "odd \"name\\".into() },
+            ModelEntry { name: None, source: "fake:step=4ms,token=20us".into(), devices: Vec::new() },
+            ModelEntry { name: Some("m".into()), source: "odd \"name\\".into(), devices: Vec::new() },
         ];
         std::fs::write(&path, starter_text(&models)).expect("write");
         let read = read_file(&path).expect("valid");

@@ -8,7 +8,7 @@ use super::{
     completion::{PromptSchema, TextOrTokens, prompts},
     fields::Fields,
     json::parse_object,
-    labels, model,
+    labels, model, priority,
 };
 use crate::error::ApiError;
 
@@ -30,6 +30,9 @@ pub struct EmbeddingRequest {
     pub dimensions: Option<u32>,
     /// Cut inputs that are too long instead of refusing them. Default false. Not in OpenAI's API.
     pub truncate: Option<bool>,
+    /// Class among the tenant's own requests, 0 the most urgent, if its plan allows that. Default 0. Not in OpenAI's API.
+    #[schema(minimum = 0, maximum = 9)]
+    pub priority: Option<u8>,
     /// The caller's own label for its end user; not used.
     pub user: Option<String>,
 }
@@ -55,6 +58,7 @@ impl EmbeddingRequest {
             encoding_format: encoding_format(&mut fields)?,
             dimensions: fields.count("dimensions", 1, DIMENSIONS_MAX)?,
             truncate: fields.boolean("truncate")?,
+            priority: priority(&mut fields)?,
             user: labels(&mut fields)?,
         };
         fields.finish()?;

@@ -38,6 +38,14 @@ fn model(fields: &mut Fields) -> Result<String, ApiError> {
     }
 }
 
+/// The least urgent class. A class waits for the more urgent ones for so many spacings of the scheduler at most.
+const PRIORITY_MAX: u32 = 9;
+
+/// The request's class among those of its tenant; vLLM's field, where smaller is sooner, too.
+fn priority(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    Ok(fields.count("priority", 0, PRIORITY_MAX)?.map(|class| class as u8))
+}
+
 /// Fields that label a request and ask for nothing: their shape is checked, their value is not used.
 fn labels(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     fields.string("user", LABEL_BYTES_MAX)

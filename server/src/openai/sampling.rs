@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use weir_runtime::SamplingParams;
 
 use super::fields::{Bounds, Fields, empty_string, integer, number, too_long, too_many, wrong_type};
+use super::priority;
 use crate::error::{ApiError, excerpt};
 
 /// Choices of one request.
@@ -50,6 +51,9 @@ pub struct Sampling {
     /// Token ids in decimal, each with what is added to its logit (-100 to 100).
     #[schema(value_type = Option<std::collections::BTreeMap<String, f32>>)]
     pub logit_bias: Option<Vec<(u32, f32)>>,
+    /// Class among the tenant's own requests, 0 the most urgent, if its plan allows that. Default 0. Not in OpenAI's API.
+    #[schema(minimum = 0, maximum = 9)]
+    pub priority: Option<u8>,
     /// Choices wanted. Default 1.
     #[schema(minimum = 1, maximum = 8)]
     pub n: Option<u32>,
@@ -95,6 +99,7 @@ impl Sampling {
             presence_penalty: fields.number("presence_penalty", Bounds::closed(-2.0, 2.0))?,
             repetition_penalty: fields.number("repetition_penalty", Bounds::above(0.0, 2.0))?,
             logit_bias: logit_bias(fields)?,
+            priority: priority(fields)?,
             n: fields.count("n", 1, N_MAX)?,
             max_tokens: fields.count("max_tokens", 1, TOKENS_MAX)?,
             max_completion_tokens: fields.count("max_completion_tokens", 1, TOKENS_MAX)?,
@@ -137,6 +142,11 @@ impl Sampling {
     /// Choices wanted.
     pub fn choices(&self) -> u32 {
         self.n.unwrap_or(1)
+    }
+
+    /// Class among the tenant's own requests.
+    pub fn priority(&self) -> u8 {
+        self.priority.unwrap_or(0)
     }
 
     /// Whether events are wanted.

@@ -80,7 +80,7 @@ fn empty_object(value: &Value) -> bool {
 }
 
 /// The fields that chat and completions share.
-const SHARED: [Row; 21] = [
+const SHARED: [Row; 22] = [
     row("model", not_even_null),
     row("user", label),
     row("temperature", |v| number(v, 0.0, 2.0)),
@@ -94,6 +94,7 @@ const SHARED: [Row; 21] = [
     row("repetition_penalty", |v| number(v, 1e-30, 2.0)),
     row("logit_bias", empty_object),
     Row { path: "logit_bias.97", takes: |v| !v.is_null() && number(v, -100.0, 100.0), with: r#"{"logit_bias":{}}"# },
+    row("priority", |v| integer(v, 0, 9)),
     row("n", |v| integer(v, 1, 8)),
     row("max_tokens", |v| integer(v, 1, 1000)),
     Row { path: "max_completion_tokens", takes: |v| integer(v, 1, 1000), with: r#"{"max_tokens":null}"# },
@@ -164,13 +165,14 @@ const COMPLETION: [Row; 5] = [
     Row { path: "prompt[0]", takes: item, with: r#"{"prompt":["a","b"]}"# },
 ];
 
-const EMBEDDING: [Row; 7] = [
+const EMBEDDING: [Row; 8] = [
     row("model", not_even_null),
     row("input", input),
     row("encoding_format", nothing),
     // The model's vectors have 384 dimensions, which none of the odd values is.
     row("dimensions", nothing),
     row("truncate", boolean),
+    row("priority", |v| integer(v, 0, 9)),
     row("user", label),
     Row { path: "input[0]", takes: |v| item(v) && input(v), with: r#"{"input":["a","b"]}"# },
 ];
