@@ -101,7 +101,7 @@ fn report(rows: u32, waiting: u32, tenants: u32) -> (f64, String) {
 
 impl Load {
     fn new(rows: u32, waiting: u32, tenants: u32) -> Load {
-        let config = Config { queue_len_max: u32::MAX, ..Config::default() };
+        let config = Config { queue_len_max: u32::MAX, lead_min: Nanos(u64::MAX), ..Config::default() };
         let mut scheduler = Scheduler::new(config);
         scheduler.add_device(Nanos(0), DEVICE);
         let model = SimModel::h200_llama8b(MODEL);

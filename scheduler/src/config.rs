@@ -15,6 +15,9 @@ pub struct Config {
     /// may take the blocks of the other's running one. Smaller is fairer, larger redoes less. Leads below it do not decide whose
     /// blocks are taken; the number of blocks held does.
     pub start_preempts_at: Nanos,
+    /// How long before the expected end of the step that runs the next one is planned at least: what it takes to plan it and to send it to
+    /// the device, with some to spare. See `ahead`. `Nanos(u64::MAX)` plans at once.
+    pub lead_min: Nanos,
     /// The step latency that prompt chunks and embedding items are sized for. Decode rows are bounded by `rows_max` only, and
     /// one prompt row per step always gets [`crate::BLOCK_LEN`] tokens, so a slow device still makes progress.
     pub step_latency_max: Nanos,
@@ -64,6 +67,7 @@ impl Default for Config {
             steps_in_flight_max: 2,
             preemptions_max: 4,
             start_preempts_at: Nanos::from_secs(1),
+            lead_min: Nanos::from_millis(2),
             step_latency_max: Nanos::from_millis(250),
             hold_max: Nanos::from_millis(500),
             locality_quantum: Nanos::from_millis(250),

@@ -97,6 +97,8 @@ pub(crate) struct Device {
     pub(crate) in_flight: VecDeque<Step>,
     /// Nothing but rows of this request is planned; see [`crate::Scheduler::run_alone`].
     pub(crate) alone: Option<RequestId>,
+    /// It was too early to plan another step, until then; see [`crate::ahead`].
+    pub(crate) put_off: Option<Nanos>,
     /// The last step planned.
     pub(crate) last_step: StepId,
     /// Steps kept for their buffers.
@@ -142,6 +144,7 @@ impl Device {
             clock: 0,
             in_flight: VecDeque::new(),
             alone: None,
+            put_off: None,
             last_step: StepId(0),
             spare: Vec::new(),
             since: now,

@@ -14,11 +14,8 @@
 //! prompts. While sequences with ITL targets run, see [`crate::budget`], all rows but the first are cut by time: one that would take the
 //! step over the target skips it, and its tenant comes sooner in the next.
 //!
-//! *Calm neighbours.* While tenants that are short of nothing have requests here, prompts of short ones fill a step to three quarters of
-//! the cap only. With two steps in flight, what a calm tenant asks for next waits for the rest of one step, for another, and for its
-//! own; shorter ones bring that from three caps to little more than two. Where nobody is calm, steps are as long as they may be.
-//!
 //! *Two steps in flight.* Planning goes by what will be known when the steps in flight have ended, on the guess that their requests go on.
+//! When the next step is planned, [`crate::ahead`] says.
 //!
 //! *Alone.* While a request is to run alone, everybody else's rows are passed over, in every step of the device.
 //!
@@ -94,7 +91,7 @@ fn sooner(one: Option<(Virtual, u32)>, other: Option<(Virtual, u32)>) -> Option<
 
 impl Scheduler {
     /// Fills `plan` with the device's next step. False if there is nothing to run now, or enough steps are in flight; then the plan is
-    /// empty. Worth calling again after every admission, cancellation and finished step.
+    /// empty. Worth calling again after every admission, cancellation and finished step, and at [`Scheduler::next_deadline`].
     pub fn next_step(&mut self, now: Nanos, id: DeviceId, plan: &mut StepPlan) -> bool {
         plan.clear();
         self.requests.tick(now);
@@ -112,7 +109,12 @@ impl Scheduler {
     }
 
     fn plan_next(&mut self, now: Nanos, d: usize, plan: &mut StepPlan) -> bool {
-        if self.devices[d].up && self.devices[d].in_flight.len() < self.config.steps_in_flight_max.max(1) as usize {
+        let device = &mut self.devices[d];
+        let wanted = device.up && device.in_flight.len() < self.config.steps_in_flight_max.max(1) as usize;
+        if wanted && device.puts_off(now, self.config.lead_min) {
+            return false;
+        }
+        if wanted {
             self.pull(d);
         }
         let device = &mut self.devices[d];
@@ -124,10 +126,7 @@ impl Scheduler {
         if device.alone.is_some() && !device.in_flight.is_empty() {
             return false;
         }
-        if !device.up || device.in_flight.len() >= self.config.steps_in_flight_max.max(1) as usize {
-            return false;
-        }
-        if device.live == 0 {
+        if !wanted || device.live == 0 {
             return false;
         }
         device.lift(&mut self.tenants);
@@ -193,7 +192,6 @@ impl Scheduler {
             tokens_left: model.limits.tokens_max.max(1),
             time_left: budget.time.saturating_sub(model.cost.step()),
             strict: budget.strict,
-            time_kept: device.kept_for_calm(budget.time),
             reserve,
             prompt_given: false,
             no_room: false,
@@ -275,8 +273,6 @@ pub(crate) struct Fill<'a> {
     pub(crate) time_left: Nanos,
     /// ITL targets are in `time_left`.
     pub(crate) strict: bool,
-    /// Of that, what prompts and items of short tenants leave alone for the sake of calm ones.
-    pub(crate) time_kept: Nanos,
     /// Running rows not looked at yet: a token is kept for each.
     pub(crate) reserve: u32,
     /// A prompt row is in the plan.
@@ -546,11 +542,11 @@ impl Fill<'_> {
         let request = self.requests.get(slot);
         if let (true, Work::Embed { lens }) = (request.is_list, &request.work) {
             let len = lens[request.planned as usize];
-            let fits = self.fits_item(request.tenant, len) && self.afford(slot, 0, len, true).is_some();
+            let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
             return fits.then(|| self.push_item(slot, len));
         }
         let from = request.planned;
-        let len = self.chunk(request.tenant, from, request.ready_len())?;
+        let len = self.chunk(from, request.ready_len())?;
         let len = self.afford(slot, from, len, false)?;
         if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
             self.requests.wait(slot, Cause::Memory);
@@ -565,7 +561,7 @@ impl Fill<'_> {
         match &request.work {
             Work::Embed { lens } => {
                 let len = lens[request.planned as usize];
-                if !self.fits_item(request.tenant, len) {
+                if !self.fits_item(len) {
                     return Start::NoBudget;
                 }
                 if self.afford(slot, 0, len, true).is_none() {

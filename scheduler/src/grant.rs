@@ -104,9 +104,11 @@ impl Scheduler {
         }
     }
 
-    /// When time alone will next change something; nothing for as long as no tenant is metered.
+    /// When time alone will next change something: a grant expires, a wait for one ends, or a device's next step is due to be planned. Then
+    /// [`Scheduler::next_step`] should be called for every device.
     pub fn next_deadline(&self) -> Option<Nanos> {
-        self.tenants.deadline
+        let steps = self.devices.iter().filter(|device| device.up).filter_map(|device| device.put_off);
+        steps.chain(self.tenants.deadline).min()
     }
 
     /// What became of a tenant's grants. All zero for one that never had any.

@@ -47,6 +47,7 @@ extern crate alloc;
 extern crate std;
 
 mod admit;
+mod ahead;
 mod blocks;
 mod blocktime;
 mod bound;

@@ -52,7 +52,7 @@ impl Fill<'_> {
         let protected = request.preemptions >= self.preemptions_max;
         let positions = if protected { request.limit() } else { known };
         let ready = request.ready_len() - from;
-        let Some(len) = self.chunk(tenant, from, ready) else {
+        let Some(len) = self.chunk(from, ready) else {
             return Start::NoBudget;
         };
         let Some(len) = self.afford(slot, from, len, false) else {

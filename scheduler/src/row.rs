@@ -14,7 +14,7 @@ const UNPROVEN_TOKENS: u64 = 128;
 
 impl Fill<'_> {
     /// How many of `ready` tokens from position `from` go into this step.
-    pub(crate) fn chunk(&mut self, tenant: u32, from: u32, ready: u32) -> Option<u32> {
+    pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {
         if ready == 1 {
             return self.is_timely(Load::new(from, 1)).then_some(1);
         }
@@ -24,7 +24,7 @@ impl Fill<'_> {
         let timely = match cost.proven() {
             true => {
                 let kept = cost.marginal(Load::new(0, 1)).0.saturating_mul(u64::from(kept));
-                cost.tokens_within(from, self.time_for(tenant).saturating_sub(Nanos(kept)))
+                cost.tokens_within(from, self.time_left.saturating_sub(Nanos(kept)))
             }
             false => UNPROVEN_TOKENS.saturating_sub(self.plan.tokens()),
         };
@@ -47,22 +47,14 @@ impl Fill<'_> {
         !self.strict || self.step.rows.is_empty() || self.device.models[self.m].cost.marginal(load) <= self.time_left
     }
 
-    /// What is left of the step's time for prompts and items of the tenant.
-    fn time_for(&self, tenant: u32) -> Nanos {
-        match self.device.shares[tenant as usize].short {
-            true => self.time_left.saturating_sub(self.time_kept),
-            false => self.time_left,
-        }
-    }
-
     /// Whether an item goes into this step. The first always does.
-    pub(crate) fn fits_item(&self, tenant: u32, len: u32) -> bool {
+    pub(crate) fn fits_item(&self, len: u32) -> bool {
         if self.step.rows.is_empty() {
             return true;
         }
         let cost = &self.device.models[self.m].cost;
         let timely = match cost.proven() {
-            true => cost.marginal(Load::new(0, len)) <= self.time_for(tenant),
+            true => cost.marginal(Load::new(0, len)) <= self.time_left,
             false => self.plan.tokens() + u64::from(len) <= UNPROVEN_TOKENS,
         };
         len <= self.tokens_left && timely

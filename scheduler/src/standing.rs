@@ -20,7 +20,7 @@
 //! Cost: O(calm + at hand), which is O(rows + arrivals), and O(log tenants) for each that comes to hand.
 
 use crate::device::Device;
-use crate::ids::{Nanos, StepId};
+use crate::ids::StepId;
 use crate::scheduler::Scheduler;
 use crate::share::Virtual;
 use crate::tenant::Tenants;
@@ -104,32 +104,30 @@ impl Device {
     /// next, and not to what is held for it besides. A tenant lifted over the whole of a running prompt would stand behind that
     /// prompt with whatever it asks for next.
     pub(crate) fn lift(&mut self, tenants: &mut Tenants) {
-        let mut clock: Option<Virtual> = None;
+        let mut first: Option<(Virtual, Virtual)> = None;
+        let mut consider = |tenants: &Tenants, tenant: u32| {
+            let service = &tenants.get(tenant).service;
+            let times = (service.virtual_time(), service.measured());
+            first = Some(first.map_or(times, |first| (first.0.min(times.0), first.1.min(times.1))));
+        };
         for model in &mut self.models {
             for file in [&mut model.short_running, &mut model.short_waiting] {
                 if let Some((_, tenant)) = least(file, tenants) {
-                    let time = tenants.get(tenant).service.measured();
-                    clock = Some(clock.map_or(time, |clock| clock.min(time)));
+                    consider(tenants, tenant);
                 }
             }
         }
+        for tenant in self.at_hand.iter() {
+            consider(tenants, tenant);
+        }
+        self.least = first.map(|first| first.0);
         let time = |tenant: u32| tenants.get(tenant).service.virtual_time();
-        self.least = clock.into_iter().chain(self.at_hand.iter().map(time)).min();
-        let clock = self.least.unwrap_or_else(|| self.calm.iter().map(time).max().unwrap_or(0));
+        let clock = first.map_or_else(|| self.calm.iter().map(time).max().unwrap_or(0), |first| first.1);
         self.clock = self.clock.max(clock);
         for tenant in self.calm.iter() {
             tenants.get_mut(tenant).service.lift(self.clock);
         }
         self.touched += (self.calm.len() + self.at_hand.len()) as u64;
-    }
-
-    /// How much of a step's time the prompts and items of short tenants leave alone for the sake of calm ones: all beyond three quarters
-    /// of the latency cap, and nothing where nobody is calm.
-    pub(crate) fn kept_for_calm(&self, time: Nanos) -> Nanos {
-        match self.calm.len() {
-            0 => Nanos::ZERO,
-            _ => time.saturating_sub(Nanos(self.step_latency_max.0 / 4 * 3)),
-        }
     }
 
     /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least

@@ -36,6 +36,7 @@ impl Scheduler {
             return false;
         }
         let mut step = device.in_flight.pop_front().expect("the step was just seen");
+        device.put_off = None;
         let m = step.model as usize;
         events.append(&mut self.events);
         self.requests.tick(now);

@@ -67,7 +67,8 @@ struct Steady {
 
 impl Steady {
     fn new(rows: u32, tenants: u32, each: u32, vectors: bool) -> Steady {
-        let mut scheduler = Scheduler::new(Config { queue_len_max: u32::MAX, ..Config::default() });
+        let mut scheduler =
+            Scheduler::new(Config { queue_len_max: u32::MAX, lead_min: Nanos(u64::MAX), ..Config::default() });
         scheduler.add_device(Nanos(0), DEVICE);
         let limits = ModelLimits { blocks: 60 * rows, rows_max: rows, tokens_max: 1_024, context_len_max: 4_096 };
         assert!(scheduler.add_model(DEVICE, CHAT, limits));

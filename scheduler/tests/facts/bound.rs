@@ -24,7 +24,7 @@ fn time(plan: &StepPlan, cost: &StepCost) -> Nanos {
 /// A rig whose device is an H200 with an 8B model, taught by some hundred steps.
 fn h200() -> (Rig, StepCost) {
     let preset = SimModel::h200_llama8b(CHAT);
-    let mut scheduler = Scheduler::new(Config::default());
+    let mut scheduler = Scheduler::new(Config { lead_min: Nanos(u64::MAX), ..Config::default() });
     scheduler.add_device(Nanos(0), DEVICE);
     assert!(scheduler.add_model(DEVICE, CHAT, preset.limits));
     for tenant in 1..=4 {

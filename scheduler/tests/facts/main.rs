@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod admission;
+mod ahead;
 mod bound;
 mod devices;
 mod given;
