@@ -152,6 +152,7 @@ impl Cost {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -235,6 +236,7 @@ mod tests {
 
     /// Plays recorded steps. For every step, what it took and what was predicted; for every group of a replayed step, its name, its part
     /// of the sum of the differences, and its part of the weights; both in millionths.
+    #[expect(clippy::type_complexity, reason = "said above, and used once")]
     fn replayed(recorded: &str) -> (Vec<(u64, u64)>, Vec<(&str, u64, u64)>) {
         let (mut steps, mut groups) = (Vec::new(), Vec::new());
         let mut cost = Cost::new(Nanos::from_millis(1), Nanos::from_micros(20));

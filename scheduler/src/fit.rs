@@ -141,6 +141,7 @@ fn constrained(m: &Square, ridge: &Vector, wrong: &Vector, part: &Vector) -> Vec
 
 /// Solves `(m + ridge) change = wrong` by elimination, with the change of those that are zeroed given. The matrix is positive
 /// definite, so no pivoting is needed.
+#[expect(clippy::needless_range_loop, reason = "rows and columns are what the loops are about")]
 fn solved(m: &Square, ridge: &Vector, wrong: &Vector, part: &Vector, zeroed: &[bool; PRICES]) -> Vector {
     let (mut a, mut b) = (*m, *wrong);
     for i in 0..PRICES {
