@@ -72,12 +72,15 @@ pub(crate) struct Cost {
     rows: u64,
     /// Mean of [`INVERSE`] over the weight of a step's rows. The inverse, because a row's part of a constant is its weight over all.
     inverse: u64,
+    /// What the usual rows beside one weigh, of these two: rows ask for it, steps change it.
+    others: u64,
 }
 
 impl Cost {
     pub(crate) fn new(step: Nanos, token: Nanos) -> Cost {
         let prior = |price: Nanos| price.0.min(1 << 32) << FRAC;
-        Cost { prices: [prior(step), 0, prior(token), 0, 0], fit: Fit::new(), rows: 1 << MEAN_FRAC, inverse: INVERSE }
+        let prices = [prior(step), 0, prior(token), 0, 0];
+        Cost { prices, fit: Fit::new(), rows: 1 << MEAN_FRAC, inverse: INVERSE, others: 0 }
     }
 
     /// Whether enough steps were measured to size chunks by the fit.
@@ -115,11 +118,14 @@ impl Cost {
     /// rows.
     pub(crate) fn attributed(&self, load: Load, steps: u64) -> Nanos {
         let (steps, marginal) = (steps.max(1), self.marginal(load));
-        let usual = INVERSE / self.inverse.max(1);
-        let others = u128::from(usual) * u128::from(self.rows - (1 << MEAN_FRAC)) / u128::from(self.rows);
-        let own = u128::from(marginal.0 / steps).max(1);
-        let constant = u128::from(self.step().0) * own / (own + others);
-        let constant = u64::try_from(constant).unwrap_or(u64::MAX).saturating_mul(steps);
+        let own = (marginal.0 / steps).max(1);
+        let all = own + self.others;
+        let constant = match self.step().0.checked_mul(own) {
+            // Almost always, and division is much cheaper here.
+            Some(product) => product / all,
+            None => (u128::from(self.step().0) * u128::from(own) / u128::from(all)) as u64,
+        };
+        let constant = constant.saturating_mul(steps);
         marginal.saturating_add(Nanos(constant)).min(ESTIMATE_MAX)
     }
 
@@ -147,6 +153,8 @@ impl Cost {
         let rows = load.rows.clamp(1, 1 << 20);
         self.rows = blend(self.rows, rows << MEAN_FRAC).max(1 << MEAN_FRAC);
         self.inverse = blend(self.inverse, INVERSE / self.marginal(load).0.max(rows));
+        let usual = u128::from(INVERSE / self.inverse.max(1));
+        self.others = (usual * u128::from(self.rows - (1 << MEAN_FRAC)) / u128::from(self.rows)) as u64;
         self.fit.observe(&mut self.prices, load.quantities(), time.0);
     }
 }

@@ -41,51 +41,71 @@ use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
 use crate::tenant::Tenants;
-use crate::tournament::Tournament;
 use crate::why::Cause;
 
+use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 
 /// Requests that may fail to start in a step for want of tokens or time. Those behind them in order are hardly smaller, there can be any
 /// number of them, and they have no claim to overtake.
 const STARTS_REFUSED_MAX: u32 = 8;
 
+/// When it is a tenant's turn: a virtual time, and the tenant's slot for equal ones. One number, since turns are compared many times
+/// per row. The least comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn(u128);
+
+impl Turn {
+    fn new(time: Virtual, tenant: u32) -> Turn {
+        // 96 bits are 64 of nanoseconds: nobody gets there.
+        Turn(time.min(Virtual::MAX >> 32) << 32 | u128::from(tenant))
+    }
+
+    fn time(self) -> Virtual {
+        self.0 >> 32
+    }
+
+    fn tenant(self) -> u32 {
+        self.0 as u32
+    }
+}
+
 /// Scratch of the planner: the tenants called for a step, by the virtual time that they would have with the rows they got in it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Order {
     /// Those called at the start, in order, and how many of them had their turn.
-    called: Vec<(Virtual, u32)>,
+    called: Vec<Turn>,
     next: usize,
-    /// Those that had a turn and may have another.
-    again: Tournament<Virtual>,
+    /// Those that had a turn and may have another. Only the first leaves, so a plain heap will do.
+    again: BinaryHeap<Reverse<Turn>>,
 }
 
 impl Order {
     pub(crate) fn grow(&mut self, tenants: usize) {
-        self.again.grow(tenants);
+        self.again.reserve(tenants.saturating_sub(self.again.len()));
         self.called.reserve(tenants.saturating_sub(self.called.len()));
     }
 
     /// Whose turn it is, of those called.
-    fn first(&self) -> Option<(Virtual, u32)> {
-        sooner(self.called.get(self.next).copied(), self.again.least())
+    fn first(&self) -> Option<Turn> {
+        sooner(self.called.get(self.next).copied(), self.again.peek().map(|turn| turn.0))
     }
 
     /// The first has its turn.
-    fn take(&mut self, tenant: u32) {
+    fn take(&mut self, turn: Turn) {
         match self.called.get(self.next) {
-            Some((_, first)) if *first == tenant => self.next += 1,
-            _ => self.again.remove(tenant),
+            Some(first) if *first == turn => self.next += 1,
+            _ => drop(self.again.pop()),
         }
     }
 }
 
-/// The lesser of two times, if any.
-fn sooner(one: Option<(Virtual, u32)>, other: Option<(Virtual, u32)>) -> Option<(Virtual, u32)> {
+/// The lesser of two turns, if any.
+fn sooner(one: Option<Turn>, other: Option<Turn>) -> Option<Turn> {
     match (one, other) {
-        (Some(one), Some(other)) if other < one => Some(other),
-        (Some(one), _) => Some(one),
-        (None, other) => other,
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 
@@ -300,7 +320,7 @@ impl Fill<'_> {
     }
 
     fn run(&mut self, order: &mut Order) {
-        debug_assert!(order.again.least().is_none());
+        debug_assert!(order.again.is_empty());
         self.go_on_with_kin();
         order.called.clear();
         order.next = 0;
@@ -310,7 +330,7 @@ impl Fill<'_> {
                 if let Some(tenant) = alone.map(|slot| self.requests.get(slot).tenant) {
                     let id = self.id;
                     self.lane(tenant).ask(id);
-                    order.called.push((0, tenant));
+                    order.called.push(Turn::new(0, tenant));
                 }
             }
             None => {
@@ -321,7 +341,7 @@ impl Fill<'_> {
                         self.reserve = self.reserve.saturating_sub(lane.running.len() as u32);
                     } else if !lane.is_empty() {
                         lane.ask(self.id);
-                        order.called.push((self.tenants.get(tenant).service.virtual_time(), tenant));
+                        order.called.push(Turn::new(self.tenants.get(tenant).service.virtual_time(), tenant));
                     }
                 }
                 self.device.touched += order.called.len() as u64;
@@ -329,17 +349,19 @@ impl Fill<'_> {
             }
         }
         let mut filed = self.next_filed();
+        // Preemptions so far when the files were last looked at with starts closed.
+        let mut looked_at = None;
         while self.rows_left > 0 && self.tokens_left > 0 {
             let first = order.first();
             let Some(turn) = sooner(first, filed) else {
                 return;
             };
-            let (mut time, tenant) = turn;
+            let (mut time, tenant) = (turn.time(), turn.tenant());
             if time > self.rival {
                 break;
             }
             match first == Some(turn) {
-                true => order.take(tenant),
+                true => order.take(turn),
                 false => {
                     // Unless it was preempted meanwhile, and turned calm.
                     let still = self.device.models[self.m].is_filed(tenant);
@@ -359,20 +381,22 @@ impl Fill<'_> {
                 // At least one unit, so that tenants take turns even where rows are free.
                 time += virtual_time(cost, self.tenants.get(tenant).weight()).max(1);
                 let over = self.rows_left == 0 || self.tokens_left == 0;
-                if over || time > self.rival || next.is_some_and(|next| next < (time, tenant)) {
+                if over || time > self.rival || next.is_some_and(|next| next < Turn::new(time, tenant)) {
                     if self.has_more(tenant) {
-                        order.again.set(tenant, time);
+                        order.again.push(Reverse(Turn::new(time, tenant)));
                     }
                     break;
                 }
             }
-            if filed.is_some() && !self.starts_open() {
+            // Nobody that only has waiting requests is called any more, and who lost the last running one is such a tenant.
+            if filed.is_some() && !self.starts_open() && looked_at != Some(*self.preemptions) {
+                looked_at = Some(*self.preemptions);
                 filed = self.next_filed();
             }
         }
         // Those whose turn did not come, or may still have come again.
-        while let Some((_, tenant)) = order.first() {
-            order.take(tenant);
+        let left = order.called[order.next..].iter().copied().chain(order.again.drain().map(|turn| turn.0));
+        for tenant in left.map(Turn::tenant) {
             let share = &self.device.shares[tenant as usize];
             // Who was short and is passed over still is.
             let more = share.short && share.reached != self.id || self.has_more(tenant);
@@ -405,7 +429,7 @@ impl Fill<'_> {
     }
 
     /// The tenant with the least time of those that are filed and may have something to run.
-    fn next_filed(&mut self) -> Option<(Virtual, u32)> {
+    fn next_filed(&mut self) -> Option<Turn> {
         if self.device.alone.is_some() {
             return None;
         }
@@ -413,7 +437,8 @@ impl Fill<'_> {
         let model = &mut self.device.models[self.m];
         let running = least(&mut model.short_running, self.tenants);
         let waiting = if open { least(&mut model.short_waiting, self.tenants) } else { None };
-        sooner(running, waiting)
+        let turn = |(time, tenant)| Turn::new(time, tenant);
+        sooner(running.map(turn), waiting.map(turn))
     }
 
     /// Takes a tenant out of its files and to hand.

@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::fill::{Fill, Start};
 use crate::ids::BlockId;
 use crate::request::{Rank, State};
-use crate::share::{Virtual, virtual_time};
+use crate::share::{virtual_time, whole};
 
 impl Fill<'_> {
     pub(crate) fn start_sequence(&mut self, slot: u32) -> Start {
@@ -180,16 +180,20 @@ impl Fill<'_> {
             if !own && model.pool.held(other).total() <= floor(other) {
                 continue;
             }
+            let excess = self.excess(other);
+            // Before its requests are looked at, which mostly nobody has looked at lately.
+            if best.is_some_and(|(most, _)| excess <= most) {
+                continue;
+            }
             let Some(slot) = self.last_of(other, rank.filter(|_| own)) else {
                 continue;
             };
-            let excess = self.excess(other);
             let over = match rank {
                 _ if own || inside_floor || alone => true,
                 Some(_) => excess > mine,
                 None => excess.0 || self.is_owed(tenant, other, slot),
             };
-            if over && best.is_none_or(|(most, _)| excess > most) {
+            if over {
                 best = Some((excess, slot));
             }
         }
@@ -198,10 +202,10 @@ impl Fill<'_> {
 
     /// How far a tenant is over its share, for comparison with others: a total order. Furthest is who could not use its blocks now
     /// anyway, for want of a grant.
-    fn excess(&self, tenant: u32) -> (bool, Virtual, u64, u32) {
+    fn excess(&self, tenant: u32) -> (bool, u64, u64, u32) {
         let account = self.tenants.get(tenant);
-        let unit = virtual_time(self.start_preempts_at, 1).max(1);
-        let lead = account.service.virtual_time().saturating_sub(self.device.clock) / unit;
+        let lead = account.service.virtual_time().saturating_sub(self.device.clock);
+        let lead = whole(lead) / self.start_preempts_at.0.max(1);
         let used = u64::from(self.device.models[self.m].pool.held(tenant).used);
         (account.is_dry(), lead, (used << 32) / u64::from(account.weight()), tenant)
     }

@@ -25,6 +25,11 @@ pub(crate) fn virtual_time(time: Nanos, weight: u32) -> Virtual {
     u128::from(whole) << 32 | u128::from((rest << 32) / weight)
 }
 
+/// Whole nanoseconds of it.
+pub(crate) fn whole(time: Virtual) -> u64 {
+    u64::try_from(time >> 32).unwrap_or(u64::MAX)
+}
+
 #[derive(Clone, Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Share {
