@@ -9,6 +9,7 @@
 //! cached ones up to the floor of its cache. A tenant whose cache is at its ceiling gives up its own oldest block for a newer one.
 
 use alloc::vec::Vec;
+use core::hint::black_box;
 
 use crate::blocktime::{BlockTime, Meter};
 use crate::ids::{BlockHash, BlockId, Nanos};
@@ -41,6 +42,21 @@ pub(crate) struct Block {
     pub(crate) parked: u32,
     /// See [`crate::kin::level_of`], for a ready block.
     level: Option<u8>,
+}
+
+impl Block {
+    pub(crate) fn vacant() -> Block {
+        Block {
+            state: BlockState::Free,
+            refs: 0,
+            owner: 0,
+            hash: BlockHash([0; 32]),
+            older: NONE,
+            newer: NONE,
+            parked: NONE,
+            level: None,
+        }
+    }
 }
 
 /// What one tenant has in the pool.
@@ -117,18 +133,8 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(len: u32, tenants: usize) -> Pool {
-        let block = Block {
-            state: BlockState::Free,
-            refs: 0,
-            owner: 0,
-            hash: BlockHash([0; 32]),
-            older: NONE,
-            newer: NONE,
-            parked: NONE,
-            level: None,
-        };
         let mut pool = Pool {
-            blocks: alloc::vec![block; len as usize],
+            blocks: alloc::vec![Block::vacant(); len as usize],
             free: (0..len).rev().collect(),
             held: Vec::new(),
             index: Prefix::new(len),
@@ -232,6 +238,16 @@ impl Pool {
 
     pub(crate) fn find(&self, tenant: u32, hash: &BlockHash) -> Option<u32> {
         self.index.find(&self.blocks, tenant, hash)
+    }
+
+    /// See [`Prefix::fetch`].
+    pub(crate) fn fetch(&self, hashes: &[BlockHash]) {
+        self.index.fetch(hashes);
+    }
+
+    /// The same for blocks that will be released.
+    pub(crate) fn fetch_blocks(&self, blocks: &[BlockId]) {
+        black_box(blocks.iter().fold(0, |sum, block| sum ^ self.blocks[block.0 as usize].refs));
     }
 
     /// How many blocks could be given to the tenant now.

@@ -163,6 +163,7 @@ impl Device {
         let m = request.model as usize;
         request.published = 0;
         self.models[m].yielding -= core::mem::take(&mut request.yields);
+        self.models[m].pool.fetch_blocks(&request.blocks);
         while let Some(block) = request.blocks.pop() {
             self.models[m].pool.release(block);
         }

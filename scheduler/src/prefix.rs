@@ -1,12 +1,14 @@
 //! The prefix index: from (tenant, hash) to the block that holds, or is about to hold, those tokens.
 //!
-//! Chains hang off a fixed array of buckets and run through one link per block, so the index allocates nothing after the pool
-//! is made and its order depends on nothing but its history. The hashes are uniform already (they are keyed digests), so
-//! their first bytes choose the bucket, and the next four are kept beside the link: a prompt that is not cached asks for many hashes that
-//! are not there, and should not fetch a block for each. The tenant is part of the key although its salt is part of the hash: a
-//! block of one tenant is not found for another even if a caller forgot the salt.
+//! One table, twice as long as the pool or more, with open addressing: an entry is at its home or behind it, with no gap between. It allocates
+//! nothing after the pool is made, and what it finds depends on nothing but what is in it. The hashes are uniform already (they are
+//! keyed digests), so their first four bytes are kept beside the block, and the low bits of these are the home: a prompt that is not
+//! cached asks for many hashes that are not there, each is a line of memory that nobody looked at lately, and should not be two. The
+//! tenant is part of the key although its salt is part of the hash: a block of one tenant is not found for another even if a caller
+//! forgot the salt.
 
 use alloc::vec::Vec;
+use core::hint::black_box;
 
 use crate::blocks::Block;
 use crate::ids::BlockHash;
@@ -14,85 +16,130 @@ use crate::request::NONE;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
-    buckets: Vec<u32>,
-    /// By block.
-    links: Vec<Link>,
+    entries: Vec<Entry>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct Entry {
     /// Four bytes of the block's hash.
     tag: u32,
-    /// The next block in the bucket.
-    next: u32,
+    /// The block, or [`NONE`].
+    block: u32,
+}
+
+const EMPTY: Entry = Entry { tag: 0, block: NONE };
+
+fn tag(hash: &BlockHash) -> u32 {
+    let mut tag = [0; 4];
+    tag.copy_from_slice(&hash.0[..4]);
+    u32::from_le_bytes(tag)
 }
 
 impl Prefix {
     pub(crate) fn new(blocks: u32) -> Prefix {
-        let buckets = (blocks.max(1) as usize * 2).next_power_of_two();
-        let link = Link { tag: 0, next: NONE };
-        Prefix { buckets: alloc::vec![NONE; buckets], links: alloc::vec![link; blocks as usize] }
+        let len = (blocks.max(1) as usize * 2).next_power_of_two();
+        Prefix { entries: alloc::vec![EMPTY; len] }
     }
 
-    /// A hash's bucket and tag.
-    fn place(&self, hash: &BlockHash) -> (usize, u32) {
-        let (mut first, mut tag) = ([0; 8], [0; 4]);
-        first.copy_from_slice(&hash.0[..8]);
-        tag.copy_from_slice(&hash.0[8..12]);
-        ((u64::from_le_bytes(first) as usize) & (self.buckets.len() - 1), u32::from_le_bytes(tag))
+    fn home(&self, tag: u32) -> usize {
+        tag as usize & (self.entries.len() - 1)
+    }
+
+    fn after(&self, place: usize) -> usize {
+        (place + 1) & (self.entries.len() - 1)
     }
 
     pub(crate) fn find(&self, blocks: &[Block], tenant: u32, hash: &BlockHash) -> Option<u32> {
-        let (bucket, tag) = self.place(hash);
-        let mut at = self.buckets[bucket];
-        while at != NONE {
-            let link = self.links[at as usize];
-            if link.tag == tag {
-                let block = &blocks[at as usize];
+        let tag = tag(hash);
+        let mut place = self.home(tag);
+        loop {
+            let entry = self.entries[place];
+            if entry.block == NONE {
+                return None;
+            }
+            if entry.tag == tag {
+                let block = &blocks[entry.block as usize];
                 if block.owner == tenant && block.hash == *hash {
-                    return Some(at);
+                    return Some(entry.block);
                 }
             }
-            at = link.next;
+            place = self.after(place);
         }
-        None
+    }
+
+    /// Has the entries of these hashes brought into the processor's cache, all at once: one after the other, each would be waited for.
+    pub(crate) fn fetch(&self, hashes: &[BlockHash]) {
+        let sum = hashes.iter().fold(0, |sum, hash| sum ^ self.entries[self.home(tag(hash))].block);
+        black_box(sum);
     }
 
     /// Enters a block under its owner and hash, which must not be there yet.
     pub(crate) fn insert(&mut self, blocks: &[Block], at: u32) {
-        let (bucket, tag) = self.place(&blocks[at as usize].hash);
-        self.links[at as usize] = Link { tag, next: self.buckets[bucket] };
-        self.buckets[bucket] = at;
+        let tag = tag(&blocks[at as usize].hash);
+        let mut place = self.home(tag);
+        while self.entries[place].block != NONE {
+            place = self.after(place);
+        }
+        self.entries[place] = Entry { tag, block: at };
     }
 
     pub(crate) fn remove(&mut self, blocks: &[Block], at: u32) {
-        let (bucket, _) = self.place(&blocks[at as usize].hash);
-        let after = self.links[at as usize].next;
-        if self.buckets[bucket] == at {
-            self.buckets[bucket] = after;
-            return;
+        let mut gap = self.home(tag(&blocks[at as usize].hash));
+        while self.entries[gap].block != at {
+            assert!(self.entries[gap].block != NONE, "an indexed block is behind its home");
+            gap = self.after(gap);
         }
-        let mut before = self.buckets[bucket];
-        while before != NONE {
-            let next = self.links[before as usize].next;
-            if next == at {
-                self.links[before as usize].next = after;
-                return;
+        // Those behind it move up, unless that would be before their homes.
+        let mut place = self.after(gap);
+        while self.entries[place].block != NONE {
+            let entry = self.entries[place];
+            let behind = |from: usize| place.wrapping_sub(from) & (self.entries.len() - 1);
+            if behind(self.home(entry.tag)) >= behind(gap) {
+                self.entries[gap] = entry;
+                gap = place;
             }
-            before = next;
+            place = self.after(place);
         }
-        panic!("an indexed block hangs in its bucket");
+        self.entries[gap] = EMPTY;
     }
 
     pub(crate) fn entries(&self) -> usize {
-        let mut count = 0;
-        for &bucket in &self.buckets {
-            let mut at = bucket;
-            while at != NONE {
-                count += 1;
-                at = self.links[at as usize].next;
+        self.entries.iter().filter(|entry| entry.block != NONE).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::BlockState;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_entered_is_found_until_it_is_removed(
+            changes in proptest::collection::vec((0u32..12, 0u8..40, 0u32..2), 1..200),
+        ) {
+            let mut blocks = alloc::vec![Block::vacant(); 12];
+            let mut index = Prefix::new(12);
+            for (at, key, tenant) in changes {
+                // Few hashes and fewer homes, the last of the table among them: entries pile up and run over its end.
+                let mut hash = BlockHash([0xff; 32]);
+                (hash.0[0], hash.0[4]) = (0xfc + key % 4, key);
+                let (is_in, found) = (blocks[at as usize].state == BlockState::Ready, index.find(&blocks, tenant, &hash));
+                if is_in {
+                    index.remove(&blocks, at);
+                    blocks[at as usize].state = BlockState::Free;
+                } else if found.is_none() {
+                    let block = &mut blocks[at as usize];
+                    (block.owner, block.hash, block.state) = (tenant, hash, BlockState::Ready);
+                    index.insert(&blocks, at);
+                }
+                let listed: Vec<&Block> = blocks.iter().filter(|block| block.state == BlockState::Ready).collect();
+                prop_assert_eq!(index.entries(), listed.len());
+                for (at, block) in (0u32..).zip(&blocks).filter(|(_, block)| block.state == BlockState::Ready) {
+                    prop_assert_eq!(index.find(&blocks, block.owner, &block.hash), Some(at));
+                }
             }
         }
-        count
     }
 }
