@@ -341,6 +341,7 @@ impl Fill<'_> {
                         self.reserve = self.reserve.saturating_sub(lane.running.len() as u32);
                     } else if !lane.is_empty() {
                         lane.ask(self.id);
+                        lane.running.iter().for_each(|slot| self.requests.fetch(*slot));
                         order.called.push(Turn::new(self.tenants.get(tenant).service.virtual_time(), tenant));
                     }
                 }
@@ -465,10 +466,10 @@ impl Fill<'_> {
             let waiting = self.next_waiting(tenant);
             let start = match (running, waiting) {
                 (None, None) => return Pick::Nothing,
-                (Some(running), Some(waiting)) => waiting.0 < running.0,
+                (Some(running), Some((rank, _))) => rank < self.requests.get(running).rank,
                 (running, _) => running.is_none(),
             };
-            if let (false, Some((_, slot))) = (start, running) {
+            if let (false, Some(slot)) = (start, running) {
                 if let Some(cost) = self.go_on(slot) {
                     return Pick::Row(cost);
                 }
@@ -507,7 +508,7 @@ impl Fill<'_> {
     }
 
     /// The tenant's next running request that can have a row in this step.
-    fn next_running(&mut self, tenant: u32) -> Option<(Rank, u32)> {
+    fn next_running(&mut self, tenant: u32) -> Option<u32> {
         let id = self.id;
         let requests = &mut *self.requests;
         let alone = self.device.alone;
@@ -516,9 +517,8 @@ impl Fill<'_> {
             let request = requests.get(slot);
             let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
             if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != id) {
-                let rank = request.rank;
                 requests.wait(slot, Cause::Share);
-                return Some((rank, slot));
+                return Some(slot);
             }
             if barred {
                 requests.wait(slot, Cause::Placement);

@@ -121,7 +121,7 @@ impl Fill<'_> {
     pub(crate) fn grow(&mut self, slot: u32, wanted: u32) -> Option<()> {
         loop {
             let request = self.requests.get(slot);
-            let (tenant, rank, n) = (request.tenant, request.rank, request.blocks.len() as u32);
+            let (tenant, n) = (request.tenant, request.blocks.len() as u32);
             if n >= wanted {
                 return Some(());
             }
@@ -133,7 +133,10 @@ impl Fill<'_> {
                         self.device.models[self.m].pool.announce(block, *hash);
                     }
                 }
-                None => self.make_room(tenant, Some(rank), wanted - n).then_some(())?,
+                None => {
+                    let rank = self.requests.get(slot).rank;
+                    self.make_room(tenant, Some(rank), wanted - n).then_some(())?
+                }
             }
         }
     }

@@ -44,6 +44,7 @@ impl Scheduler {
         device.tell_time(now);
         device.learn_margin(now, &step);
         let time = device.book_step(now, report.device_time);
+        step.rows.iter().for_each(|row| self.requests.fetch(row.slot));
         let cost = &device.models[m].cost;
         let total = step.rows.iter().map(|row| u128::from(cost.weight(row.load))).sum();
         let mut split = Split::new(time, total);
@@ -145,7 +146,9 @@ impl Scheduler {
         if row.samples {
             request.known += 1;
             request.drawn += 1;
-            if let Some(first) = request.first.take() {
+            if request.drawn == 1
+                && let Some(first) = request.first.take()
+            {
                 device.waits.observe_first(&first, now.saturating_sub(request.admitted_at));
             }
         }

@@ -105,10 +105,12 @@ impl AddAssign for Times {
 
 /// A request's times so far, the cause that holds, and since when.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 pub(crate) struct Watch {
-    times: Times,
+    /// First, for it is mostly asked for and seldom changes; see [`crate::request::Request`].
     cause: Cause,
     since: Nanos,
+    times: Times,
 }
 
 impl Watch {
@@ -124,13 +126,17 @@ impl Watch {
         self.times.add(Cause::Placement, gap);
     }
 
+    pub(crate) fn since(&self) -> Nanos {
+        self.since
+    }
+
     pub(crate) fn cause(&self) -> Cause {
         self.cause
     }
 
     fn turn(&mut self, now: Nanos, cause: Cause) {
         if cause != self.cause {
-            self.times = self.until(now);
+            self.times.add(self.cause, now.saturating_sub(self.since));
             (self.cause, self.since) = (cause, self.since.max(now));
         }
     }
