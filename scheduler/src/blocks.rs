@@ -241,8 +241,8 @@ impl Pool {
     }
 
     /// See [`Prefix::fetch`].
-    pub(crate) fn fetch(&self, hashes: &[BlockHash]) {
-        self.index.fetch(hashes);
+    pub(crate) fn fetch(&self, tenant: u32, hashes: &[BlockHash]) {
+        self.index.fetch(tenant, hashes);
     }
 
     /// The same for blocks that will be released.

@@ -2,7 +2,7 @@
 //!
 //! One table, twice as long as the pool or more, with open addressing: an entry is at its home or behind it, with no gap between. It allocates
 //! nothing after the pool is made, and what it finds depends on nothing but what is in it. The hashes are uniform already (they are
-//! keyed digests), so their first four bytes are kept beside the block, and the low bits of these are the home: a prompt that is not
+//! keyed digests), so their first four bytes, mixed with the tenant, are kept beside the block, and the low bits of these are the home: a prompt that is not
 //! cached asks for many hashes that are not there, each is a line of memory that nobody looked at lately, and should not be two. The
 //! tenant is part of the key although its salt is part of the hash: a block of one tenant is not found for another even if a caller
 //! forgot the salt.
@@ -21,7 +21,7 @@ pub(crate) struct Prefix {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// Four bytes of the block's hash.
+    /// Four bytes of the block's hash, mixed with its tenant.
     tag: u32,
     /// The block, or [`NONE`].
     block: u32,
@@ -29,10 +29,15 @@ struct Entry {
 
 const EMPTY: Entry = Entry { tag: 0, block: NONE };
 
-fn tag(hash: &BlockHash) -> u32 {
+/// Other tenants' blocks of the same hash have homes elsewhere, or a text that all of them use would fill a stretch of the table.
+fn tag(tenant: u32, hash: &BlockHash) -> u32 {
     let mut tag = [0; 4];
     tag.copy_from_slice(&hash.0[..4]);
-    u32::from_le_bytes(tag)
+    u32::from_le_bytes(tag) ^ tenant.wrapping_mul(0x9e37_79b9)
+}
+
+fn tag_of(block: &Block) -> u32 {
+    tag(block.owner, &block.hash)
 }
 
 impl Prefix {
@@ -50,7 +55,7 @@ impl Prefix {
     }
 
     pub(crate) fn find(&self, blocks: &[Block], tenant: u32, hash: &BlockHash) -> Option<u32> {
-        let tag = tag(hash);
+        let tag = tag(tenant, hash);
         let mut place = self.home(tag);
         loop {
             let entry = self.entries[place];
@@ -68,14 +73,14 @@ impl Prefix {
     }
 
     /// Has the entries of these hashes brought into the processor's cache, all at once: one after the other, each would be waited for.
-    pub(crate) fn fetch(&self, hashes: &[BlockHash]) {
-        let sum = hashes.iter().fold(0, |sum, hash| sum ^ self.entries[self.home(tag(hash))].block);
+    pub(crate) fn fetch(&self, tenant: u32, hashes: &[BlockHash]) {
+        let sum = hashes.iter().fold(0, |sum, hash| sum ^ self.entries[self.home(tag(tenant, hash))].block);
         black_box(sum);
     }
 
     /// Enters a block under its owner and hash, which must not be there yet.
     pub(crate) fn insert(&mut self, blocks: &[Block], at: u32) {
-        let tag = tag(&blocks[at as usize].hash);
+        let tag = tag_of(&blocks[at as usize]);
         let mut place = self.home(tag);
         while self.entries[place].block != NONE {
             place = self.after(place);
@@ -84,7 +89,7 @@ impl Prefix {
     }
 
     pub(crate) fn remove(&mut self, blocks: &[Block], at: u32) {
-        let mut gap = self.home(tag(&blocks[at as usize].hash));
+        let mut gap = self.home(tag_of(&blocks[at as usize]));
         while self.entries[gap].block != at {
             assert!(self.entries[gap].block != NONE, "an indexed block is behind its home");
             gap = self.after(gap);

@@ -71,7 +71,7 @@ impl Fill<'_> {
         }
         let request = self.requests.get(slot);
         let pool = &mut self.device.models[self.m].pool;
-        pool.fetch(&request.hashes[cached as usize..]);
+        pool.fetch(tenant, &request.hashes[cached as usize..]);
         for n in cached as usize..request.hashes.len() {
             pool.announce(request.blocks[n], request.hashes[n]);
         }
