@@ -117,7 +117,16 @@ impl Cost {
     /// What a load is expected to be charged when it is spread over `steps` steps, with its part of their constants beside the usual
     /// rows.
     pub(crate) fn attributed(&self, load: Load, steps: u64) -> Nanos {
-        let (steps, marginal) = (steps.max(1), self.marginal(load));
+        self.with_constant(self.marginal(load), steps.max(1))
+    }
+
+    /// The same for one row whose marginal cost is known.
+    pub(crate) fn attributed_row(&self, marginal: Nanos) -> Nanos {
+        self.with_constant(marginal, 1)
+    }
+
+    #[inline]
+    fn with_constant(&self, marginal: Nanos, steps: u64) -> Nanos {
         let own = (marginal.0 / steps).max(1);
         let all = own + self.others;
         let constant = match self.step().0.checked_mul(own) {

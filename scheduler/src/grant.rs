@@ -219,10 +219,6 @@ fn give_back(events: &mut Vec<Event>, tenant: TenantId, epoch: u64, amount: Nano
 }
 
 impl Account {
-    pub(crate) fn is_metered(&self) -> bool {
-        self.plan.metered && self.id != TenantId::OPERATOR
-    }
-
     /// Whether all it waits for is a grant.
     pub(crate) fn is_dry(&self) -> bool {
         self.is_metered() && self.purse.is_dry()

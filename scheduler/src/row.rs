@@ -96,8 +96,9 @@ impl Fill<'_> {
         self.rows_left -= 1;
         self.tokens_left = self.tokens_left.saturating_sub(row.len);
         let cost = &self.device.models[self.m].cost;
-        self.time_left = self.time_left.saturating_sub(cost.marginal(row.load));
-        let expected = cost.attributed(row.load, 1);
+        let marginal = cost.marginal(row.load);
+        self.time_left = self.time_left.saturating_sub(marginal);
+        let expected = cost.attributed_row(marginal);
         self.step.rows.push(row);
         expected
     }

@@ -70,6 +70,10 @@ pub(crate) struct Account {
     pub(crate) charge: Nanos,
     pub(crate) waiting: u32,
     pub(crate) running: u32,
+    // Of the plan, what rows ask for: it is in the second cache line here.
+    weight: u32,
+    running_max: u32,
+    metered: bool,
     pub(crate) plan: Tenant,
     pub(crate) id: TenantId,
     /// What it may spend, if it is metered.
@@ -80,11 +84,22 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn weight(&self) -> u32 {
-        self.plan.weight.max(1)
+        self.weight
     }
 
     pub(crate) fn may_start(&self) -> bool {
-        self.running < self.plan.running_max.max(1)
+        self.running < self.running_max
+    }
+
+    /// Whether its rows run only against grants.
+    pub(crate) fn is_metered(&self) -> bool {
+        self.metered
+    }
+
+    fn set_plan(&mut self, plan: Tenant) {
+        self.plan = plan;
+        (self.weight, self.running_max) = (plan.weight.max(1), plan.running_max.max(1));
+        self.metered = plan.metered && self.id != TenantId::OPERATOR;
     }
 }
 
@@ -125,7 +140,7 @@ impl Tenants {
         let held_max = virtual_time(hold_max, plan.weight);
         if let Some(&slot) = self.slots.get(&id) {
             let account = &mut self.accounts[slot as usize];
-            account.plan = plan;
+            account.set_plan(plan);
             account.service.set_held_max(held_max);
             self.note_lowered(slot);
             return slot;
@@ -135,16 +150,21 @@ impl Tenants {
         let mut service = Service::default();
         service.set_held_max(held_max);
         let purse = Purse::default();
-        self.accounts.push(Account {
+        let mut account = Account {
             id,
             plan,
             charge: Nanos::ZERO,
             waiting: 0,
             running: 0,
+            weight: 1,
+            running_max: 1,
+            metered: false,
             service,
             purse,
             block_times: Vec::new(),
-        });
+        };
+        account.set_plan(plan);
+        self.accounts.push(account);
         // Each is in the list at most once, so that noting one never allocates.
         self.lowered.reserve(self.accounts.len() - self.lowered.len());
         slot

@@ -76,17 +76,21 @@ impl<K: Key> Tournament<K> {
         }
         self.keys[slot as usize] = key;
         let mut node = self.keys.len() + slot as usize;
-        let mut best = (key, slot);
+        let (mut best, mut best_key) = (slot, key);
         let mut rival = slot ^ 1;
         loop {
             // The neighbours on the way up depend on the slot only, so that they are loaded while this is compared.
-            let other = (self.keys[rival as usize], rival);
-            best = if other < best { other } else { best };
+            let rival_key = self.keys[rival as usize];
+            // Of equal ones the left, whose slots are the lower ones.
+            let is_right = node % 2 == 1;
+            if rival_key < best_key || is_right && rival_key == best_key {
+                (best, best_key) = (rival, rival_key);
+            }
             node /= 2;
             self.played += 1;
-            let before = core::mem::replace(&mut self.winners[node], best.1);
+            let before = core::mem::replace(&mut self.winners[node], best);
             // Nodes above know no more of this slot than this one does.
-            if node == 1 || before == best.1 && best.1 != slot {
+            if node == 1 || before == best && best != slot {
                 return;
             }
             rival = self.winners[node ^ 1];
