@@ -42,6 +42,8 @@ pub(crate) struct Row {
     /// An item of an embedding request rather than a stretch of a sequence.
     pub(crate) is_item: bool,
     pub(crate) load: Load,
+    /// By which it shares the step's time, once that was measured.
+    pub(crate) weight: u64,
     /// Kept for it of its tenant's grant, if it is metered.
     pub(crate) reserve: Option<Reserve>,
 }

@@ -181,6 +181,10 @@ impl Fill<'_> {
             if own && rank.is_none() && !alone || !own && only_own {
                 continue;
             }
+            // Of those that run, few are so far ahead that one that wants to start takes their blocks.
+            if rank.is_none() && !inside_floor && !alone && !own && !self.may_be_owed(tenant, other) {
+                continue;
+            }
             if !own && model.pool.held(other).total() <= floor(other) {
                 continue;
             }
@@ -212,6 +216,14 @@ impl Fill<'_> {
         let lead = whole(lead) / self.start_preempts_at.0.max(1);
         let used = u64::from(self.device.models[self.m].pool.held(tenant).used);
         (account.is_dry(), lead, (used << 32) / u64::from(account.weight()), tenant)
+    }
+
+    /// Whether [`Fill::is_owed`] can hold, or need not: without a look at requests, and without a division.
+    fn may_be_owed(&self, tenant: u32, other: u32) -> bool {
+        let time = self.tenants.get(tenant).service.virtual_time();
+        let other = self.tenants.get(other);
+        let lead = other.service.virtual_time().saturating_sub(time);
+        other.is_dry() || lead.saturating_mul(other.weight().into()) > virtual_time(self.start_preempts_at, 1)
     }
 
     /// Whether the tenant is owed so much more than another that its waiting request may take the blocks of the other's `slot`: more

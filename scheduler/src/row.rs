@@ -65,7 +65,16 @@ impl Fill<'_> {
         let item = request.planned;
         request.planned += 1;
         let kind = RowKind::Embed { item, len };
-        let row = Row { slot, from: item, len, samples: false, is_item: true, load: Load::new(0, len), reserve: None };
+        let row = Row {
+            slot,
+            from: item,
+            len,
+            samples: false,
+            is_item: true,
+            load: Load::new(0, len),
+            weight: 0,
+            reserve: None,
+        };
         self.push_row(row, kind)
     }
 
@@ -82,7 +91,8 @@ impl Fill<'_> {
         self.plan.blocks.extend_from_slice(&request.blocks);
         let blocks = BlockRange { start, len: request.blocks.len() as u32 };
         let kind = RowKind::Generate { from, len, samples, blocks };
-        let row = Row { slot, from, len, samples, is_item: false, load: Load::new(from, len), reserve: None };
+        let row =
+            Row { slot, from, len, samples, is_item: false, load: Load::new(from, len), weight: 0, reserve: None };
         self.push_row(row, kind)
     }
 

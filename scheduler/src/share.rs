@@ -18,9 +18,13 @@ use crate::ids::{Nanos, StepId};
 /// Virtual nanoseconds with 32 fractional bits, so that division by the weight loses nothing that matters.
 pub(crate) type Virtual = u128;
 
-/// `time / weight`. Two 64-bit divisions, since one of 128 bits costs several times as much and every row needs it.
+/// `time / weight`. In 64 bits, since a division of 128 costs several times as much and every row needs some: one for less than four
+/// seconds, two for more.
 pub(crate) fn virtual_time(time: Nanos, weight: u32) -> Virtual {
     let weight = u64::from(weight.max(1));
+    if time.0 >> 32 == 0 {
+        return u128::from((time.0 << 32) / weight);
+    }
     let (whole, rest) = (time.0 / weight, time.0 % weight);
     u128::from(whole) << 32 | u128::from((rest << 32) / weight)
 }
@@ -149,7 +153,7 @@ mod tests {
 
     #[test]
     fn virtual_time_is_the_exact_quotient_rounded_down() {
-        for time in [0, 1, 7, 999_999_937, u64::MAX] {
+        for time in [0, 1, 7, 999_999_937, u64::from(u32::MAX), 1 << 32, u64::MAX] {
             for weight in [1, 3, 1_000, u32::MAX] {
                 let exact = (u128::from(time) << 32) / u128::from(weight);
                 assert_eq!(virtual_time(Nanos(time), weight), exact);

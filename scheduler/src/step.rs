@@ -46,12 +46,13 @@ impl Scheduler {
         let time = device.book_step(now, report.device_time);
         step.rows.iter().for_each(|row| self.requests.fetch(row.slot));
         let cost = &device.models[m].cost;
-        let total = step.rows.iter().map(|row| u128::from(cost.weight(row.load))).sum();
-        let mut split = Split::new(time, total);
+        // The model learns from the step only after its split, so the weights add up to `total`.
+        for row in &mut step.rows {
+            row.weight = cost.weight(row.load);
+        }
+        let mut split = Split::new(time, step.rows.iter().map(|row| u128::from(row.weight)).sum());
         for (row, outcome) in step.rows.iter().zip(report.rows) {
-            // The model learns from the step only after its split, so the weights still add up to `total`.
-            let weight = self.devices[d].models[m].cost.weight(row.load);
-            let part = split.part(weight);
+            let part = split.part(row.weight);
             self.charge(d, row, *outcome, part);
             self.advance(now, d, row, *outcome);
         }
