@@ -57,6 +57,9 @@ const STARTS_REFUSED_MAX: u32 = 8;
 struct Turn(u128);
 
 impl Turn {
+    /// Nobody's: it comes after all others.
+    const NEVER: Turn = Turn(u128::MAX);
+
     fn new(time: Virtual, tenant: u32) -> Turn {
         // 96 bits are 64 of nanoseconds: nobody gets there.
         Turn(time.min(Virtual::MAX >> 32) << 32 | u128::from(tenant))
@@ -88,8 +91,9 @@ impl Order {
     }
 
     /// Whose turn it is, of those called.
-    fn first(&self) -> Option<Turn> {
-        sooner(self.called.get(self.next).copied(), self.again.peek().map(|turn| turn.0))
+    fn first(&self) -> Turn {
+        let called = self.called.get(self.next).copied().unwrap_or(Turn::NEVER);
+        called.min(self.again.peek().map_or(Turn::NEVER, |turn| turn.0))
     }
 
     /// The first has its turn.
@@ -98,14 +102,6 @@ impl Order {
             Some(first) if *first == turn => self.next += 1,
             _ => drop(self.again.pop()),
         }
-    }
-}
-
-/// The lesser of two turns, if any.
-fn sooner(one: Option<Turn>, other: Option<Turn>) -> Option<Turn> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
     }
 }
 
@@ -354,14 +350,15 @@ impl Fill<'_> {
         let mut looked_at = None;
         while self.rows_left > 0 && self.tokens_left > 0 {
             let first = order.first();
-            let Some(turn) = sooner(first, filed) else {
+            let turn = first.min(filed);
+            if turn == Turn::NEVER {
                 return;
-            };
+            }
             let (mut time, tenant) = (turn.time(), turn.tenant());
             if time > self.rival {
                 break;
             }
-            match first == Some(turn) {
+            match first == turn {
                 true => order.take(turn),
                 false => {
                     // Unless it was preempted meanwhile, and turned calm.
@@ -375,14 +372,14 @@ impl Fill<'_> {
                     }
                 }
             }
-            let next = sooner(order.first(), filed);
+            let next = order.first().min(filed);
             // Row by row, until the turn of another comes.
             while let Pick::Row(cost) = self.pick(tenant) {
                 self.device.shares[tenant as usize].reached = self.id;
                 // At least one unit, so that tenants take turns even where rows are free.
                 time += virtual_time(cost, self.tenants.get(tenant).weight()).max(1);
                 let over = self.rows_left == 0 || self.tokens_left == 0;
-                if over || time > self.rival || next.is_some_and(|next| next < Turn::new(time, tenant)) {
+                if over || time > self.rival || next < Turn::new(time, tenant) {
                     if self.has_more(tenant) {
                         order.again.push(Reverse(Turn::new(time, tenant)));
                     }
@@ -390,7 +387,7 @@ impl Fill<'_> {
                 }
             }
             // Nobody that only has waiting requests is called any more, and who lost the last running one is such a tenant.
-            if filed.is_some() && !self.starts_open() && looked_at != Some(*self.preemptions) {
+            if filed != Turn::NEVER && !self.starts_open() && looked_at != Some(*self.preemptions) {
                 looked_at = Some(*self.preemptions);
                 filed = self.next_filed();
             }
@@ -429,17 +426,17 @@ impl Fill<'_> {
         }
     }
 
-    /// The tenant with the least time of those that are filed and may have something to run.
-    fn next_filed(&mut self) -> Option<Turn> {
+    /// The turn of the tenant with the least time of those that are filed and may have something to run.
+    fn next_filed(&mut self) -> Turn {
         if self.device.alone.is_some() {
-            return None;
+            return Turn::NEVER;
         }
         let open = self.starts_open();
         let model = &mut self.device.models[self.m];
         let running = least(&mut model.short_running, self.tenants);
         let waiting = if open { least(&mut model.short_waiting, self.tenants) } else { None };
-        let turn = |(time, tenant)| Turn::new(time, tenant);
-        sooner(running.map(turn), waiting.map(turn))
+        let turn = |least: Option<(Virtual, u32)>| least.map_or(Turn::NEVER, |(time, tenant)| Turn::new(time, tenant));
+        turn(running).min(turn(waiting))
     }
 
     /// Takes a tenant out of its files and to hand.
