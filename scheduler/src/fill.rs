@@ -337,7 +337,6 @@ impl Fill<'_> {
                         self.reserve = self.reserve.saturating_sub(lane.running.len() as u32);
                     } else if !lane.is_empty() {
                         lane.ask(self.id);
-                        lane.running.iter().for_each(|slot| self.requests.fetch(*slot));
                         order.called.push(Turn::new(self.tenants.get(tenant).service.virtual_time(), tenant));
                     }
                 }

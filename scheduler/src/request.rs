@@ -1,7 +1,6 @@
 //! One request's state, and the slab they live in.
 
 use alloc::vec::Vec;
-use core::hint::black_box;
 
 use crate::admit::Work;
 use crate::event::End;
@@ -251,13 +250,6 @@ impl Requests {
     /// Slots there are, free ones included.
     pub(crate) fn len(&self) -> u32 {
         self.slots.len() as u32
-    }
-
-    /// Has the lines that a row of the request needs brought into the processor's cache. To be called for many at once: one after
-    /// the other, each would be waited for.
-    pub(crate) fn fetch(&self, slot: u32) {
-        let request = self.get(slot);
-        black_box((request.known, request.charge, request.watch.since()));
     }
 
     pub(crate) fn get(&self, slot: u32) -> &Request {

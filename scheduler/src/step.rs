@@ -44,7 +44,6 @@ impl Scheduler {
         device.tell_time(now);
         device.learn_margin(now, &step);
         let time = device.book_step(now, report.device_time);
-        step.rows.iter().for_each(|row| self.requests.fetch(row.slot));
         let cost = &device.models[m].cost;
         // The model learns from the step only after its split, so the weights add up to `total`.
         for row in &mut step.rows {

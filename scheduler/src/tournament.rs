@@ -78,6 +78,7 @@ impl<K: Key> Tournament<K> {
         let mut node = self.keys.len() + slot as usize;
         let (mut best, mut best_key) = (slot, key);
         let mut rival = slot ^ 1;
+        let mut played = 0u8;
         loop {
             // The neighbours on the way up depend on the slot only, so that they are loaded while this is compared.
             let rival_key = self.keys[rival as usize];
@@ -87,14 +88,15 @@ impl<K: Key> Tournament<K> {
                 (best, best_key) = (rival, rival_key);
             }
             node /= 2;
-            self.played += 1;
+            played += 1;
             let before = core::mem::replace(&mut self.winners[node], best);
             // Nodes above know no more of this slot than this one does.
             if node == 1 || before == best && best != slot {
-                return;
+                break;
             }
             rival = self.winners[node ^ 1];
         }
+        self.played += u64::from(played);
     }
 
     /// Takes the slot's key away, if it has one.

@@ -126,10 +126,6 @@ impl Watch {
         self.times.add(Cause::Placement, gap);
     }
 
-    pub(crate) fn since(&self) -> Nanos {
-        self.since
-    }
-
     pub(crate) fn cause(&self) -> Cause {
         self.cause
     }
