@@ -41,69 +41,14 @@ use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
 use crate::tenant::Tenants;
+use crate::turn::{Order, Turn};
 use crate::why::Cause;
 
-use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
-use core::cmp::Reverse;
 
 /// Requests that may fail to start in a step for want of tokens or time. Those behind them in order are hardly smaller, there can be any
 /// number of them, and they have no claim to overtake.
 const STARTS_REFUSED_MAX: u32 = 8;
-
-/// When it is a tenant's turn: a virtual time, and the tenant's slot for equal ones. One number, since turns are compared many times
-/// per row. The least comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Turn(u128);
-
-impl Turn {
-    /// Nobody's: it comes after all others.
-    const NEVER: Turn = Turn(u128::MAX);
-
-    fn new(time: Virtual, tenant: u32) -> Turn {
-        // 96 bits are 64 of nanoseconds: nobody gets there.
-        Turn(time.min(Virtual::MAX >> 32) << 32 | u128::from(tenant))
-    }
-
-    fn time(self) -> Virtual {
-        self.0 >> 32
-    }
-
-    fn tenant(self) -> u32 {
-        self.0 as u32
-    }
-}
-
-/// Scratch of the planner: the tenants called for a step, by the virtual time that they would have with the rows they got in it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Order {
-    /// Those called at the start, in order, and how many of them had their turn.
-    called: Vec<Turn>,
-    next: usize,
-    /// Those that had a turn and may have another. Only the first leaves, so a plain heap will do.
-    again: BinaryHeap<Reverse<Turn>>,
-}
-
-impl Order {
-    pub(crate) fn grow(&mut self, tenants: usize) {
-        self.again.reserve(tenants.saturating_sub(self.again.len()));
-        self.called.reserve(tenants.saturating_sub(self.called.len()));
-    }
-
-    /// Whose turn it is, of those called.
-    fn first(&self) -> Turn {
-        let called = self.called.get(self.next).copied().unwrap_or(Turn::NEVER);
-        called.min(self.again.peek().map_or(Turn::NEVER, |turn| turn.0))
-    }
-
-    /// The first has its turn.
-    fn take(&mut self, turn: Turn) {
-        match self.called.get(self.next) {
-            Some(first) if *first == turn => self.next += 1,
-            _ => drop(self.again.pop()),
-        }
-    }
-}
 
 impl Scheduler {
     /// Fills `plan` with the device's next step. False if there is nothing to run now, or enough steps are in flight; then the plan is
@@ -316,17 +261,15 @@ impl Fill<'_> {
     }
 
     fn run(&mut self, order: &mut Order) {
-        debug_assert!(order.again.is_empty());
         self.go_on_with_kin();
-        order.called.clear();
-        order.next = 0;
+        order.clear();
         match self.device.alone.map(|id| self.requests.find(id)) {
             // Nobody else's lane is asked, and nothing is noted.
             Some(alone) => {
                 if let Some(tenant) = alone.map(|slot| self.requests.get(slot).tenant) {
                     let id = self.id;
                     self.lane(tenant).ask(id);
-                    order.called.push(Turn::new(0, tenant));
+                    order.call(Turn::new(0, tenant));
                 }
             }
             None => {
@@ -337,11 +280,10 @@ impl Fill<'_> {
                         self.reserve = self.reserve.saturating_sub(lane.running.len() as u32);
                     } else if !lane.is_empty() {
                         lane.ask(self.id);
-                        order.called.push(Turn::new(self.tenants.get(tenant).service.virtual_time(), tenant));
+                        order.call(Turn::new(self.tenants.get(tenant).service.virtual_time(), tenant));
                     }
                 }
-                self.device.touched += order.called.len() as u64;
-                order.called.sort_unstable();
+                self.device.touched += order.sort() as u64;
             }
         }
         let mut filed = self.next_filed();
@@ -380,7 +322,7 @@ impl Fill<'_> {
                 let over = self.rows_left == 0 || self.tokens_left == 0;
                 if over || time > self.rival || next < Turn::new(time, tenant) {
                     if self.has_more(tenant) {
-                        order.again.push(Reverse(Turn::new(time, tenant)));
+                        order.come_again(Turn::new(time, tenant));
                     }
                     break;
                 }
@@ -392,8 +334,8 @@ impl Fill<'_> {
             }
         }
         // Those whose turn did not come, or may still have come again.
-        let left = order.called[order.next..].iter().copied().chain(order.again.drain().map(|turn| turn.0));
-        for tenant in left.map(Turn::tenant) {
+        for turn in order.left() {
+            let tenant = turn.tenant();
             let share = &self.device.shares[tenant as usize];
             // Who was short and is passed over still is.
             let more = share.short && share.reached != self.id || self.has_more(tenant);

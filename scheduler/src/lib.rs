@@ -48,6 +48,7 @@ extern crate std;
 
 mod admit;
 mod ahead;
+mod block;
 mod blocks;
 mod blocktime;
 mod bound;
@@ -85,6 +86,7 @@ mod step;
 mod targets;
 mod tenant;
 mod tournament;
+mod turn;
 mod why;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};

@@ -215,7 +215,7 @@ impl Model {
         let usable = (known.saturating_sub(1) / BLOCK_LEN).min(hashes.len() as u32);
         let ready = |hash| {
             let at = self.pool.find(tenant, hash);
-            at.is_some_and(|at| self.pool.blocks[at as usize].state == crate::blocks::BlockState::Ready)
+            at.is_some_and(|at| self.pool.blocks[at as usize].state == crate::block::BlockState::Ready)
         };
         hashes[..usable as usize].iter().take_while(|hash| ready(hash)).count() as u32
     }

@@ -10,7 +10,7 @@
 use alloc::vec::Vec;
 use core::hint::black_box;
 
-use crate::blocks::Block;
+use crate::block::Block;
 use crate::ids::BlockHash;
 use crate::request::NONE;
 
@@ -116,7 +116,7 @@ impl Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blocks::BlockState;
+    use crate::block::BlockState;
     use proptest::prelude::*;
 
     proptest! {

@@ -12,7 +12,8 @@
 //! ceilings changed under way: they give way when nothing else could run and nothing is in flight.
 
 use crate::BLOCK_LEN;
-use crate::blocks::{BlockState, Limits};
+use crate::block::BlockState;
+use crate::blocks::Limits;
 use crate::cost::Load;
 use crate::event::Event;
 use crate::fill::{Fill, Start};

@@ -7,11 +7,11 @@ use crate::BLOCK_LEN;
 use crate::config::{Config, ModelLimits};
 use crate::device::{Device, DeviceAccounts};
 use crate::event::{End, Event};
-use crate::fill::Order;
 use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
 use crate::model::Model;
 use crate::request::{Requests, State};
 use crate::tenant::{Tenant, Tenants};
+use crate::turn::Order;
 
 /// Who runs next, where, and who pays. One per node, owned by one thread; every method takes the caller's clock and returns at once.
 #[derive(Clone, Debug)]
