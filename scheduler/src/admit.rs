@@ -100,6 +100,9 @@ pub(crate) fn rank_of(since: Nanos, priority: u8, config: &Config, seq: u64) -> 
     (since.0.saturating_add(config.priority_spacing.0.saturating_mul(u64::from(priority))), seq)
 }
 
+/// The most of a grant that is asked for when a request comes.
+const AT_DOOR_MAX: Nanos = Nanos::from_secs(1);
+
 /// A refused client is told to come back within these.
 const RETRY_AFTER_MIN: Nanos = Nanos::from_millis(1);
 const RETRY_AFTER_MAX: Nanos = Nanos::from_secs(600);
@@ -253,7 +256,8 @@ impl Scheduler {
         at.enter(tenant);
         at.models[model as usize].kin_of(&mut self.requests, slot);
         at.enqueue(&mut self.requests, &mut self.tenants, slot);
-        let wanted = self.requests.get(slot).estimate;
+        // Its rows ask for more when it comes to that.
+        let wanted = self.requests.get(slot).estimate.min(AT_DOOR_MAX);
         self.tenants.ask_at_door(tenant, wanted, &mut self.events);
         id
     }

@@ -230,8 +230,11 @@ impl TenantAnswer {
         let sum = |of: &dyn Fn(&Request) -> u64| requests.iter().map(|request| of(request)).sum();
         let mut ttft: Vec<Nanos> = requests.iter().filter_map(|request| request.ttft()).collect();
         let refused = count(&|request| request.end.is_none());
+        // Who gave up before the first token, or lost it to a fault, waited longer than any that is listed.
+        let gave_up =
+            count(&|request| request.ttft().is_none() && request.end.is_some_and(|(_, end)| end != End::Finished));
         ttft.sort_unstable();
-        let rank = ((ttft.len() + refused as usize) * 99).div_ceil(100).max(1);
+        let rank = ((ttft.len() + (refused + gave_up) as usize) * 99).div_ceil(100).max(1);
         TenantAnswer {
             name,
             weight,

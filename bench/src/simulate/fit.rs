@@ -60,7 +60,8 @@ pub fn fit(trace: &Trace, seed: u64) -> Result<Vec<Fit>, String> {
     let mut most = 0;
     for (id, model) in (0..).zip(&trace.models) {
         let Some(model) = model else { continue };
-        let steps: Vec<&RecordedStep> = trace.steps.iter().filter(|step| step.model == id).collect();
+        let timed = |step: &&RecordedStep| step.model == id && step.device_time > 0;
+        let steps: Vec<&RecordedStep> = trace.steps.iter().filter(timed).collect();
         most = most.max(steps.len());
         if steps.len() >= STEPS_MIN {
             fits.push(fit_model(&model.name, model.limits, &steps, seed));
@@ -76,7 +77,7 @@ fn fit_model(name: &str, limits: ModelLimits, steps: &[&RecordedStep], seed: u64
     // The first step of a model warms it up, and what no clock saw says nothing.
     let mut rng = Rng::new(seed);
     let (mut half, mut rest) = (Vec::new(), Vec::new());
-    for step in steps.iter().skip(1).filter(|step| step.device_time > 0) {
+    for step in steps.iter().skip(1) {
         if rng.per_mille(500) { half.push(*step) } else { rest.push(*step) }
     }
     let (coefficients, aside) = trimmed(&half);

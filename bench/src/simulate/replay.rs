@@ -9,11 +9,11 @@ use weir_scheduler::{Config, ModelId, Nanos, Tenant, TenantId};
 use super::{
     costs::Costs,
     load::LoadOptions,
-    trace::{RecordedEnd, RecordedRequest, Trace},
+    trace::{NUMBER_MAX, RecordedEnd, RecordedRequest, Trace},
 };
 
 /// Blocks of a copy that nobody shares get numbers from here on, a range for each copy.
-const COPY_BLOCKS: u64 = 1 << 44;
+const COPY_BLOCKS: u64 = NUMBER_MAX + 1;
 
 /// Whose a request is, and of which kind: one source of the scenario.
 type Kind = (usize, u16, u8);

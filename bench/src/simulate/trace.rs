@@ -13,6 +13,10 @@ use crate::error::BenchError;
 
 /// The version that is read.
 const FORMAT: u32 = 1;
+/// The highest number of a block: copies of a load get ranges of their own beyond it.
+pub(super) const NUMBER_MAX: u64 = (1 << 36) - 1;
+/// The most tokens of one request that can be played.
+const LEN_MAX: u64 = 1 << 30;
 /// Longest line: of a request for 2,048 inputs, a hundredth of this.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
@@ -253,6 +257,14 @@ impl Trace {
                 }
                 if lens.is_empty() && prompt_len == 0 || lens.contains(&0) {
                     return Err("a prompt or an input of no tokens".into());
+                }
+                let len = lens.iter().chain(&drawn).map(|len| u64::from(*len)).sum::<u64>() + u64::from(prompt_len);
+                if len > LEN_MAX {
+                    return Err(format!("a request of {len} tokens; at most {LEN_MAX} can be played"));
+                }
+                let named: u64 = blocks.iter().map(|(_, len)| u64::from(*len)).sum();
+                if named > len || blocks.iter().any(|(first, len)| first.saturating_add(u64::from(*len)) > NUMBER_MAX) {
+                    return Err("`blocks` has more blocks than tokens, or a number that no trace has".into());
                 }
                 self.requests.push(RecordedRequest {
                     at,

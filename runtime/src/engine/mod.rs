@@ -76,6 +76,8 @@ struct Shared {
     /// Conversations and texts being encoded; more wait, so that a burst of long prompts cannot take every core.
     encoders: Arc<Semaphore>,
     encoders_max: usize,
+    /// Questions about requests that the engine thread has at once: one.
+    questions: Semaphore,
     /// Reads the GPUs for the metrics.
     _telemetry: Sampler,
     cpu_devices: u64,
@@ -155,6 +157,7 @@ impl Engine {
             groups: AtomicU64::new(1),
             encoders: Arc::new(Semaphore::new(encoders)),
             encoders_max: encoders,
+            questions: Semaphore::new(1),
             _telemetry: telemetry,
             cpu_devices: config.devices.iter().filter(|device| device.kind == DeviceKind::Cpu).count() as u64,
         };

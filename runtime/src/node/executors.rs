@@ -188,10 +188,14 @@ impl Node {
         let now = Instant::now();
         for device in 0..self.devices.len() {
             let entry = &self.devices[device];
-            let due = now.saturating_duration_since(entry.last_step.max(entry.last_canary)) >= self.canary_interval;
-            let first = self.started.is_some() && entry.counts.steps == 0;
+            let quiet = now.saturating_duration_since(entry.last_step.max(entry.last_canary));
+            // What comes back from a lost device goes first; but what another device waits for may take long, and this one has to
+            // prove itself meanwhile.
+            let due =
+                quiet >= self.canary_interval && self.returning.is_empty() || quiet >= self.canary_interval * 3 / 2;
+            let first = self.started.is_some() && entry.counts.steps == 0 && self.returning.is_empty();
             let empty = self.scheduler.is_device_empty(DeviceId(device as u16));
-            if entry.is_open() && empty && self.returning.is_empty() && (due || first) {
+            if entry.is_open() && empty && (due || first) {
                 self.devices[device].last_canary = now;
                 self.admit_canary(device);
                 self.warn_of_targets();

@@ -114,6 +114,11 @@ impl Leases {
         self.looked = now;
         let at = unix_time(at);
         for (&tenant, lease) in &mut self.held {
+            // The wall clock may have jumped, as after a sleep: the window that was spent is over before its time here.
+            if lease.closed.is_some() && self.quotas.balance(tenant, at) >= REOPENS_AT {
+                lease.closed = None;
+                scheduler.window_reopened(tenant);
+            }
             let left = lease.expires.saturating_sub(now);
             if left == Nanos(0) || left > nanos(LEASE_TIME / 2) {
                 continue;

@@ -291,9 +291,10 @@ impl Node {
         let due = self.devices.iter().filter_map(|device| match device.state {
             DeviceState::Down { restart_at } => Some(restart_at),
             DeviceState::Ready => {
-                let canary = device.last_step.max(device.last_canary) + self.canary_interval;
+                // A canary that is due and not sent, since the device has work, does not keep the thread awake.
+                let canary = (device.last_step.max(device.last_canary) + self.canary_interval).max(now + WAKE_MIN);
                 let drained = device.draining.and_then(|draining| draining.deadline);
-                Some(canary.max(now + WAKE_MIN).min(drained.unwrap_or(canary)))
+                Some(drained.map_or(canary, |drained| drained.min(canary)))
             }
             DeviceState::Loading | DeviceState::Drained => None,
         });

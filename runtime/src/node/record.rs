@@ -82,6 +82,7 @@ impl Node {
             ttft: group.first_token.map(|first| nanos(first - group.submitted)),
             took: nanos(group.submitted.elapsed()),
             device_nanos: group.usage.device_nanos,
+            priority: group.priority,
             ..note(at, (group.tenant, group.model), group.usage.prompt_tokens, &group.output, group.recorded)
         }));
     }
@@ -89,7 +90,7 @@ impl Node {
     /// A request was refused: it is load all the same.
     pub(super) fn record_refusal(
         &mut self,
-        (tenant, model): (TenantId, usize),
+        (tenant, model, priority): (TenantId, usize, u8),
         prompt_tokens: u32,
         output: &Output,
         sequences: &[Option<Sequence>],
@@ -98,7 +99,8 @@ impl Node {
             let mut recorded = Recorded::default();
             sequences.iter().flatten().for_each(|sequence| recorded.choice(sequence));
             let at = self.nanos(Instant::now());
-            self.recorder.note(Note::Request(note(at, (tenant, model), prompt_tokens, output, recorded)));
+            let note = note(at, (tenant, model), prompt_tokens, output, recorded);
+            self.recorder.note(Note::Request(RequestNote { priority, ..note }));
         }
     }
 }

@@ -89,7 +89,7 @@ impl Node {
             Err(reject) => {
                 self.metrics.ended(Outcome::Rejected);
                 self.records.refused(group);
-                self.record_refusal((tenant, model_index), prompt_tokens, &output, &sequences);
+                self.record_refusal((tenant, model_index, priority), prompt_tokens, &output, &sequences);
                 let _ = accepted.send(Err(refusal(reject)));
             }
         }

@@ -101,6 +101,8 @@ struct Record {
     live: Vec<GroupId>,
     /// Those that have ended, as one.
     ended: Option<Ended>,
+    /// It is in the table's list of those that have ended.
+    listed: bool,
 }
 
 /// One tenant's requests, by number and by id.
@@ -154,7 +156,8 @@ impl Records {
                 table.ids.insert(id, self.numbers);
             }
             let created = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs());
-            let record = Record { request, answer, model, created, parts: 0, live: Vec::new(), ended: None };
+            let record =
+                Record { request, answer, model, created, parts: 0, live: Vec::new(), ended: None, listed: false };
             table.records.insert(self.numbers, record);
             self.numbers
         });
@@ -188,13 +191,18 @@ impl Records {
         }
         match record.ended {
             None => table.remove(number),
-            Some(_) => table.ended.push_back(number),
+            Some(_) if record.listed => {}
+            Some(_) => {
+                record.listed = true;
+                table.ended.push_back(number);
+            }
         }
         while table.ended.len() > self.ended_len_max {
             let oldest = table.ended.pop_front();
             // One whose next prompt came after the last had ended runs again, and will end again.
-            let gone = oldest.filter(|oldest| table.records.get(oldest).is_some_and(|record| record.live.is_empty()));
-            if let Some(gone) = gone {
+            let Some(record) = oldest.and_then(|oldest| table.records.get_mut(&oldest)) else { continue };
+            record.listed = false;
+            if let Some(gone) = oldest.filter(|_| record.live.is_empty()) {
                 table.remove(gone);
             }
         }

@@ -5,12 +5,13 @@
 //! exactly one end.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     task::{Context, Poll, ready},
 };
 
 use tokio::{sync::mpsc, task::JoinSet};
-use weir_runtime::{StreamEvent, TokenStream, Usage};
+use weir_runtime::{FailureKind, FinishReason, RequestFailure, StopReason, StreamEvent, TokenStream, Usage};
 
 /// Events of all prompts waiting to be written; what does not fit waits in each stream's own bounded outbox.
 const EVENTS_MAX: usize = 16;
@@ -21,14 +22,28 @@ pub(super) enum Choices {
     /// The usual case needs no tasks.
     One(TokenStream),
     /// One task for each prompt.
-    Many {
-        events: mpsc::Receiver<StreamEvent>,
-        /// Aborted when dropped.
-        _readers: JoinSet<()>,
-        open: usize,
-        usage: Usage,
-        prompt_tokens: u32,
-    },
+    Many(Many),
+}
+
+/// Several prompts.
+#[derive(Debug)]
+pub(super) struct Many {
+    /// Events with the first choice of their prompt.
+    events: mpsc::Receiver<(u32, StreamEvent)>,
+    /// Aborted when dropped.
+    _readers: JoinSet<()>,
+    /// Choices of each prompt.
+    n: u32,
+    open: usize,
+    usage: Usage,
+    prompt_tokens: u32,
+    /// Something of a prompt was told.
+    begun: bool,
+    /// Prompts, by their first choice, that a spent quota ended before anything of them was told; and what it said.
+    unbegun: Vec<u32>,
+    spent: Option<RequestFailure>,
+    /// Ends of such choices that are to be told yet.
+    ends: VecDeque<StreamEvent>,
 }
 
 impl Choices {
@@ -48,13 +63,24 @@ impl Choices {
             let first = prompt.saturating_mul(n);
             readers.spawn(async move {
                 while let Some(event) = stream.next().await {
-                    if sender.send(renumbered(event, first)).await.is_err() {
+                    if sender.send((first, renumbered(event, first))).await.is_err() {
                         return;
                     }
                 }
             });
         }
-        Choices::Many { events, _readers: readers, open, usage: Usage::default(), prompt_tokens }
+        Choices::Many(Many {
+            events,
+            _readers: readers,
+            n,
+            open,
+            usage: Usage::default(),
+            prompt_tokens,
+            begun: false,
+            unbegun: Vec::new(),
+            spent: None,
+            ends: VecDeque::new(),
+        })
     }
 
     /// The answer is wanted as a whole.
@@ -68,32 +94,68 @@ impl Choices {
     pub(super) fn prompt_tokens(&self) -> u32 {
         match self {
             Choices::One(stream) => stream.prompt_tokens(),
-            Choices::Many { prompt_tokens, .. } => *prompt_tokens,
+            Choices::Many(many) => many.prompt_tokens,
         }
     }
 
-    /// The next event; the first failure of any prompt ends all.
+    /// The next event; the first failure of any prompt ends all. A quota that is spent is none once something was told: what was computed
+    /// stands, and was paid for, and the rest ends as if cut.
     pub(super) async fn next(&mut self) -> Option<StreamEvent> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
     /// The next event, if there is one; else the task is woken when there is.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
-        let (events, open, usage) = match self {
-            Choices::One(stream) => return stream.poll_next(context),
-            Choices::Many { events, open, usage, .. } => (events, open, usage),
-        };
+        match self {
+            Choices::One(stream) => stream.poll_next(context),
+            Choices::Many(many) => many.poll_next(context),
+        }
+    }
+}
+
+impl Many {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
         loop {
-            match ready!(events.poll_recv(context)) {
-                Some(StreamEvent::Done(part)) => {
-                    add(usage, part);
-                    *open -= 1;
-                    if *open == 0 {
-                        return Poll::Ready(Some(StreamEvent::Done(*usage)));
-                    }
-                }
-                event => return Poll::Ready(event),
+            if let Some(end) = self.ends.pop_front() {
+                return Poll::Ready(Some(end));
             }
+            if self.open == 0 {
+                return Poll::Ready(match (self.begun, self.spent.take()) {
+                    (false, Some(failure)) => Some(StreamEvent::Failed(failure)),
+                    _ => Some(StreamEvent::Done(self.usage)),
+                });
+            }
+            match ready!(self.events.poll_recv(context)) {
+                Some((_, StreamEvent::Done(part))) => {
+                    add(&mut self.usage, part);
+                    self.open -= 1;
+                }
+                Some((first, StreamEvent::Failed(failure)))
+                    if matches!(failure.kind, FailureKind::QuotaSpent { .. }) =>
+                {
+                    self.open -= 1;
+                    self.unbegun.push(first);
+                    self.spent = Some(failure);
+                    self.usage.stop = Some(StopReason::Quota);
+                    self.tell_ends();
+                }
+                Some((_, event)) => {
+                    self.begun = true;
+                    self.tell_ends();
+                    self.ends.push_front(event);
+                }
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Once something was told, what a spent quota kept from beginning ends as texts of nothing.
+    fn tell_ends(&mut self) {
+        if self.begun {
+            let n = self.n;
+            let choices =
+                self.unbegun.drain(..).flat_map(|first| (0..n).map(move |choice| first.saturating_add(choice)));
+            self.ends.extend(choices.map(|index| StreamEvent::Finished { index, reason: FinishReason::Length }));
         }
     }
 }
@@ -118,8 +180,6 @@ fn add(sum: &mut Usage, part: Usage) {
 
 #[cfg(test)]
 mod tests {
-    use weir_runtime::{FailureKind, FinishReason, RequestFailure};
-
     use super::*;
 
     fn delta(index: u32, text: &str) -> StreamEvent {
@@ -170,5 +230,32 @@ mod tests {
         }
         assert!(seen.contains(&StreamEvent::Failed(failure)));
         assert!(!seen.iter().any(|event| matches!(event, StreamEvent::Done(_))));
+    }
+
+    #[tokio::test]
+    async fn a_spent_quota_leaves_what_other_prompts_were_told() {
+        let kind = FailureKind::QuotaSpent { retry_after: std::time::Duration::from_secs(9) };
+        let spent = StreamEvent::Failed(RequestFailure { message: "spent".into(), kind });
+        let good = || TokenStream::scripted(1, [delta(0, "a"), finished(0), StreamEvent::Done(usage(1))]);
+        let bad = || TokenStream::scripted(1, [spent.clone()]);
+        for streams in [vec![good(), bad()], vec![bad(), good()]] {
+            let mut choices = Choices::new(streams, 1);
+            let mut events = Vec::new();
+            while let Some(event) = choices.next().await {
+                let end = matches!(event, StreamEvent::Done(_) | StreamEvent::Failed(_));
+                events.push(event);
+                if end {
+                    break;
+                }
+            }
+            let cut =
+                |event: &&StreamEvent| matches!(event, StreamEvent::Finished { reason: FinishReason::Length, .. });
+            assert_eq!(events.iter().filter(cut).count(), 1, "{events:?}");
+            let Some(StreamEvent::Done(sum)) = events.last() else { panic!("{events:?}") };
+            assert_eq!(sum.stop, Some(StopReason::Quota));
+        }
+        // If none began, the client is told when to come back.
+        let mut choices = Choices::new(vec![bad(), bad()], 1);
+        assert_eq!(choices.next().await, Some(spent));
     }
 }
