@@ -36,7 +36,7 @@ use crate::event::Event;
 use crate::ids::{DeviceId, Nanos, StepId};
 use crate::model::{Lane, Model};
 use crate::plan::StepPlan;
-use crate::request::{Rank, Requests};
+use crate::request::{Rank, Requests, State};
 use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
@@ -351,7 +351,8 @@ impl Fill<'_> {
     /// quantum ahead of those that are short; see [`crate::kin`].
     fn go_on_with_kin(&mut self) {
         let (Some(least), Some(tenant)) = (self.device.least, self.device.models[self.m].kin.last) else { return };
-        let until = least.saturating_add(virtual_time(self.locality_quantum, 1)).min(self.rival);
+        let quantum = virtual_time(self.locality_quantum, self.tenants.get(tenant).weight());
+        let until = least.saturating_add(quantum).min(self.rival);
         while self.rows_left > 0 && self.tokens_left > 0 && self.device.alone.is_none() {
             let account = self.tenants.get(tenant);
             if account.is_dry() || !account.may_start() || account.service.virtual_time() >= until {
@@ -477,6 +478,14 @@ impl Fill<'_> {
             return None;
         }
         let head = lane.waiting.head().filter(|_| !lane.capped)?;
+        // One that is to run alone starts wherever it stands in its line.
+        let lone = self.device.alone.and_then(|alone| self.requests.find(alone)).filter(|slot| {
+            let request = self.requests.get(*slot);
+            (request.state, request.tenant, request.model as usize) == (State::Waiting, tenant, self.m)
+        });
+        if let Some(slot) = lone.filter(|slot| *slot != head.1 && self.tenants.get(tenant).may_start() && !closed) {
+            return Some((self.requests.get(slot).rank, slot));
+        }
         let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
         let cause = match self.tenants.get(tenant).may_start() {
             false => Cause::Queue,

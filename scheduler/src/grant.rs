@@ -97,7 +97,8 @@ impl Scheduler {
             if works && (expired || renewed) {
                 self.tenants.ask(slot, Nanos::ZERO, &mut self.events);
             }
-            if let Some(since) = self.tenants.get_mut(slot).purse.overdue(now) {
+            let account = self.tenants.get_mut(slot);
+            if let Some(since) = account.purse.overdue(now).filter(|_| account.is_metered()) {
                 self.end_waits(now, slot, since);
             }
             self.tenants.note_deadline(slot);
@@ -145,7 +146,8 @@ impl Scheduler {
     /// Ends the requests of tenants that turned out to have nothing more to spend.
     pub(crate) fn end_broke(&mut self, now: Nanos) {
         while let Some(tenant) = self.tenants.broke.pop() {
-            if !self.tenants.get(tenant).purse.is_broke() {
+            let account = self.tenants.get(tenant);
+            if !account.is_metered() || !account.purse.is_broke() {
                 continue;
             }
             for slot in self.live_of(tenant) {

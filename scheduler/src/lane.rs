@@ -141,6 +141,8 @@ impl Device {
         self.release_blocks(requests, tenants, slot);
         let request = requests.get_mut(slot);
         debug_assert_eq!((request.in_flight, request.drawing), (0, 0));
+        // Rows that were in flight when it lost its blocks have been paid for since.
+        request.redo_until = request.redo_until.max(request.computed);
         request.computed = 0;
         request.planned = 0;
         requests.preempted(slot);

@@ -50,7 +50,10 @@ impl Scheduler {
             }
             let Some(m) = device.model_index(admission.model) else { continue };
             if let Err(reason) = self.fits(tenant, device, m, &admission.work) {
-                why = reason;
+                // That a device is reserved for others says less than why one that is not cannot do it.
+                if reason != RejectReason::NoDevice || why == RejectReason::UnknownModel {
+                    why = reason;
+                }
                 continue;
             }
             // With nothing to compare, the estimate is for nobody.

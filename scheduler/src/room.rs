@@ -149,7 +149,7 @@ impl Fill<'_> {
         if self.model().yielding >= missing {
             return false;
         }
-        let Some(slot) = self.victim(tenant, rank) else {
+        let Some(slot) = self.victim(tenant, rank, missing) else {
             return false;
         };
         self.preempt(slot);
@@ -158,7 +158,7 @@ impl Fill<'_> {
 
     /// The request of lowest rank of the tenant furthest over its share: the one that is most whole [`Fill::start_preempts_at`] of
     /// virtual time ahead, then the one with the most blocks by weight. Small leads in time are noise, and do not choose.
-    fn victim(&self, tenant: u32, rank: Option<Rank>) -> Option<u32> {
+    fn victim(&self, tenant: u32, rank: Option<Rank>, missing: u32) -> Option<u32> {
         #[cfg(feature = "sim")]
         if self.order.is_foreign() {
             return self.last_to_come(rank);
@@ -169,7 +169,8 @@ impl Fill<'_> {
         let floor = |tenant: u32| {
             if bind { self.tenants.get(tenant).plan.kv_blocks_floor } else { 0 }
         };
-        let inside_floor = model.pool.held(tenant).total() < floor(tenant);
+        // What it has bought is its own; what is beyond that it takes as everybody does.
+        let inside_floor = model.pool.held(tenant).total().saturating_add(missing) <= floor(tenant);
         // At its own ceiling only the tenant's own blocks help.
         let ceiling = plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
         let only_own = bind && model.pool.held(tenant).used >= ceiling;

@@ -145,6 +145,7 @@ impl Scheduler {
         self.unreserve(d);
         let device = &mut self.devices[d];
         device.in_flight.clear();
+        device.put_off = None;
         device.book_idle(now);
         let slots: Vec<u32> = self
             .requests

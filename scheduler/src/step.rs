@@ -18,6 +18,7 @@ use crate::request::State;
 use crate::scheduler::Scheduler;
 use crate::share::virtual_time;
 use crate::tenant::OPERATOR_SLOT;
+use crate::why::Cause;
 
 impl Scheduler {
     /// Takes the report of a device's oldest step in flight and appends everything that happened to `events`.
@@ -84,6 +85,8 @@ impl Scheduler {
         let redo = match outcome {
             RowOutcome::Failed => part,
             _ if redo_len == 0 => Nanos::ZERO,
+            // An item is computed whole.
+            _ if row.is_item => part,
             _ => Nanos((u128::from(part.0) * u128::from(redo_len) / u128::from(row.len)) as u64),
         };
         let due = part - redo;
@@ -149,7 +152,10 @@ impl Scheduler {
             if request.drawn == 1
                 && let Some(first) = request.first.take()
             {
-                device.waits.observe_first(&first, now.saturating_sub(request.admitted_at));
+                // A wait for a grant, or for a device, was none of this device's, and says nothing of others' waits.
+                let times = request.watch.until(now);
+                let elsewhere = times.of(Cause::Quota) + times.of(Cause::Placement);
+                device.waits.observe_first(&first, now.saturating_sub(request.admitted_at).saturating_sub(elsewhere));
             }
         }
         let drawn_all = request.draws_max() > 0 && request.drawn == request.draws_max();

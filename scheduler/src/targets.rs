@@ -58,6 +58,7 @@ impl Margin {
 
 /// The earliest a refused client is told to come back.
 const RETRY_AFTER_MIN: Nanos = Nanos::from_millis(1);
+const RETRY_AFTER_MAX: Nanos = Nanos::from_secs(600);
 
 impl Scheduler {
     /// The place at which the request's TTFT target is met: the one it was given, or else the one where its first token is expected soonest.
@@ -106,7 +107,7 @@ impl Scheduler {
         match soonest {
             Some((_, d, m, first)) => Ok((d, m, Some(first))),
             None => {
-                let retry_after = again.map_or(Nanos::ZERO, |again| again.max(RETRY_AFTER_MIN));
+                let retry_after = again.map_or(Nanos::ZERO, |again| again.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX));
                 Err(Reject { reason: RejectReason::TargetUnmet, retry_after })
             }
         }
@@ -161,8 +162,7 @@ impl Device {
         let ahead = self.ahead(m, tenant, rank, requests, tenants);
         let own = own.saturating_add(ahead.own);
         let weight = u128::from(account.weight());
-        let lead =
-            account.service.virtual_time().saturating_sub(account.service.held()).saturating_sub(self.clock) >> 32;
+        let lead = account.service.measured().saturating_sub(self.clock) >> 32;
         let meanwhile = u128::from(own.0) * ahead.weights / weight + lead.min(1 << 60) * ahead.weights;
         let others = Nanos(u64::try_from(meanwhile).unwrap_or(u64::MAX)).min(ahead.others);
         let prompts = own.saturating_add(others);
@@ -249,7 +249,8 @@ impl Device {
         };
         let mean = model.drawn_mean();
         let after = |ends: u64, of: u32| (ends * mean).div_ceil(u64::from(of.max(1)));
-        after(u64::from(by_rows.max(by_plan)), own_running).max(after(by_blocks, model.running))
+        let by_rows = after(u64::from(by_rows), own_running);
+        by_rows.max(after(u64::from(by_plan), account.running)).max(after(by_blocks, model.running))
     }
 }
 

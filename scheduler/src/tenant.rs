@@ -142,6 +142,11 @@ impl Tenants {
             let account = &mut self.accounts[slot as usize];
             account.set_plan(plan);
             account.service.set_held_max(held_max);
+            if !account.is_metered() {
+                // Nothing waits for a grant any more, and no window is spent for it.
+                account.purse.end_wait();
+                account.purse.reopen();
+            }
             self.note_lowered(slot);
             return slot;
         }

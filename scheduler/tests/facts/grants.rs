@@ -687,3 +687,22 @@ fn whatever_happens_no_grant_is_overspent_and_what_is_not_spent_comes_back() {
     println!("spent {spent}, overrun {overrun}, returned {returned} ns; {quota_ends} ended by quota");
     assert!(spent > 1_000_000 * MS / 10 && overrun > 1_000 * MS && returned > 10_000 * MS && quota_ends > 1_000);
 }
+
+#[test]
+fn a_tenant_that_is_metered_no_more_waits_for_nothing_and_ends_for_nothing() {
+    let mut rig = rig();
+    let id = rig.ask(1, 10, 200);
+    assert!(rig.step().is_none(), "it has no grant");
+    rig.tenant(1, Tenant::default());
+    rig.scheduler.window_spent(rig.now, TenantId(1), LATER);
+    let later = rig.ask(1, 10, 200);
+    for _ in 0..100 {
+        rig.step();
+        rig.now += Nanos::from_millis(200);
+        rig.scheduler.tick(rig.now);
+    }
+    rig.hear();
+    let ends = [rig.settled(id), rig.settled(later)].map(|end| end.map(|end| end.0));
+    assert!(ends.iter().all(|end| end.is_none() || *end == Some(End::Finished)), "{ends:?}");
+    assert_eq!(rig.settled(later), None, "and is at work");
+}

@@ -183,3 +183,27 @@ fn time_left_over_twice_is_the_operators() {
     let books = rig.books();
     assert_eq!((books.tenants, books.operator, books.in_flight), (Nanos(2_000), Nanos(600), Nanos(0)));
 }
+
+#[test]
+fn what_was_in_flight_when_blocks_were_lost_is_billed_once() {
+    let mut rig = Rig::with(Config::default(), 128, 8, 256);
+    rig.tenant(2, Tenant { kv_blocks_floor: 10, ..Tenant::default() });
+    let time = |plan: &StepPlan| Nanos(1_000 * plan.tokens());
+    let long = rig.ask(1, 4_000, 1);
+    let mut running = rig.plan().unwrap();
+    // Somebody within its floor takes the blocks while a step of them is in flight.
+    rig.ask(2, 200, 1);
+    while !rig.events.contains(&Event::Preempted { request: long }) {
+        let next = rig.plan();
+        let lost = rig.events.contains(&Event::Preempted { request: long });
+        assert!(!lost || row(&running, long).is_some());
+        rig.finish_with(&running, time(&running), |_| RowOutcome::Advanced);
+        running = next.or_else(|| rig.plan()).unwrap();
+    }
+    rig.finish_with(&running, time(&running), |_| RowOutcome::Advanced);
+    while rig.step_at(time) {}
+    let (end, bill) = rig.settled(long).unwrap();
+    assert_eq!(end, End::Finished);
+    let billed = bill.0 / 1_000;
+    assert!((3_990..=4_010).contains(&billed), "{billed} positions of 4,000");
+}

@@ -91,3 +91,15 @@ fn a_request_that_runs_alone_takes_the_blocks_it_needs() {
     rig.run_dry();
     assert!([mine, theirs, suspect].iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
 }
+
+#[test]
+fn one_that_is_to_run_alone_starts_from_anywhere_in_its_line() {
+    let mut rig = Rig::with(Config::default(), 64, 1, 256);
+    let (first, second) = (rig.ask(1, 20, 5), rig.ask(1, 20, 5));
+    rig.scheduler.run_alone(DEVICE, Some(second));
+    let plan = rig.step().expect("it runs, though another was there before it");
+    assert_eq!(plan.rows.iter().map(|row| row.request).collect::<Vec<_>>(), [second]);
+    rig.scheduler.run_alone(DEVICE, None);
+    rig.run_dry();
+    assert!([first, second].iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
+}
