@@ -16,7 +16,8 @@ impl World<'_> {
         *turn += 1;
         client.prompt_len = first + nth * more;
         client.stop = self.rng.between(drawn.0, drawn.1);
-        client.text.beginning = mix(client.source as u64) ^ u64::from(conversation);
+        // Mixed once more, for blocks are numbered by another such mix: the fifth block of source 3 is not the third of source 5.
+        client.text.beginning = mix(mix(client.source as u64) ^ u64::from(conversation));
         client.text.shared_blocks = u32::MAX;
         client.most = drawn.1;
         client.uses_cache = true;
