@@ -23,6 +23,8 @@ pub(crate) struct Block {
     // Neighbours in the owner's LRU list while it is cached: `older` was released before it.
     pub(crate) older: u32,
     pub(crate) newer: u32,
+    /// Waiting requests whose text begins with it; see [`crate::wanted`].
+    pub(crate) wanted: u32,
     /// First of the requests parked on it.
     pub(crate) parked: u32,
     /// See [`crate::kin::level_of`], for a ready block.
@@ -38,6 +40,7 @@ impl Block {
             hash: BlockHash([0; 32]),
             older: NONE,
             newer: NONE,
+            wanted: 0,
             parked: NONE,
             level: None,
         }

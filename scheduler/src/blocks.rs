@@ -5,7 +5,8 @@
 //! owner's LRU list, until somebody needs the room. A block belongs to the tenant that computed it and is never found for another.
 //!
 //! Room is found in this order: a tenant at its ceiling gives up its own oldest cached block; a free block; the oldest cached
-//! block of whoever is furthest above its floor by weight. Blocks that a tenant holds up to its floor are not taken from it, nor are
+//! block of whoever is furthest above its floor by weight, those that no waiting request begins with before others (see
+//! [`crate::wanted`]). Blocks that a tenant holds up to its floor are not taken from it, nor are
 //! cached ones up to the floor of its cache. A tenant whose cache is at its ceiling gives up its own oldest block for a newer one.
 
 use alloc::vec::Vec;
@@ -18,6 +19,7 @@ use crate::prefix::Prefix;
 use crate::request::{NONE, Requests};
 use crate::tenant::{Account, Tenants};
 use crate::tournament::Tournament;
+use crate::wanted::Line;
 
 /// What one tenant has in the pool.
 #[derive(Clone, Debug)]
@@ -26,8 +28,8 @@ pub(crate) struct Held {
     pub(crate) used: u32,
     /// Ready blocks without.
     pub(crate) cached: u32,
-    oldest: u32,
-    newest: u32,
+    /// Those that nobody waits for, and those that somebody waits for.
+    pub(crate) lines: [Line; 2],
     floor: u32,
     cache_floor: u32,
     /// Blocks that stay cached at most.
@@ -117,8 +119,7 @@ impl Pool {
         let none = Held {
             used: 0,
             cached: 0,
-            oldest: NONE,
-            newest: NONE,
+            lines: [Line::default(); 2],
             floor: 0,
             cache_floor: 0,
             cached_max: u32::MAX,
@@ -345,8 +346,7 @@ impl Pool {
     }
 
     fn evict(&mut self, tenant: u32) {
-        let at = self.held[tenant as usize].oldest;
-        assert!(at != NONE, "a tenant with cached blocks has an oldest one");
+        let at = self.oldest(tenant);
         self.unlink(at);
         self.change(tenant, |held| held.cached -= 1);
         self.note_gone(at);
@@ -364,7 +364,7 @@ impl Pool {
 
     fn liberate(&mut self, at: u32) {
         self.wake(at);
-        self.blocks[at as usize].state = BlockState::Free;
+        (self.blocks[at as usize].state, self.blocks[at as usize].wanted) = (BlockState::Free, 0);
         self.free.push(at);
     }
 
@@ -400,29 +400,6 @@ impl Pool {
         requests.get_mut(before).parked_next = after;
     }
 
-    fn unlink(&mut self, at: u32) {
-        let Block { older, newer, owner, .. } = self.blocks[at as usize];
-        match older {
-            NONE => self.held[owner as usize].oldest = newer,
-            _ => self.blocks[older as usize].newer = newer,
-        }
-        match newer {
-            NONE => self.held[owner as usize].newest = older,
-            _ => self.blocks[newer as usize].older = older,
-        }
-    }
-
-    fn link_newest(&mut self, at: u32) {
-        let owner = self.blocks[at as usize].owner as usize;
-        let older = core::mem::replace(&mut self.held[owner].newest, at);
-        let block = &mut self.blocks[at as usize];
-        (block.older, block.newer) = (older, NONE);
-        match older {
-            NONE => self.held[owner].oldest = at,
-            _ => self.blocks[older as usize].newer = at,
-        }
-    }
-
     /// Recounts everything; panics where the books do not agree. `refs[b]` is the number of tables that name block `b`.
     pub(crate) fn check(&self, refs: &[u32]) {
         let mut held = alloc::vec![(0u32, 0u32); self.held.len()];
@@ -451,12 +428,8 @@ impl Pool {
             assert!(held_now.stale || placed == held_now.fatness(), "place of slot {slot} among the fattest");
             assert_eq!(held_now.stale, self.stale.contains(&(slot as u32)));
             assert_eq!((held_now.used, held_now.cached), held[slot], "blocks of tenant slot {slot}");
-            let (mut cached, mut at) = (0, held_now.oldest);
-            while at != NONE {
-                cached += 1;
-                at = self.blocks[at as usize].newer;
-            }
-            assert_eq!(cached, held_now.cached, "LRU list of tenant slot {slot}");
+            let cached = self.check_lines(slot as u32);
+            assert_eq!(cached, held_now.cached, "LRU lists of tenant slot {slot}");
             assert!(self.overfull || cached <= held_now.cached_max, "cache of tenant slot {slot}");
         }
     }

@@ -25,7 +25,7 @@ pub struct Config {
     /// would start at the price of short ones; without a bound to it, a tenant with a very long prompt would stand back until others
     /// had as much, and the service gap would grow with the longest prompt.
     pub hold_max: Nanos,
-    /// Device time for which requests that begin like the one before may go before others, so that their beginning is computed once; see
+    /// Device time for which requests whose beginning is cached may go before others, so that it is computed once; see
     /// `docs/fairness.md`. It is the most by which a tenant may be ahead of another for that, and for each of a tenant's
     /// requests the most by which younger ones may overtake the next. With 0, the prefix cache decides nothing.
     pub locality_quantum: Nanos,

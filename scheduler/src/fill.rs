@@ -3,7 +3,7 @@
 //! There are no phases. Every running request has computed tokens chasing known tokens; a row computes some of the gap, and where it
 //! closes the gap an id is drawn. A prompt is a wide gap, a decode a gap of one.
 //!
-//! *Order.* The tenant with the least virtual time gives one row; the row's expected cost is added to a copy of its virtual time, and
+//! *Order.* Waiting requests that hit the cache go first, as far as [`crate::kin`] says. Then the tenant with the least virtual time gives one row; the row's expected cost is added to a copy of its virtual time, and
 //! the next tenant is picked, until rows or tokens are used up. Inside a tenant, requests go by rank (arrival, put off by
 //! priority class), running and waiting ones alike. So when rows are short, rows of a tenant over its share skip steps, and a tenant that
 //! comes back finds room at once. Only tenants that were not short before are all looked at; of the others, those whose turn comes
@@ -261,7 +261,7 @@ impl Fill<'_> {
     }
 
     fn run(&mut self, order: &mut Order) {
-        self.go_on_with_kin();
+        self.start_kin();
         order.clear();
         match self.device.alone.map(|id| self.requests.find(id)) {
             // Nobody else's lane is asked, and nothing is noted.
@@ -345,27 +345,6 @@ impl Fill<'_> {
 
     fn has_more(&mut self, tenant: u32) -> bool {
         self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
-    }
-
-    /// Lets the tenant that started a request last start more that begin like it, as long as that hits the cache and puts it less than a
-    /// quantum ahead of those that are short; see [`crate::kin`].
-    fn go_on_with_kin(&mut self) {
-        let (Some(least), Some(tenant)) = (self.device.least, self.device.models[self.m].kin.last) else { return };
-        let quantum = virtual_time(self.locality_quantum, self.tenants.get(tenant).weight());
-        let until = least.saturating_add(quantum).min(self.rival);
-        while self.rows_left > 0 && self.tokens_left > 0 && self.device.alone.is_none() {
-            let account = self.tenants.get(tenant);
-            if account.is_dry() || !account.may_start() || account.service.virtual_time() >= until {
-                return;
-            }
-            let Some(slot) = self.device.models[self.m].kin.next(tenant) else { return };
-            let by_rank = self.requests.get(slot).queue_pos == 0;
-            if !matches!(self.start(slot), Start::Row(_)) {
-                return;
-            }
-            self.device.models[self.m].kin.started(self.requests, slot, by_rank);
-            self.device.shares[tenant as usize].reached = self.id;
-        }
     }
 
     /// The turn of the tenant with the least time of those that are filed and may have something to run.

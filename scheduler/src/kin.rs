@@ -8,15 +8,16 @@
 //! estimated, has gone to them; then the oldest starts by rank. So an old request with a cold prompt is overtaken for at
 //! most a quantum for each request that is older than it, however many come for the beginnings that are cached.
 //!
-//! *Between tenants.* The tenant that started a request last may start more of these, if they hit the cache, while its virtual time is
-//! less than a quantum ahead of the least among the tenants that are short. What it starts is held against it at once, so
-//! its lead, and with it the service gap, grows by at most the quantum and one request. See [`crate::fill`].
+//! *Between tenants.* Requests that hit the cache go before all others, those of the tenant that started one last first, then by virtual
+//! time, if their tenant is less than a quantum ahead of the least among the tenants that are short. Otherwise another's cold prompt
+//! would take the room of what is cached for a request that waits already. What a tenant starts is held against it at
+//! once, so its lead, and with it the service gap, grows by at most the quantum and one request. See [`crate::fill`].
 //!
 //! *How.* Live requests of a lane are in one group for each of the depths in [`DEPTHS`] that their prompt has: the hash of a block stands for
 //! everything before it, so one hash is the key of all. A group keeps those of its members that wait in a heap by rank, from
 //! its second member on; most prompts are the only ones of their kind, and cost a look in a table. A group is *warm* while the
 //! pool has its block ready; the pool tells when such a block comes and goes. Warm groups in which somebody waits are in a list per
-//! tenant and depth. Cost: O(log waiting) for each depth when a request is queued and when it starts, a look otherwise.
+//! tenant and depth, and tenants that have any are filed by virtual time, as in [`crate::standing`]. Cost: O(log waiting) for each depth when a request is queued and when it starts, a look otherwise.
 //! Groups grow when requests are admitted, and not while a step is planned.
 
 use alloc::vec::Vec;
@@ -24,6 +25,8 @@ use alloc::vec::Vec;
 use crate::blocks::Pool;
 use crate::ids::{BlockHash, Nanos};
 use crate::request::{NONE, Rank, Requests};
+use crate::share::Virtual;
+use crate::tournament::Tournament;
 
 /// Blocks from the beginning that are alike in a group.
 pub(crate) const DEPTHS: [usize; 4] = [1, 4, 16, 64];
@@ -84,16 +87,36 @@ pub(crate) struct Kin {
     warmths: Vec<Warmth>,
     /// The tenant that started a request last.
     pub(crate) last: Option<u32>,
+    /// Tenants with a request that may go before older ones, by a virtual time that is not above theirs.
+    pub(crate) ahead: Tournament<Virtual>,
 }
 
 impl Kin {
     pub(crate) fn new(quantum: Nanos) -> Kin {
         let buckets = alloc::vec![NONE; 64];
-        Kin { quantum, groups: Vec::new(), free: Vec::new(), buckets, warmths: Vec::new(), last: None }
+        Kin {
+            quantum,
+            groups: Vec::new(),
+            free: Vec::new(),
+            buckets,
+            warmths: Vec::new(),
+            last: None,
+            ahead: Tournament::default(),
+        }
     }
 
     pub(crate) fn grow(&mut self, tenants: usize) {
         self.warmths.resize(tenants, Warmth { firsts: [NONE; DEPTHS.len()], left: Nanos::ZERO });
+        self.ahead.grow(tenants);
+    }
+
+    /// Files the tenant if a request of its may go before older ones. Its time is brought up to date when somebody asks.
+    pub(crate) fn file(&mut self, tenant: u32) {
+        match (self.next(tenant).is_some(), self.ahead.has(tenant)) {
+            (true, false) => self.ahead.set(tenant, 0),
+            (false, true) => self.ahead.remove(tenant),
+            _ => {}
+        }
     }
 
     /// A request was bound to the model. It does not wait yet.
@@ -209,6 +232,7 @@ impl Kin {
                 self.link(id);
             }
         }
+        self.file(request.tenant);
     }
 
     /// Puts a group first in its tenant's list.
@@ -220,6 +244,7 @@ impl Kin {
         if after != NONE {
             self.groups[after as usize].before = id;
         }
+        self.file(tenant);
     }
 
     fn unlink(&mut self, id: u32) {
@@ -231,6 +256,7 @@ impl Kin {
         if after != NONE {
             self.groups[after as usize].before = before;
         }
+        self.file(tenant);
     }
 
     fn drop_group(&mut self, id: u32) {
@@ -335,6 +361,7 @@ impl Kin {
         }
         let mut listed = alloc::vec![false; self.groups.len()];
         for (tenant, warmth) in self.warmths.iter().enumerate() {
+            assert_eq!(self.ahead.has(tenant as u32), self.next(tenant as u32).is_some(), "{tenant} is filed");
             for (level, first) in warmth.firsts.iter().enumerate() {
                 let (mut before, mut at) = (NONE, *first);
                 while at != NONE {

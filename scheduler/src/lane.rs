@@ -18,6 +18,7 @@ impl Device {
         request.queued_at = self.last_step;
         request.need = model.need_of_waiting(request);
         request.estimate = model.attributed(&request.need);
+        model.pool.want(request);
         model.waiting_prompts += request.need.prompt;
         model.waiting_draws += u64::from(request.need.draws);
         model.waiting_texts += u32::from(request.need.draws > 0);
@@ -44,6 +45,7 @@ impl Device {
     pub(crate) fn dequeue(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get(slot);
         let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
+        model.pool.unwant(request);
         model.waiting_prompts = model.waiting_prompts - request.need.prompt;
         model.waiting_draws -= u64::from(request.need.draws);
         model.waiting_texts -= u32::from(request.need.draws > 0);

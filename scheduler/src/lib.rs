@@ -87,6 +87,8 @@ mod targets;
 mod tenant;
 mod tournament;
 mod turn;
+mod wanted;
+mod warm;
 mod why;
 
 pub use admit::{Admission, Reject, RejectReason, Resumption, Work};

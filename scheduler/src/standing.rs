@@ -32,7 +32,7 @@ impl Scheduler {
         while let Some(tenant) = self.tenants.next_lowered() {
             let time = self.tenants.file(tenant);
             for model in self.devices.iter_mut().flat_map(|device| &mut device.models) {
-                for file in [&mut model.short_running, &mut model.short_waiting] {
+                for file in [&mut model.short_running, &mut model.short_waiting, &mut model.kin.ahead] {
                     if file.has(tenant) {
                         file.set(tenant, time);
                     }
@@ -44,8 +44,10 @@ impl Scheduler {
     /// What planning has looked at so far: tenants, requests, and levels of the trees that keep tenants in order. A measure of the
     /// cost of decisions that is the same on every machine.
     pub fn touched(&self) -> u64 {
-        let of_model =
-            |model: &crate::model::Model| model.short_running.played + model.short_waiting.played + model.pool.played();
+        let of_model = |model: &crate::model::Model| {
+            let files = [&model.short_running, &model.short_waiting, &model.kin.ahead];
+            files.iter().map(|file| file.played).sum::<u64>() + model.pool.played()
+        };
         let of_device = |device: &Device| device.touched + device.models.iter().map(of_model).sum::<u64>();
         self.devices.iter().map(of_device).sum()
     }

@@ -95,6 +95,35 @@ fn a_tenant_goes_on_with_what_it_has_cached_until_it_is_a_quantum_ahead() {
     assert!(gap <= Nanos(7 * STEP.0), "{gap:?}");
 }
 
+#[test]
+fn what_a_waiting_request_begins_with_is_evicted_after_what_nobody_waits_for() {
+    let mut rig =
+        Rig::with(Config { locality_quantum: Nanos::ZERO, steps_in_flight_max: 1, ..Config::default() }, 12, 1, 512);
+    for text in [7, 70] {
+        rig.ask_text(1, text, 100, 1);
+        rig.run_dry();
+    }
+    // Eight blocks are needed and six are free. The blocks of the first text are older, and wanted.
+    let large = rig.ask(1, 250, 1);
+    let wants = rig.ask_text(1, 7, 100, 1);
+    let late = rig.ask_text(1, 70, 100, 1);
+    rig.scheduler.cancel(rig.now, late);
+    rig.run_dry();
+    assert_eq!((rig.cached_tokens(large), rig.cached_tokens(wants)), (Some(0), Some(96)));
+    // Without anybody who waits for it, the older one goes.
+    let mut rig =
+        Rig::with(Config { locality_quantum: Nanos::ZERO, steps_in_flight_max: 1, ..Config::default() }, 12, 1, 512);
+    for text in [7, 70] {
+        rig.ask_text(1, text, 100, 1);
+        rig.run_dry();
+    }
+    rig.ask(1, 250, 1);
+    rig.run_dry();
+    let left = rig.ask_text(1, 7, 100, 1);
+    rig.run_dry();
+    assert!(rig.cached_tokens(left) < Some(96));
+}
+
 /// Tenants with 48 beginnings among them, in a pool that holds few of them.
 fn play(order: Order, locality_quantum: Nanos, tenants: u32) -> Outcome {
     let limits = ModelLimits { blocks: 200, rows_max: 8, tokens_max: 512, context_len_max: 2048 };
@@ -142,4 +171,42 @@ fn the_fair_order_keeps_nine_tenths_of_the_hits_of_locality_alone() {
         assert!(10 * o >= 9 * b, "{o} of {b}");
         assert!(w < o, "the pool is too large to tell");
     }
+}
+
+#[test]
+fn conversations_of_many_tenants_keep_most_of_the_hits_of_locality_alone() {
+    // Sixty-four of them, on average ten blocks long, in a pool of 400.
+    let limits = ModelLimits { blocks: 400, rows_max: 64, tokens_max: 512, context_len_max: 2048 };
+    let cost = StepCost {
+        step: Nanos::from_millis(4),
+        token: Nanos::from_micros(50),
+        kilocontext: Nanos::from_micros(30),
+        kiloread: Nanos::from_micros(5),
+        overhead: Nanos::from_micros(30),
+    };
+    let source = |n: u32| Source {
+        tenant: TenantId(1 + n % 16),
+        plan: Tenant::default(),
+        model: CHAT,
+        priority: 0,
+        from: Nanos::ZERO,
+        arrivals: Arrivals::Backlog(1),
+        ask: Ask::Turns { first: 64, more: 64, drawn: (4, 24), turns: 8 },
+    };
+    let play = |order, locality_quantum| {
+        hits(&run(&Scenario {
+            seed: 5,
+            config: Config { order, locality_quantum, ..Config::default() },
+            models: vec![SimModel { id: CHAT, limits, cost }],
+            sources: (0..64).map(source).collect(),
+            requests_max: 4_000,
+            ..Scenario::default()
+        }))
+    };
+    let quantum = Config::default().locality_quantum;
+    let (best, ours) = (play(Order::Prefix, quantum), play(Order::DeviceTime, quantum));
+    let without = play(Order::DeviceTime, Nanos::ZERO);
+    println!("conversations: hits per mille {best} by locality alone, {ours} here, {without} without a quantum");
+    assert!(20 * ours >= 17 * best, "{ours} of {best}");
+    assert!(without < ours, "the pool is too large to tell");
 }
