@@ -44,6 +44,8 @@ pub(super) struct Many {
     spent: Option<RequestFailure>,
     /// Ends of such choices that are to be told yet.
     ends: VecDeque<StreamEvent>,
+    /// The one end was told.
+    over: bool,
 }
 
 impl Choices {
@@ -80,6 +82,7 @@ impl Choices {
             unbegun: Vec::new(),
             spent: None,
             ends: VecDeque::new(),
+            over: false,
         })
     }
 
@@ -119,7 +122,8 @@ impl Many {
             if let Some(end) = self.ends.pop_front() {
                 return Poll::Ready(Some(end));
             }
-            if self.open == 0 {
+            if self.open == 0 && !self.over {
+                self.over = true;
                 return Poll::Ready(match (self.begun, self.spent.take()) {
                     (false, Some(failure)) => Some(StreamEvent::Failed(failure)),
                     _ => Some(StreamEvent::Done(self.usage)),
