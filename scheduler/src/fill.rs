@@ -22,27 +22,25 @@
 //! *Refusals.* Who cannot start for want of tokens or time stays in its place; after a few of them ([`STARTS_REFUSED_MAX`]), or the
 //! first one without blocks, the step starts nobody else. So a step asks no more tenants than it has rows, and a few.
 //!
-//! What goes into a row is `row`'s matter, blocks are `room`'s.
+//! Which row of a tenant's comes next is `pick`'s matter, what goes into a row is `row`'s, blocks are `room`'s.
 //!
 //! Cost: O(rows + arrivals) and O(log tenants) per row, whatever the number of tenants and of waiting requests; running requests that
 //! can have no row now (what they know is in flight, or the step has no tokens left for a prompt) cost a look each. No
 //! allocation once the buffers have grown.
 
-use crate::BLOCK_LEN;
-use crate::admit::Work;
 use crate::blocks::Limits;
 use crate::device::{Device, Step};
 use crate::event::Event;
 use crate::ids::{DeviceId, Nanos, StepId};
 use crate::model::{Lane, Model};
+use crate::pick::Pick;
 use crate::plan::StepPlan;
-use crate::request::{Rank, Requests, State};
+use crate::request::Requests;
 use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
 use crate::tenant::Tenants;
 use crate::turn::{Order, Turn};
-use crate::why::Cause;
 
 use alloc::vec::Vec;
 
@@ -190,29 +188,6 @@ impl Scheduler {
     }
 }
 
-/// What a tenant gave when it was asked for a row.
-enum Pick {
-    /// A row of this expected cost.
-    Row(Nanos),
-    /// Nothing, now.
-    Nothing,
-}
-
-/// What became of a waiting request at the head of its lane.
-pub(crate) enum Start {
-    Row(Nanos),
-    /// Another request computes the block it needs next.
-    Parked,
-    /// Too few tokens or too little time are left in this step.
-    NoBudget,
-    /// Too few blocks.
-    NoRoom,
-    /// The tenant's ceiling.
-    Capped,
-    /// Too little of the tenant's grant.
-    NoGrant,
-}
-
 /// A step being filled.
 pub(crate) struct Fill<'a> {
     pub(crate) now: Nanos,
@@ -256,7 +231,7 @@ impl Fill<'_> {
         &mut self.device.models[self.m]
     }
 
-    fn lane(&mut self, tenant: u32) -> &mut Lane {
+    pub(crate) fn lane(&mut self, tenant: u32) -> &mut Lane {
         &mut self.device.models[self.m].lanes[tenant as usize]
     }
 
@@ -343,10 +318,6 @@ impl Fill<'_> {
         }
     }
 
-    fn has_more(&mut self, tenant: u32) -> bool {
-        self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
-    }
-
     /// The turn of the tenant with the least time of those that are filed and may have something to run.
     fn next_filed(&mut self) -> Turn {
         if self.device.alone.is_some() {
@@ -373,155 +344,7 @@ impl Fill<'_> {
     }
 
     /// Whether requests may still start in this step.
-    fn starts_open(&self) -> bool {
+    pub(crate) fn starts_open(&self) -> bool {
         self.starts_left > 0 && !self.no_room
-    }
-
-    /// One row of the tenant's, by rank.
-    fn pick(&mut self, tenant: u32) -> Pick {
-        loop {
-            let running = self.next_running(tenant);
-            let waiting = self.next_waiting(tenant);
-            let start = match (running, waiting) {
-                (None, None) => return Pick::Nothing,
-                (Some(running), Some((rank, _))) => rank < self.requests.get(running).rank,
-                (running, _) => running.is_none(),
-            };
-            if let (false, Some(slot)) = (start, running) {
-                if let Some(cost) = self.go_on(slot) {
-                    return Pick::Row(cost);
-                }
-                let short = !core::mem::take(&mut self.unpaid);
-                let lane = self.lane(tenant);
-                lane.short |= short;
-                lane.cursor += 1;
-            } else if let Some((_, slot)) = waiting {
-                let by_rank = self.requests.get(slot).queue_pos == 0;
-                match self.start(slot) {
-                    Start::Row(cost) => {
-                        self.device.models[self.m].kin.started(self.requests, slot, by_rank);
-                        return Pick::Row(cost);
-                    }
-                    Start::Parked => {}
-                    Start::Capped => {
-                        self.requests.wait(slot, Cause::Queue);
-                        self.lane(tenant).capped = true;
-                    }
-                    Start::NoGrant => self.lane(tenant).capped = true,
-                    Start::NoBudget => {
-                        self.starts_left = self.starts_left.saturating_sub(1);
-                        let lane = self.lane(tenant);
-                        (lane.capped, lane.short) = (true, true);
-                    }
-                    Start::NoRoom => {
-                        if by_rank {
-                            self.requests.wait(slot, Cause::Memory);
-                        }
-                        self.no_room = true;
-                        self.lane(tenant).short = true;
-                    }
-                }
-            }
-        }
-    }
-
-    /// The tenant's next running request that can have a row in this step.
-    fn next_running(&mut self, tenant: u32) -> Option<u32> {
-        let id = self.id;
-        let requests = &mut *self.requests;
-        let alone = self.device.alone;
-        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        while let Some(&slot) = lane.running.get(lane.cursor as usize) {
-            let request = requests.get(slot);
-            let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
-            if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != id) {
-                requests.wait(slot, Cause::Share);
-                return Some(slot);
-            }
-            if barred {
-                requests.wait(slot, Cause::Placement);
-            }
-            lane.cursor += 1;
-            self.device.touched += 1;
-        }
-        None
-    }
-
-    /// The tenant's next waiting request, if it may start.
-    fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
-        self.device.touched += 1;
-        let (no_room, closed) = (self.no_room, !self.starts_open());
-        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        if closed && lane.short {
-            // It was told why already, and its line of memory is best left alone.
-            return None;
-        }
-        let head = lane.waiting.head().filter(|_| !lane.capped)?;
-        // One that is to run alone starts wherever it stands in its line.
-        let lone = self.device.alone.and_then(|alone| self.requests.find(alone)).filter(|slot| {
-            let request = self.requests.get(*slot);
-            (request.state, request.tenant, request.model as usize) == (State::Waiting, tenant, self.m)
-        });
-        if let Some(slot) = lone.filter(|slot| *slot != head.1 && self.tenants.get(tenant).may_start() && !closed) {
-            return Some((self.requests.get(slot).rank, slot));
-        }
-        let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
-        let cause = match self.tenants.get(tenant).may_start() {
-            false => Cause::Queue,
-            true if barred => Cause::Placement,
-            true if no_room => Cause::Memory,
-            true => Cause::Share,
-        };
-        self.requests.wait(head.1, cause);
-        if matches!(cause, Cause::Queue | Cause::Placement) {
-            return None;
-        }
-        if closed {
-            lane.short = true;
-            return None;
-        }
-        // Its kin go in its place.
-        let kin = self.device.models[self.m].kin.next(tenant);
-        let kin = kin.filter(|_| self.device.alone.is_none());
-        Some((head.0, kin.unwrap_or(head.1)))
-    }
-
-    /// A row for a running request, unless tokens, time or blocks are short.
-    pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
-        self.unpaid = false;
-        self.reserve = self.reserve.saturating_sub(1);
-        let request = self.requests.get(slot);
-        if let (true, Work::Embed { lens }) = (request.is_list, &request.work) {
-            let len = lens[request.planned as usize];
-            let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
-            return fits.then(|| self.push_item(slot, len));
-        }
-        let from = request.planned;
-        let len = self.chunk(from, request.ready_len())?;
-        let len = self.afford(slot, from, len, false)?;
-        if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
-            self.requests.wait(slot, Cause::Memory);
-            return None;
-        }
-        Some(self.push_stretch(slot, len))
-    }
-
-    /// Starts a waiting request and gives it its first row.
-    pub(crate) fn start(&mut self, slot: u32) -> Start {
-        let request = self.requests.get(slot);
-        match &request.work {
-            Work::Embed { lens } => {
-                let len = lens[request.planned as usize];
-                if !self.fits_item(len) {
-                    return Start::NoBudget;
-                }
-                if self.afford(slot, 0, len, true).is_none() {
-                    return Start::NoGrant;
-                }
-                self.enter(slot, 0);
-                Start::Row(self.push_item(slot, len))
-            }
-            Work::Generate { .. } => self.start_sequence(slot),
-        }
     }
 }

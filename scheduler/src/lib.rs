@@ -66,6 +66,7 @@ mod invariants;
 mod kin;
 mod lane;
 mod model;
+mod pick;
 mod place;
 mod plan;
 mod prefix;

@@ -16,8 +16,9 @@ use crate::block::BlockState;
 use crate::blocks::Limits;
 use crate::cost::Load;
 use crate::event::Event;
-use crate::fill::{Fill, Start};
+use crate::fill::Fill;
 use crate::ids::BlockId;
+use crate::pick::Start;
 use crate::request::{Rank, State};
 use crate::share::{virtual_time, whole};
 

@@ -1,6 +1,7 @@
 //! Requests that hit the cache and go before all others of a step; see [`crate::kin`] for why and how far.
 
-use crate::fill::{Fill, Start};
+use crate::fill::Fill;
+use crate::pick::Start;
 use crate::request::NONE;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;

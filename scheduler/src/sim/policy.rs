@@ -22,7 +22,8 @@ use alloc::vec::Vec;
 use crate::admit::Work;
 use crate::config::Order;
 use crate::device::Device;
-use crate::fill::{Fill, Start};
+use crate::fill::Fill;
+use crate::pick::Start;
 use crate::request::Rank;
 use crate::share::{Virtual, virtual_time};
 

@@ -1,0 +1,186 @@
+//! A tenant's next row in a step: of a running request of its or, by rank, of one that starts.
+
+use crate::BLOCK_LEN;
+use crate::admit::Work;
+use crate::fill::Fill;
+use crate::ids::Nanos;
+use crate::request::{Rank, State};
+use crate::why::Cause;
+
+/// What a tenant gave when it was asked for a row.
+pub(crate) enum Pick {
+    /// A row of this expected cost.
+    Row(Nanos),
+    /// Nothing, now.
+    Nothing,
+}
+
+/// What became of a waiting request at the head of its lane.
+pub(crate) enum Start {
+    Row(Nanos),
+    /// Another request computes the block it needs next.
+    Parked,
+    /// Too few tokens or too little time are left in this step.
+    NoBudget,
+    /// Too few blocks.
+    NoRoom,
+    /// The tenant's ceiling.
+    Capped,
+    /// Too little of the tenant's grant.
+    NoGrant,
+}
+
+impl Fill<'_> {
+    /// Whether it could have another row.
+    pub(crate) fn has_more(&mut self, tenant: u32) -> bool {
+        self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
+    }
+
+    /// One row of the tenant's, by rank.
+    pub(crate) fn pick(&mut self, tenant: u32) -> Pick {
+        loop {
+            let running = self.next_running(tenant);
+            let waiting = self.next_waiting(tenant);
+            let start = match (running, waiting) {
+                (None, None) => return Pick::Nothing,
+                (Some(running), Some((rank, _))) => rank < self.requests.get(running).rank,
+                (running, _) => running.is_none(),
+            };
+            if let (false, Some(slot)) = (start, running) {
+                if let Some(cost) = self.go_on(slot) {
+                    return Pick::Row(cost);
+                }
+                let short = !core::mem::take(&mut self.unpaid);
+                let lane = self.lane(tenant);
+                lane.short |= short;
+                lane.cursor += 1;
+            } else if let Some((_, slot)) = waiting {
+                let by_rank = self.requests.get(slot).queue_pos == 0;
+                match self.start(slot) {
+                    Start::Row(cost) => {
+                        self.device.models[self.m].kin.started(self.requests, slot, by_rank);
+                        return Pick::Row(cost);
+                    }
+                    Start::Parked => {}
+                    Start::Capped => {
+                        self.requests.wait(slot, Cause::Queue);
+                        self.lane(tenant).capped = true;
+                    }
+                    Start::NoGrant => self.lane(tenant).capped = true,
+                    Start::NoBudget => {
+                        self.starts_left = self.starts_left.saturating_sub(1);
+                        let lane = self.lane(tenant);
+                        (lane.capped, lane.short) = (true, true);
+                    }
+                    Start::NoRoom => {
+                        if by_rank {
+                            self.requests.wait(slot, Cause::Memory);
+                        }
+                        self.no_room = true;
+                        self.lane(tenant).short = true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tenant's next running request that can have a row in this step.
+    fn next_running(&mut self, tenant: u32) -> Option<u32> {
+        let id = self.id;
+        let requests = &mut *self.requests;
+        let alone = self.device.alone;
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        while let Some(&slot) = lane.running.get(lane.cursor as usize) {
+            let request = requests.get(slot);
+            let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
+            if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != id) {
+                requests.wait(slot, Cause::Share);
+                return Some(slot);
+            }
+            if barred {
+                requests.wait(slot, Cause::Placement);
+            }
+            lane.cursor += 1;
+            self.device.touched += 1;
+        }
+        None
+    }
+
+    /// The tenant's next waiting request, if it may start.
+    fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
+        self.device.touched += 1;
+        let (no_room, closed) = (self.no_room, !self.starts_open());
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        if closed && lane.short {
+            // It was told why already, and its line of memory is best left alone.
+            return None;
+        }
+        let head = lane.waiting.head().filter(|_| !lane.capped)?;
+        // One that is to run alone starts wherever it stands in its line.
+        let lone = self.device.alone.and_then(|alone| self.requests.find(alone)).filter(|slot| {
+            let request = self.requests.get(*slot);
+            (request.state, request.tenant, request.model as usize) == (State::Waiting, tenant, self.m)
+        });
+        if let Some(slot) = lone.filter(|slot| *slot != head.1 && self.tenants.get(tenant).may_start() && !closed) {
+            return Some((self.requests.get(slot).rank, slot));
+        }
+        let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
+        let cause = match self.tenants.get(tenant).may_start() {
+            false => Cause::Queue,
+            true if barred => Cause::Placement,
+            true if no_room => Cause::Memory,
+            true => Cause::Share,
+        };
+        self.requests.wait(head.1, cause);
+        if matches!(cause, Cause::Queue | Cause::Placement) {
+            return None;
+        }
+        if closed {
+            lane.short = true;
+            return None;
+        }
+        // Its kin go in its place.
+        let kin = self.device.models[self.m].kin.next(tenant);
+        let kin = kin.filter(|_| self.device.alone.is_none());
+        Some((head.0, kin.unwrap_or(head.1)))
+    }
+
+    /// A row for a running request, unless tokens, time or blocks are short.
+    pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
+        self.unpaid = false;
+        self.reserve = self.reserve.saturating_sub(1);
+        let request = self.requests.get(slot);
+        if let (true, Work::Embed { lens }) = (request.is_list, &request.work) {
+            let len = lens[request.planned as usize];
+            let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
+            return fits.then(|| self.push_item(slot, len));
+        }
+        let from = request.planned;
+        let len = self.chunk(from, request.ready_len())?;
+        let len = self.afford(slot, from, len, false)?;
+        if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
+            self.requests.wait(slot, Cause::Memory);
+            return None;
+        }
+        Some(self.push_stretch(slot, len))
+    }
+
+    /// Starts a waiting request and gives it its first row.
+    pub(crate) fn start(&mut self, slot: u32) -> Start {
+        let request = self.requests.get(slot);
+        match &request.work {
+            Work::Embed { lens } => {
+                let len = lens[request.planned as usize];
+                if !self.fits_item(len) {
+                    return Start::NoBudget;
+                }
+                if self.afford(slot, 0, len, true).is_none() {
+                    return Start::NoGrant;
+                }
+                self.enter(slot, 0);
+                Start::Row(self.push_item(slot, len))
+            }
+            Work::Generate { .. } => self.start_sequence(slot),
+        }
+    }
+}
