@@ -30,6 +30,7 @@ impl Split {
         Split { time: time.0, total, before: 0, dealt: 0 }
     }
 
+    #[inline]
     pub(crate) fn part(&mut self, weight: u64) -> Nanos {
         self.before += u128::from(weight);
         debug_assert!(self.before <= self.total && weight > 0);

@@ -99,6 +99,7 @@ impl Cost {
     }
 
     /// What a load costs, without the constant.
+    #[inline]
     pub(crate) fn marginal(&self, load: Load) -> Nanos {
         let [_, rows, tokens, context, reads] = load.quantities();
         let [_, row, token, position, read] = self.prices.map(u128::from);
@@ -121,6 +122,7 @@ impl Cost {
     }
 
     /// The same for one row whose marginal cost is known.
+    #[inline]
     pub(crate) fn attributed_row(&self, marginal: Nanos) -> Nanos {
         self.with_constant(marginal, 1)
     }
@@ -139,6 +141,7 @@ impl Cost {
     }
 
     /// The weight by which a row shares its step's time; never zero.
+    #[inline]
     pub(crate) fn weight(&self, load: Load) -> u64 {
         self.marginal(load).0.clamp(1, crate::charge::WEIGHT_MAX)
     }

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::BLOCK_LEN;
 use crate::budget::Margin;
 use crate::cost::{Cost, Load};
 use crate::ids::{DeviceId, ModelId, Nanos, PoolId, RequestId, StepId};
@@ -46,6 +47,13 @@ pub(crate) struct Row {
     pub(crate) weight: u64,
     /// Kept for it of its tenant's grant, if it is metered.
     pub(crate) reserve: Option<Reserve>,
+}
+
+impl Row {
+    /// Whether the last position of a block is among those that it computes.
+    pub(crate) fn completes_block(&self) -> bool {
+        !self.is_item && (self.from + self.len) / BLOCK_LEN > self.from / BLOCK_LEN
+    }
 }
 
 /// A step planned and not finished.

@@ -166,22 +166,12 @@ impl Scheduler {
         self.requests.iter().filter_map(of).collect()
     }
 
-    /// Pays a row's bill from its tenant's grant, and returns the part that it covers.
-    pub(crate) fn pay(&mut self, row: &Row, tenant: u32, bill: Nanos) -> Nanos {
-        let Some(reserve) = row.reserve else { return bill };
-        let account = self.tenants.get_mut(tenant);
-        let (paid, back) = account.purse.pay(reserve, bill);
-        give_back(&mut self.events, account.id, reserve.epoch, back);
-        self.tenants.note_broke(tenant);
-        paid
-    }
-
     /// Gives the reserves of a lost device's rows back.
     pub(crate) fn unreserve(&mut self, d: usize) {
         for s in 0..self.devices[d].in_flight.len() {
             for r in 0..self.devices[d].in_flight[s].rows.len() {
                 let row = self.devices[d].in_flight[s].rows[r];
-                self.pay(&row, self.requests.get(row.slot).tenant, Nanos::ZERO);
+                self.tenants.pay(&row, self.requests.get(row.slot).tenant, Nanos::ZERO, &mut self.events);
             }
         }
     }
@@ -222,6 +212,7 @@ fn give_back(events: &mut Vec<Event>, tenant: TenantId, epoch: u64, amount: Nano
 
 impl Account {
     /// Whether all it waits for is a grant.
+    #[inline]
     pub(crate) fn is_dry(&self) -> bool {
         self.is_metered() && self.purse.is_dry()
     }
@@ -233,6 +224,23 @@ impl Account {
 }
 
 impl Tenants {
+    /// Pays a row's bill from its tenant's grant, and returns the part that it covers.
+    #[inline]
+    pub(crate) fn pay(&mut self, row: &Row, tenant: u32, bill: Nanos, events: &mut Vec<Event>) -> Nanos {
+        match row.reserve {
+            None => bill,
+            Some(reserve) => self.pay_from(reserve, tenant, bill, events),
+        }
+    }
+
+    fn pay_from(&mut self, reserve: Reserve, tenant: u32, bill: Nanos, events: &mut Vec<Event>) -> Nanos {
+        let account = self.get_mut(tenant);
+        let (paid, back) = account.purse.pay(reserve, bill);
+        give_back(events, account.id, reserve.epoch, back);
+        self.note_broke(tenant);
+        paid
+    }
+
     /// Asks for the next grant, unless that was done or is of no use.
     fn ask(&mut self, slot: u32, wanted: Nanos, events: &mut Vec<Event>) {
         let account = self.get_mut(slot);

@@ -81,7 +81,15 @@ impl Device {
     }
 
     /// Puts the requests whose block became ready, or was given up, back into their queues.
+    #[inline]
     pub(crate) fn wake(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
+        let pool = &self.models[m].pool;
+        if !(pool.gone.is_empty() && pool.woken.is_empty()) {
+            self.wake_all(requests, tenants, m);
+        }
+    }
+
+    fn wake_all(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
         let model = &mut self.models[m];
         while let Some((tenant, level, hash)) = model.pool.gone.pop() {
             // It may have come again meanwhile.
@@ -214,6 +222,7 @@ impl Device {
     }
 
     /// Brings what is held for a running request up to what it is known to need.
+    #[inline]
     pub(crate) fn hold(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
         let request = requests.get(slot);
         let time = self.models[request.model as usize].estimate_known(request);
@@ -221,6 +230,7 @@ impl Device {
         Device::set_held(requests, tenants, slot, held);
     }
 
+    #[inline]
     fn set_held(requests: &mut Requests, tenants: &mut Tenants, slot: u32, held: Virtual) {
         let request = requests.get_mut(slot);
         tenants.change_held(request.tenant, request.held, held);

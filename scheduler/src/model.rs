@@ -284,13 +284,22 @@ impl Model {
     }
 
     /// Device time for what a running request is known to need next: the rest of its known tokens, or of its items.
+    #[inline]
     pub(crate) fn estimate_known(&self, request: &Request) -> Nanos {
+        if request.is_list {
+            return self.estimate_item(request);
+        }
+        let len = request.known.min(request.limit()).saturating_sub(request.computed);
+        let load = Load::new(request.computed, len);
+        // Mostly it is one token, and one step.
+        match self.limits.tokens_max.max(1) {
+            most if len <= most => self.cost.attributed_row(self.cost.marginal(load)),
+            most => self.cost.attributed(load, u64::from(len.div_ceil(most))),
+        }
+    }
+
+    fn estimate_item(&self, request: &Request) -> Nanos {
         match &request.work {
-            _ if !request.is_list => {
-                let len = request.known.min(request.limit()).saturating_sub(request.computed);
-                let steps = u64::from(len).div_ceil(u64::from(self.limits.tokens_max.max(1)));
-                self.cost.attributed(Load::new(request.computed, len), steps)
-            }
             Work::Generate { .. } => Nanos::ZERO,
             // One item at a time is enough: a list yields between its items anyway.
             Work::Embed { lens } => match lens.get(request.computed as usize) {

@@ -252,10 +252,12 @@ impl Requests {
         self.slots.len() as u32
     }
 
+    #[inline]
     pub(crate) fn get(&self, slot: u32) -> &Request {
         &self.slots[slot as usize]
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, slot: u32) -> &mut Request {
         &mut self.slots[slot as usize]
     }

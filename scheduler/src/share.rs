@@ -20,6 +20,7 @@ pub(crate) type Virtual = u128;
 
 /// `time / weight`. In 64 bits, since a division of 128 costs several times as much and every row needs some: one for less than four
 /// seconds, two for more.
+#[inline]
 pub(crate) fn virtual_time(time: Nanos, weight: u32) -> Virtual {
     let weight = u64::from(weight.max(1));
     if time.0 >> 32 == 0 {
@@ -72,6 +73,7 @@ pub(crate) struct Service {
 
 impl Service {
     /// What fairness compares.
+    #[inline]
     pub(crate) fn virtual_time(&self) -> Virtual {
         self.measured + self.held.min(self.held_max)
     }

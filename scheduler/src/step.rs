@@ -8,6 +8,7 @@
 
 use alloc::vec::Vec;
 
+use crate::BLOCK_LEN;
 use crate::charge::Split;
 use crate::cost::Load;
 use crate::device::Row;
@@ -71,16 +72,16 @@ impl Scheduler {
     }
 
     /// Books a row's part of the step.
+    #[inline]
     fn charge(&mut self, d: usize, row: &Row, outcome: RowOutcome, part: Nanos) {
-        let device = &mut self.devices[d];
-        let request = self.requests.get(row.slot);
+        let Scheduler { devices, requests, tenants, events, .. } = self;
+        let (device, request) = (&mut devices[d], requests.get_mut(row.slot));
         let tenant = request.tenant;
         if request.state == State::Ghost {
             device.operator += part;
-            self.pay(row, tenant, Nanos::ZERO);
+            tenants.pay(row, tenant, Nanos::ZERO, events);
             return;
         }
-        let redo_free = request.redo_free;
         let redo_len = request.redo_until.saturating_sub(row.from).min(row.len);
         let redo = match outcome {
             RowOutcome::Failed => part,
@@ -90,23 +91,23 @@ impl Scheduler {
             _ => Nanos((u128::from(part.0) * u128::from(redo_len) / u128::from(row.len)) as u64),
         };
         let due = part - redo;
-        let bill = self.pay(row, tenant, due);
-        let device = &mut self.devices[d];
+        let bill = tenants.pay(row, tenant, due, events);
         device.operator += redo + (due - bill);
         device.overrun += due - bill;
         match tenant {
             OPERATOR_SLOT => device.operator += bill,
             _ => device.tenants += bill,
         }
-        self.requests.get_mut(row.slot).charge += bill;
-        let account = self.tenants.get_mut(tenant);
+        request.charge += bill;
+        let account = tenants.get_mut(tenant);
         account.charge += bill;
-        let counted = if redo_free && outcome != RowOutcome::Failed { due } else { part };
+        let counted = if request.redo_free && outcome != RowOutcome::Failed { due } else { part };
         let counted = virtual_time(counted, account.weight());
         account.service.add_measured(counted);
     }
 
     /// Moves a row's request on.
+    #[inline]
     fn advance(&mut self, now: Nanos, d: usize, row: &Row, outcome: RowOutcome) {
         let Scheduler { devices, requests, tenants, .. } = self;
         let device = &mut devices[d];
@@ -141,6 +142,7 @@ impl Scheduler {
             self.settle(now, slot, End::Failed);
             return;
         }
+        let m = request.model as usize;
         // Embedding rows end in the order of their items, so the count of items is enough.
         request.computed = match row.is_item {
             true => request.computed + 1,
@@ -161,7 +163,12 @@ impl Scheduler {
         let drawn_all = request.draws_max() > 0 && request.drawn == request.draws_max();
         let computed_all = request.draws_max() == 0 && request.computed == request.limit();
         let done = outcome == RowOutcome::Finished && !row.is_item || drawn_all || computed_all;
-        device.publish(requests, tenants, slot);
+        // Only a row that completes a block has one to publish; and most have nothing to say to those who wait for blocks.
+        if row.completes_block() {
+            device.publish(requests, tenants, slot);
+        } else if request.published < request.computed / BLOCK_LEN {
+            device.wake(requests, tenants, m);
+        }
         if done {
             device.leave_lane(requests, tenants, slot);
             self.settle(now, slot, End::Finished);

@@ -87,6 +87,7 @@ impl Account {
         self.weight
     }
 
+    #[inline]
     pub(crate) fn may_start(&self) -> bool {
         self.running < self.running_max
     }
@@ -181,12 +182,14 @@ impl Tenants {
     }
 
     /// What is held for one of the tenant's requests changes.
+    #[inline]
     pub(crate) fn change_held(&mut self, slot: u32, before: Virtual, after: Virtual) {
         self.accounts[slot as usize].service.change_held(before, after);
         self.note_lowered(slot);
     }
 
     /// A tenant that lies below where it is filed is filed anew before anybody is chosen.
+    #[inline]
     fn note_lowered(&mut self, slot: u32) {
         let service = &mut self.accounts[slot as usize].service;
         if service.is_filed_above() && !service.lowered {
@@ -214,10 +217,12 @@ impl Tenants {
         self.accounts.iter()
     }
 
+    #[inline]
     pub(crate) fn get(&self, slot: u32) -> &Account {
         &self.accounts[slot as usize]
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, slot: u32) -> &mut Account {
         &mut self.accounts[slot as usize]
     }

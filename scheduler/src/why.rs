@@ -153,6 +153,7 @@ impl Requests {
     }
 
     /// The request gets no row now, for this cause. With rows in flight it does not wait; and who lost its blocks waits for that.
+    #[inline]
     pub(crate) fn wait(&mut self, slot: u32, cause: Cause) {
         let now = self.now;
         let watch = &mut self.get_mut(slot).watch;
@@ -162,12 +163,14 @@ impl Requests {
     }
 
     /// A row of it is in flight.
+    #[inline]
     pub(crate) fn ran(&mut self, slot: u32) {
         let now = self.now;
         self.get_mut(slot).watch.turn(now, Cause::Steps);
     }
 
     /// The last of its rows in flight was reported; `alone` is who runs alone there, `dry` says that its tenant has no grant.
+    #[inline]
     pub(crate) fn rested(&mut self, slot: u32, alone: Option<RequestId>, dry: bool) {
         let now = self.now;
         let cause = match dry {
