@@ -129,13 +129,9 @@ impl Device {
 
     /// Notes when a step was planned, what it may take, and what it is expected to.
     pub(crate) fn expect(&self, now: Nanos, m: usize, budget: Budget, step: &mut Step) {
-        let mut load = Load::default();
-        for row in &step.rows {
-            load.add(row.load);
-        }
         step.planned_at = now;
         step.budget = budget.time;
-        step.predicted = self.models[m].cost.predict(load);
+        step.predicted = self.models[m].cost.predict(step.load);
     }
 
     /// Learns from how long a step kept its readers waiting. To be called before the step's time is booked.

@@ -40,6 +40,7 @@ pub(crate) struct Load {
 
 impl Load {
     /// A row of `len` new tokens from position `from`.
+    #[inline]
     pub(crate) fn new(from: u32, len: u32) -> Load {
         let (from, len) = (u64::from(from), u64::from(len));
         Load { rows: 1, tokens: len, context: from + len, reads: len * from + len * (len + 1) / 2 }
@@ -51,6 +52,7 @@ impl Load {
         Load { rows: u64::from(count), tokens: u64::from(count), context: reads, reads }
     }
 
+    #[inline]
     pub(crate) fn add(&mut self, other: Load) {
         self.rows += other.rows;
         self.tokens += other.tokens;

@@ -42,7 +42,6 @@ pub(crate) struct Row {
     pub(crate) samples: bool,
     /// An item of an embedding request rather than a stretch of a sequence.
     pub(crate) is_item: bool,
-    pub(crate) load: Load,
     /// By which it shares the step's time, once that was measured.
     pub(crate) weight: u64,
     /// Kept for it of its tenant's grant, if it is metered.
@@ -50,6 +49,11 @@ pub(crate) struct Row {
 }
 
 impl Row {
+    #[inline]
+    pub(crate) fn load(&self) -> Load {
+        Load::new(if self.is_item { 0 } else { self.from }, self.len)
+    }
+
     /// Whether the last position of a block is among those that it computes.
     pub(crate) fn completes_block(&self) -> bool {
         !self.is_item && (self.from + self.len) / BLOCK_LEN > self.from / BLOCK_LEN
@@ -62,6 +66,8 @@ pub(crate) struct Step {
     pub(crate) id: StepId,
     pub(crate) model: u32,
     pub(crate) rows: Vec<Row>,
+    /// Of all rows.
+    pub(crate) load: Load,
     /// When it was planned, what it may take, and what it is expected to take.
     pub(crate) planned_at: Nanos,
     pub(crate) budget: Nanos,

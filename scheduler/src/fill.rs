@@ -29,6 +29,7 @@
 //! allocation once the buffers have grown.
 
 use crate::blocks::Limits;
+use crate::cost::Load;
 use crate::device::{Device, Step};
 use crate::event::Event;
 use crate::ids::{DeviceId, Nanos, StepId};
@@ -127,6 +128,7 @@ impl Scheduler {
         let mut step = device.spare.pop().unwrap_or_default();
         step.id = id;
         step.model = m as u32;
+        step.load = Load::default();
         let budget = device.step_budget(m);
         let model = &mut device.models[m];
         (plan.step, plan.device, plan.model) = (id, device.id, model.id);

@@ -279,12 +279,17 @@ fn estimate(cost: &Cost, load: Load, constant: bool) -> Nanos {
 impl Fill<'_> {
     /// How many of `len` tokens from position `from` the tenant's grant covers: all, or for a sequence's stretch at least a block's worth of
     /// them; nothing, if that is too much.
+    #[inline]
     pub(crate) fn afford(&mut self, slot: u32, from: u32, len: u32, is_item: bool) -> Option<u32> {
         let tenant = self.requests.get(slot).tenant;
-        let account = self.tenants.get(tenant);
-        if !account.is_metered() {
-            return Some(len);
+        match self.tenants.get(tenant).is_metered() {
+            false => Some(len),
+            true => self.afford_from_grant(tenant, from, len, is_item),
         }
+    }
+
+    fn afford_from_grant(&mut self, tenant: u32, from: u32, len: u32, is_item: bool) -> Option<u32> {
+        let account = self.tenants.get(tenant);
         let cost = &self.device.models[self.m].cost;
         let (left, constant) = (account.purse.left(), account.purse.reserves_constant(self.id));
         let whole = estimate(cost, Load::new(from, len), constant);
@@ -322,18 +327,20 @@ impl Fill<'_> {
     }
 
     /// Reserves a row's estimate; that it can be afforded was found out before.
-    pub(crate) fn reserve_for(&mut self, row: &Row) -> Option<Reserve> {
-        let tenant = self.requests.get(row.slot).tenant;
+    #[inline]
+    pub(crate) fn reserve_for(&mut self, slot: u32, load: Load) -> Option<Reserve> {
+        let tenant = self.requests.get(slot).tenant;
+        self.tenants.get(tenant).is_metered().then(|| self.reserve_of_grant(tenant, load))
+    }
+
+    fn reserve_of_grant(&mut self, tenant: u32, load: Load) -> Reserve {
         let account = self.tenants.get_mut(tenant);
-        if !account.is_metered() {
-            return None;
-        }
         let cost = &self.device.models[self.m].cost;
-        let amount = estimate(cost, row.load, account.purse.reserves_constant(self.id));
+        let amount = estimate(cost, load, account.purse.reserves_constant(self.id));
         let reserve = account.purse.reserve(self.id, amount);
         if account.purse.is_low() {
             self.tenants.ask(tenant, amount, self.events);
         }
-        Some(reserve)
+        reserve
     }
 }

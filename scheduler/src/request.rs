@@ -236,6 +236,7 @@ impl Requests {
         self.free.push(slot);
     }
 
+    #[inline]
     pub(crate) fn id(&self, slot: u32) -> RequestId {
         RequestId::new(slot, self.slots[slot as usize].generation)
     }

@@ -120,7 +120,15 @@ impl Fill<'_> {
     }
 
     /// Gives a running request blocks until it has `wanted`, if need be from a request behind it.
+    #[inline]
     pub(crate) fn grow(&mut self, slot: u32, wanted: u32) -> Option<()> {
+        match self.requests.get(slot).blocks.len() as u32 >= wanted {
+            true => Some(()),
+            false => self.grow_by_blocks(slot, wanted),
+        }
+    }
+
+    fn grow_by_blocks(&mut self, slot: u32, wanted: u32) -> Option<()> {
         loop {
             let request = self.requests.get(slot);
             let (tenant, n) = (request.tenant, request.blocks.len() as u32);

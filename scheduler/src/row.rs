@@ -14,10 +14,15 @@ const UNPROVEN_TOKENS: u64 = 128;
 
 impl Fill<'_> {
     /// How many of `ready` tokens from position `from` go into this step.
+    #[inline]
     pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {
-        if ready == 1 {
-            return self.is_timely(Load::new(from, 1)).then_some(1);
+        match ready {
+            1 => self.is_timely(Load::new(from, 1)).then_some(1),
+            _ => self.chunk_of_prompt(from, ready),
         }
+    }
+
+    fn chunk_of_prompt(&mut self, from: u32, ready: u32) -> Option<u32> {
         let cost = &self.device.models[self.m].cost;
         let kept = self.reserve.min(self.rows_left.saturating_sub(1));
         let tokens = self.tokens_left.saturating_sub(kept);
@@ -43,6 +48,7 @@ impl Fill<'_> {
     }
 
     /// Whether a row goes into this step as far as ITL targets are concerned. The first always does.
+    #[inline]
     fn is_timely(&self, load: Load) -> bool {
         !self.strict || self.step.rows.is_empty() || self.device.models[self.m].cost.marginal(load) <= self.time_left
     }
@@ -65,16 +71,7 @@ impl Fill<'_> {
         let item = request.planned;
         request.planned += 1;
         let kind = RowKind::Embed { item, len };
-        let row = Row {
-            slot,
-            from: item,
-            len,
-            samples: false,
-            is_item: true,
-            load: Load::new(0, len),
-            weight: 0,
-            reserve: None,
-        };
+        let row = Row { slot, from: item, len, samples: false, is_item: true, weight: 0, reserve: None };
         self.push_row(row, kind)
     }
 
@@ -86,18 +83,18 @@ impl Fill<'_> {
         request.planned += len;
         request.drawing += u32::from(samples);
         self.prompt_given |= len > 1;
-        let request = self.requests.get(slot);
         let start = self.plan.blocks.len() as u32;
         self.plan.blocks.extend_from_slice(&request.blocks);
         let blocks = BlockRange { start, len: request.blocks.len() as u32 };
         let kind = RowKind::Generate { from, len, samples, blocks };
-        let row =
-            Row { slot, from, len, samples, is_item: false, load: Load::new(from, len), weight: 0, reserve: None };
+        let row = Row { slot, from, len, samples, is_item: false, weight: 0, reserve: None };
         self.push_row(row, kind)
     }
 
+    #[inline]
     fn push_row(&mut self, mut row: Row, kind: RowKind) -> Nanos {
-        row.reserve = self.reserve_for(&row);
+        let load = row.load();
+        row.reserve = self.reserve_for(row.slot, load);
         let request = self.requests.get_mut(row.slot);
         request.in_flight += 1;
         request.last_step = self.id;
@@ -106,11 +103,11 @@ impl Fill<'_> {
         self.rows_left -= 1;
         self.tokens_left = self.tokens_left.saturating_sub(row.len);
         let cost = &self.device.models[self.m].cost;
-        let marginal = cost.marginal(row.load);
+        let marginal = cost.marginal(load);
         self.time_left = self.time_left.saturating_sub(marginal);
-        let expected = cost.attributed_row(marginal);
+        self.step.load.add(load);
         self.step.rows.push(row);
-        expected
+        cost.attributed_row(marginal)
     }
 
     /// Moves a request from the queue to the running ones, with `cached` blocks that need not be computed.

@@ -10,7 +10,6 @@ use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
 use crate::charge::Split;
-use crate::cost::Load;
 use crate::device::Row;
 use crate::event::{End, Event};
 use crate::ids::{DeviceId, Nanos};
@@ -49,7 +48,7 @@ impl Scheduler {
         let cost = &device.models[m].cost;
         // The model learns from the step only after its split, so the weights add up to `total`.
         for row in &mut step.rows {
-            row.weight = cost.weight(row.load);
+            row.weight = cost.weight(row.load());
         }
         let mut split = Split::new(time, step.rows.iter().map(|row| u128::from(row.weight)).sum());
         for (row, outcome) in step.rows.iter().zip(report.rows) {
@@ -59,11 +58,7 @@ impl Scheduler {
         }
 
         let device = &mut self.devices[d];
-        let mut load = Load::default();
-        for row in &step.rows {
-            load.add(row.load);
-        }
-        device.models[m].cost.observe(load, time);
+        device.models[m].cost.observe(step.load, time);
         step.rows.clear();
         device.spare.push(step);
         self.end_broke(now);
