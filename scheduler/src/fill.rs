@@ -80,8 +80,7 @@ impl Scheduler {
         let device = &mut self.devices[d];
         device.tell_time(now);
         if device.alone.is_some_and(|id| self.requests.find(id).is_none()) {
-            device.alone = None;
-            self.requests.alone(d as u32, None);
+            device.set_alone(&mut self.requests, d as u32, None);
         }
         if device.alone.is_some() && !device.in_flight.is_empty() {
             return false;
@@ -233,6 +232,7 @@ impl Fill<'_> {
         &mut self.device.models[self.m]
     }
 
+    #[inline]
     pub(crate) fn lane(&mut self, tenant: u32) -> &mut Lane {
         &mut self.device.models[self.m].lanes[tenant as usize]
     }
@@ -346,6 +346,7 @@ impl Fill<'_> {
     }
 
     /// Whether requests may still start in this step.
+    #[inline]
     pub(crate) fn starts_open(&self) -> bool {
         self.starts_left > 0 && !self.no_room
     }

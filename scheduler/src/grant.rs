@@ -317,13 +317,11 @@ impl Fill<'_> {
 
     /// Nothing of a dry tenant is looked at until a grant comes: what it has in this lane waits for that.
     fn wait_for_grant(&mut self, tenant: u32) {
-        let lane = &self.device.models[self.m].lanes[tenant as usize];
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         for &slot in &lane.running {
             self.requests.wait(slot, Cause::Quota);
         }
-        if let Some((_, slot)) = lane.waiting.head() {
-            self.requests.wait(slot, Cause::Quota);
-        }
+        lane.tell_first(self.requests, Cause::Quota);
     }
 
     /// Reserves a row's estimate; that it can be afforded was found out before.

@@ -3,7 +3,9 @@
 
 use crate::BLOCK_LEN;
 use crate::device::Device;
+use crate::ids::RequestId;
 use crate::kin::level_of;
+use crate::model::Lane;
 use crate::request::{NONE, Requests, State};
 use crate::share::{Virtual, virtual_time};
 use crate::tenant::Tenants;
@@ -34,7 +36,7 @@ impl Device {
         // Room for all that the tenant has here, waiting or running: steps move requests about and should not have to allocate.
         lane.waiting.reserve(share.live as usize);
         lane.running.reserve((share.live as usize).saturating_sub(lane.running.len()));
-        lane.waiting.push(requests, slot);
+        lane.push_waiting(requests, slot);
         model.kin.wait(requests, slot);
         self.refile(tenants, m, tenant);
         let account = tenants.get(tenant);
@@ -60,7 +62,7 @@ impl Device {
         match request.state {
             State::Parked => model.pool.unpark(requests, slot),
             _ => {
-                model.lanes[tenant as usize].waiting.remove(requests, slot);
+                model.lanes[tenant as usize].remove_waiting(requests, slot);
                 model.kin.go(requests, slot);
             }
         }
@@ -73,7 +75,7 @@ impl Device {
         let (tenant, m) = (request.tenant, request.model as usize);
         let model = &mut self.models[m];
         request.state = State::Parked;
-        model.lanes[tenant as usize].waiting.remove(requests, slot);
+        model.lanes[tenant as usize].remove_waiting(requests, slot);
         model.kin.go(requests, slot);
         model.pool.park(requests, slot, at);
         self.refile(tenants, m, tenant);
@@ -103,12 +105,19 @@ impl Device {
                 request.parked_on = NONE;
                 let tenant = request.tenant;
                 let next = core::mem::replace(&mut request.parked_next, NONE);
-                self.models[m].lanes[tenant as usize].waiting.push(requests, slot);
+                self.models[m].lanes[tenant as usize].push_waiting(requests, slot);
                 self.models[m].kin.wait(requests, slot);
                 self.refile(tenants, m, tenant);
                 slot = next;
             }
         }
+    }
+
+    /// From now on the device, whose slot is `d`, runs this request alone, or all of them again.
+    pub(crate) fn set_alone(&mut self, requests: &mut Requests, d: u32, alone: Option<RequestId>) {
+        self.alone = alone;
+        requests.alone(d, alone);
+        self.models.iter_mut().flat_map(|model| &mut model.lanes).for_each(Lane::forget_told);
     }
 
     /// Moves a waiting request among the running ones; its blocks and counters are for the caller to set.

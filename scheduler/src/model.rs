@@ -14,6 +14,7 @@ use crate::queue::Queue;
 use crate::request::{Rank, Request, Requests};
 use crate::share::Virtual;
 use crate::tournament::{Roster, Tournament};
+use crate::why::Cause;
 
 /// One tenant's requests for the model.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,9 @@ pub(crate) struct Lane {
     pub(crate) capped: bool,
     /// While a step is planned: the lane wanted more than it got.
     pub(crate) short: bool,
+    /// What planning told the first of the waiting ones to wait for, if it was the last to tell it anything: telling it the same again is
+    /// a look at a request that nobody looked at lately.
+    told: Option<Cause>,
 }
 
 impl Lane {
@@ -40,6 +44,33 @@ impl Lane {
     /// Begins to ask it for rows of a step.
     pub(crate) fn ask(&mut self, step: StepId) {
         (self.asked, self.cursor, self.capped, self.short) = (step, 0, false, false);
+    }
+
+    /// A request waits from now on.
+    pub(crate) fn push_waiting(&mut self, requests: &mut Requests, slot: u32) {
+        self.told = None;
+        self.waiting.push(requests, slot);
+    }
+
+    pub(crate) fn remove_waiting(&mut self, requests: &mut Requests, slot: u32) {
+        self.told = None;
+        self.waiting.remove(requests, slot);
+    }
+
+    /// The first of the waiting ones, if there is one, waits for this.
+    #[inline]
+    pub(crate) fn tell_first(&mut self, requests: &mut Requests, cause: Cause) {
+        if self.told != Some(cause)
+            && let Some((_, slot)) = self.waiting.head()
+        {
+            requests.wait(slot, cause);
+            self.told = Some(cause);
+        }
+    }
+
+    /// Its requests were told something by others.
+    pub(crate) fn forget_told(&mut self) {
+        self.told = None;
     }
 
     /// Enters a running request at its rank. Before the cursor, a sequence is passed over, for it gets its row from whoever enters

@@ -32,6 +32,7 @@ pub(crate) enum Start {
 
 impl Fill<'_> {
     /// Whether it could have another row.
+    #[inline]
     pub(crate) fn has_more(&mut self, tenant: u32) -> bool {
         self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
     }
@@ -48,6 +49,11 @@ impl Fill<'_> {
             };
             if let (false, Some(slot)) = (start, running) {
                 if let Some(cost) = self.go_on(slot) {
+                    if !self.requests.get(slot).is_list {
+                        // A sequence has one row of a step; blocks it took may have moved it.
+                        self.lane(tenant).cursor += 1;
+                        self.device.touched += 1;
+                    }
                     return Pick::Row(cost);
                 }
                 let short = !core::mem::take(&mut self.unpaid);
@@ -64,7 +70,9 @@ impl Fill<'_> {
                     Start::Parked => {}
                     Start::Capped => {
                         self.requests.wait(slot, Cause::Queue);
-                        self.lane(tenant).capped = true;
+                        let lane = self.lane(tenant);
+                        lane.forget_told();
+                        lane.capped = true;
                     }
                     Start::NoGrant => self.lane(tenant).capped = true,
                     Start::NoBudget => {
@@ -73,11 +81,12 @@ impl Fill<'_> {
                         (lane.capped, lane.short) = (true, true);
                     }
                     Start::NoRoom => {
-                        if by_rank {
-                            self.requests.wait(slot, Cause::Memory);
-                        }
                         self.no_room = true;
-                        self.lane(tenant).short = true;
+                        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+                        lane.short = true;
+                        if by_rank {
+                            lane.tell_first(self.requests, Cause::Memory);
+                        }
                     }
                 }
             }
@@ -85,20 +94,18 @@ impl Fill<'_> {
     }
 
     /// The tenant's next running request that can have a row in this step.
+    #[inline]
     fn next_running(&mut self, tenant: u32) -> Option<u32> {
-        let id = self.id;
-        let requests = &mut *self.requests;
-        let alone = self.device.alone;
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         while let Some(&slot) = lane.running.get(lane.cursor as usize) {
-            let request = requests.get(slot);
-            let barred = alone.is_some_and(|alone| requests.id(slot) != alone);
-            if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != id) {
-                requests.wait(slot, Cause::Share);
+            let request = self.requests.get(slot);
+            let barred = self.device.alone.is_some_and(|alone| self.requests.id(slot) != alone);
+            if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != self.id) {
+                self.requests.wait(slot, Cause::Share);
                 return Some(slot);
             }
             if barred {
-                requests.wait(slot, Cause::Placement);
+                self.requests.wait(slot, Cause::Placement);
             }
             lane.cursor += 1;
             self.device.touched += 1;
@@ -107,31 +114,53 @@ impl Fill<'_> {
     }
 
     /// The tenant's next waiting request, if it may start.
+    #[inline]
     fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         self.device.touched += 1;
-        let (no_room, closed) = (self.no_room, !self.starts_open());
+        let closed = !self.starts_open();
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        if closed && lane.short {
-            // It was told why already, and its line of memory is best left alone.
+        // If nobody starts any more and it was told why, its line of memory is best left alone.
+        if closed && lane.short || lane.capped || lane.waiting.is_empty() {
             return None;
         }
-        let head = lane.waiting.head().filter(|_| !lane.capped)?;
-        // One that is to run alone starts wherever it stands in its line.
+        if self.device.alone.is_some() {
+            return self.next_alone(tenant);
+        }
+        if !self.tenants.get(tenant).may_start() {
+            lane.tell_first(self.requests, Cause::Queue);
+            return None;
+        }
+        lane.tell_first(self.requests, if self.no_room { Cause::Memory } else { Cause::Share });
+        if closed {
+            lane.short = true;
+            return None;
+        }
+        let (rank, slot) = lane.waiting.head()?;
+        // Its kin go in its place.
+        Some((rank, self.device.models[self.m].kin.next(tenant).unwrap_or(slot)))
+    }
+
+    /// The same while the device runs one request alone: that one starts wherever it stands in its line.
+    fn next_alone(&mut self, tenant: u32) -> Option<(Rank, u32)> {
+        let closed = !self.starts_open();
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        let (rank, first) = lane.waiting.head()?;
         let lone = self.device.alone.and_then(|alone| self.requests.find(alone)).filter(|slot| {
             let request = self.requests.get(*slot);
             (request.state, request.tenant, request.model as usize) == (State::Waiting, tenant, self.m)
         });
-        if let Some(slot) = lone.filter(|slot| *slot != head.1 && self.tenants.get(tenant).may_start() && !closed) {
+        let may_start = self.tenants.get(tenant).may_start();
+        if let Some(slot) = lone.filter(|slot| *slot != first && may_start && !closed) {
             return Some((self.requests.get(slot).rank, slot));
         }
-        let barred = self.device.alone.is_some_and(|alone| self.requests.id(head.1) != alone);
-        let cause = match self.tenants.get(tenant).may_start() {
+        let barred = self.device.alone.is_some_and(|alone| self.requests.id(first) != alone);
+        let cause = match may_start {
             false => Cause::Queue,
             true if barred => Cause::Placement,
-            true if no_room => Cause::Memory,
+            true if self.no_room => Cause::Memory,
             true => Cause::Share,
         };
-        self.requests.wait(head.1, cause);
+        lane.tell_first(self.requests, cause);
         if matches!(cause, Cause::Queue | Cause::Placement) {
             return None;
         }
@@ -139,10 +168,7 @@ impl Fill<'_> {
             lane.short = true;
             return None;
         }
-        // Its kin go in its place.
-        let kin = self.device.models[self.m].kin.next(tenant);
-        let kin = kin.filter(|_| self.device.alone.is_none());
-        Some((head.0, kin.unwrap_or(head.1)))
+        Some((rank, first))
     }
 
     /// A row for a running request, unless tokens, time or blocks are short.

@@ -207,8 +207,7 @@ impl Scheduler {
     /// alone. Everybody else waits, so it is for moments in which that matters. Ends by itself when the request does.
     pub fn run_alone(&mut self, id: DeviceId, request: Option<RequestId>) {
         if let Some(d) = self.device(id) {
-            self.devices[d].alone = request;
-            self.requests.alone(d as u32, request);
+            self.devices[d].set_alone(&mut self.requests, d as u32, request);
         }
     }
 
