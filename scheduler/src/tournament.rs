@@ -6,6 +6,7 @@
 //! before. Against an indexed binary heap it moves nothing, and a key that leaves and comes back costs one path each.
 
 use alloc::vec::Vec;
+use core::hint::select_unpredictable;
 
 use crate::request::NONE;
 
@@ -75,28 +76,26 @@ impl<K: Key> Tournament<K> {
             return;
         }
         self.keys[slot as usize] = key;
-        let mut node = self.keys.len() + slot as usize;
+        let (keys, winners) = (&self.keys[..], &mut self.winners[..]);
+        let mut node = keys.len() + slot as usize;
         let (mut best, mut best_key) = (slot, key);
         let mut rival = slot ^ 1;
-        let mut played = 0u8;
         loop {
             // The neighbours on the way up depend on the slot only, so that they are loaded while this is compared.
-            let rival_key = self.keys[rival as usize];
-            // Of equal ones the left, whose slots are the lower ones.
-            let is_right = node % 2 == 1;
-            if rival_key < best_key || is_right && rival_key == best_key {
-                (best, best_key) = (rival, rival_key);
-            }
+            let rival_key = keys[rival as usize];
+            // Of equal ones the left, whose slots are the lower ones. Who wins cannot be guessed, so nothing branches on it.
+            let loses = (rival_key < best_key) | ((node % 2 == 1) & (rival_key == best_key));
+            best = select_unpredictable(loses, rival, best);
+            best_key = select_unpredictable(loses, rival_key, best_key);
             node /= 2;
-            played += 1;
-            let before = core::mem::replace(&mut self.winners[node], best);
+            self.played += 1;
+            let before = core::mem::replace(&mut winners[node], best);
             // Nodes above know no more of this slot than this one does.
             if node == 1 || before == best && best != slot {
                 break;
             }
-            rival = self.winners[node ^ 1];
+            rival = winners[node ^ 1];
         }
-        self.played += u64::from(played);
     }
 
     /// Takes the slot's key away, if it has one.
