@@ -8,6 +8,7 @@ mod devices;
 mod given;
 mod grants;
 mod histories;
+mod leases;
 mod locality;
 mod memory;
 mod money;
