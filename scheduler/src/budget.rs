@@ -3,8 +3,10 @@
 //! *What an ITL target means here.* Between two tokens of a sequence lies one step of its model and, where several models have work, a step of each
 //! of the others. So while sequences with targets run on a device, a step of any model there may take the least of these targets divided by the
 //! number of models that run: one round of all of them stays inside it. That bounds *steps*; it does not buy a share. Where more rows run than
-//! fit into such a step, they take turns in fair order, and those of a tenant over its share skip steps whatever its target says. `running_max` and
-//! TTFT targets keep things from coming to that.
+//! fit into such a step, they take turns in fair order, and those of a tenant over its share skip steps whatever its target says. Of one
+//! tenant's, the first that found no time left in a step comes first in the next, and the others follow by rank, round and round. A block of a
+//! prompt that fits beside nothing has its turn like the others, once in a round, with the step to itself. `running_max` and TTFT targets keep
+//! things from coming to that.
 //!
 //! *Margin.* A prediction is right on average, a target is to hold nearly always. So what a step may take by prediction is the target divided by a
 //! ratio that 99 in 100 measured steps stay under, see [`Margin`]. It is learnt from the time between reports, which is what a reader sees, and

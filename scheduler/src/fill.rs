@@ -244,8 +244,7 @@ impl Fill<'_> {
             // Nobody else's lane is asked, and nothing is noted.
             Some(alone) => {
                 if let Some(tenant) = alone.map(|slot| self.requests.get(slot).tenant) {
-                    let id = self.id;
-                    self.lane(tenant).ask(id);
+                    self.device.models[self.m].ask(self.requests, tenant, self.id);
                     order.call(Turn::new(0, tenant));
                 }
             }
@@ -256,7 +255,7 @@ impl Fill<'_> {
                     if self.tenants.get(tenant).is_dry() {
                         self.reserve = self.reserve.saturating_sub(lane.running.len() as u32);
                     } else if !lane.is_empty() {
-                        lane.ask(self.id);
+                        model.ask(self.requests, tenant, self.id);
                         order.call(Turn::new(self.tenants.get(tenant).service.virtual_time(), tenant));
                     }
                 }
@@ -341,8 +340,7 @@ impl Fill<'_> {
         }
         self.device.at_hand.set(tenant, true);
         self.device.touched += 1;
-        let id = self.id;
-        self.lane(tenant).ask(id);
+        self.device.models[self.m].ask(self.requests, tenant, self.id);
     }
 
     /// Whether requests may still start in this step.

@@ -34,6 +34,32 @@ pub(crate) struct Lane {
     /// What planning told the first of the waiting ones to wait for, if it was the last to tell it anything: telling it the same again is
     /// a look at a request that nobody looked at lately.
     told: Option<Cause>,
+    /// Whether its [`Turns`] say something, and on which side of their beginning the cursor is. They are kept apart, for a lane is a cache
+    /// line, and few have any.
+    lap: Lap,
+}
+
+/// Where a lane's cursor is in its round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Lap {
+    /// It goes from the first to the last: there are no turns.
+    #[default]
+    Plain,
+    /// From the rank with which the step began to the last.
+    Begun,
+    /// It came to the end and goes on from the first, or began there.
+    Wrapped,
+}
+
+const _: () = assert!(size_of::<Lane>() == 64);
+
+/// Whose turn it is in a lane where ITL targets leave time for some of its texts only; see [`crate::budget`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turns {
+    /// While a step is planned: the rank with which it begins; after the last comes the first.
+    first: Option<Rank>,
+    /// The first that found too little time left in the last step: the next begins with it.
+    passed: Option<Rank>,
 }
 
 impl Lane {
@@ -41,9 +67,52 @@ impl Lane {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Begins to ask it for rows of a step.
-    pub(crate) fn ask(&mut self, step: StepId) {
-        (self.asked, self.cursor, self.capped, self.short) = (step, 0, false, false);
+    /// Begins to ask it for rows of a step. It may be asked again for the same one, if the first try gave no row at all.
+    pub(crate) fn ask(&mut self, requests: &Requests, turns: &mut Turns, step: StepId) {
+        let again = core::mem::replace(&mut self.asked, step) == step;
+        (self.cursor, self.capped, self.short) = (0, false, false);
+        if self.lap == Lap::Plain {
+            return;
+        }
+        if !again {
+            turns.first = turns.passed.take();
+        }
+        self.lap = Lap::Plain;
+        if let Some(first) = turns.first {
+            self.lap = Lap::Begun;
+            self.cursor = self.running.partition_point(|slot| requests.get(*slot).rank < first) as u32;
+        }
+    }
+
+    /// The running request at the cursor; behind the last comes the first, if the step did not begin with it.
+    pub(crate) fn at_cursor(&mut self, requests: &Requests, turns: &Turns) -> Option<u32> {
+        loop {
+            match (self.running.get(self.cursor as usize), self.lap) {
+                (None, Lap::Begun) => (self.cursor, self.lap) = (0, Lap::Wrapped),
+                (Some(&slot), Lap::Wrapped) => {
+                    return self.is_before(turns, requests.get(slot).rank).then_some(slot);
+                }
+                (slot, _) => return slot.copied(),
+            }
+        }
+    }
+
+    /// Whether the rank is before the one with which the step began; or the step began with the first.
+    fn is_before(&self, turns: &Turns, rank: Rank) -> bool {
+        self.lap == Lap::Plain || turns.first.is_none_or(|first| rank < first)
+    }
+
+    /// Whether one of these ranks has its turn before the other.
+    pub(crate) fn goes_before(&self, turns: &Turns, one: Rank, other: Rank) -> bool {
+        (self.is_before(turns, one), one) < (self.is_before(turns, other), other)
+    }
+
+    /// One of this rank found too little time left in the step.
+    pub(crate) fn pass_over(&mut self, turns: &mut Turns, rank: Rank) {
+        if self.lap == Lap::Plain {
+            self.lap = Lap::Wrapped;
+        }
+        turns.passed.get_or_insert(rank);
     }
 
     /// A request waits from now on.
@@ -109,6 +178,7 @@ pub(crate) struct Model {
     pub(crate) targets: Targets,
     pub(crate) pool: Pool,
     pub(crate) lanes: Vec<Lane>,
+    pub(crate) turns: Vec<Turns>,
     /// Tenants with running requests, and those with waiting ones.
     pub(crate) running_tenants: Roster,
     pub(crate) waiting_tenants: Roster,
@@ -168,6 +238,7 @@ impl Model {
             targets: Targets::default(),
             pool: Pool::new(limits.blocks, tenants),
             lanes: Vec::new(),
+            turns: Vec::new(),
             running_tenants: Roster::default(),
             waiting_tenants: Roster::default(),
             short_running: Tournament::default(),
@@ -193,6 +264,7 @@ impl Model {
     pub(crate) fn grow(&mut self, tenants: usize) {
         self.pool.grow(tenants);
         self.lanes.resize(tenants, Lane::default());
+        self.turns.resize(tenants, Turns::default());
         self.kin.grow(tenants);
         self.running_tenants.grow(tenants);
         self.waiting_tenants.grow(tenants);
@@ -208,6 +280,11 @@ impl Model {
     /// Enters a new request among those that begin like it.
     pub(crate) fn kin_of(&mut self, requests: &mut Requests, slot: u32) {
         self.kin.join(requests, &self.pool, slot);
+    }
+
+    /// Begins to ask a tenant's lane for rows of a step.
+    pub(crate) fn ask(&mut self, requests: &Requests, tenant: u32, step: StepId) {
+        self.lanes[tenant as usize].ask(requests, &mut self.turns[tenant as usize], step);
     }
 
     /// Gives a request that wants to start an empty block table.

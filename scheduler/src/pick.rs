@@ -4,6 +4,7 @@ use crate::BLOCK_LEN;
 use crate::admit::Work;
 use crate::fill::Fill;
 use crate::ids::Nanos;
+use crate::model::Model;
 use crate::request::{Rank, State};
 use crate::why::Cause;
 
@@ -44,7 +45,11 @@ impl Fill<'_> {
             let waiting = self.next_waiting(tenant);
             let start = match (running, waiting) {
                 (None, None) => return Pick::Nothing,
-                (Some(running), Some((rank, _))) => rank < self.requests.get(running).rank,
+                (Some(running), Some((rank, _))) => {
+                    let running = self.requests.get(running).rank;
+                    let model = &self.device.models[self.m];
+                    model.lanes[tenant as usize].goes_before(&model.turns[tenant as usize], rank, running)
+                }
                 (running, _) => running.is_none(),
             };
             if let (false, Some(slot)) = (start, running) {
@@ -60,7 +65,7 @@ impl Fill<'_> {
                 let lane = self.lane(tenant);
                 lane.short |= short;
                 lane.cursor += 1;
-            } else if let Some((_, slot)) = waiting {
+            } else if let Some((rank, slot)) = waiting {
                 let by_rank = self.requests.get(slot).queue_pos == 0;
                 match self.start(slot) {
                     Start::Row(cost) => {
@@ -77,6 +82,8 @@ impl Fill<'_> {
                     Start::NoGrant => self.lane(tenant).capped = true,
                     Start::NoBudget => {
                         self.starts_left = self.starts_left.saturating_sub(1);
+                        // Under the rank with which it competed, which is that of the head of the queue.
+                        self.pass_over(tenant, slot, rank);
                         let lane = self.lane(tenant);
                         (lane.capped, lane.short) = (true, true);
                     }
@@ -96,8 +103,9 @@ impl Fill<'_> {
     /// The tenant's next running request that can have a row in this step.
     #[inline]
     fn next_running(&mut self, tenant: u32) -> Option<u32> {
-        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        while let Some(&slot) = lane.running.get(lane.cursor as usize) {
+        let Model { lanes, turns, .. } = &mut self.device.models[self.m];
+        let (lane, turns) = (&mut lanes[tenant as usize], &turns[tenant as usize]);
+        while let Some(slot) = lane.at_cursor(self.requests, turns) {
             let request = self.requests.get(slot);
             let barred = self.device.alone.is_some_and(|alone| self.requests.id(slot) != alone);
             if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != self.id) {
@@ -181,8 +189,11 @@ impl Fill<'_> {
             let fits = self.fits_item(len) && self.afford(slot, 0, len, true).is_some();
             return fits.then(|| self.push_item(slot, len));
         }
-        let from = request.planned;
-        let len = self.chunk(from, request.ready_len())?;
+        let (from, tenant, rank) = (request.planned, request.tenant, request.rank);
+        let Some(len) = self.chunk(from, request.ready_len()) else {
+            self.pass_over(tenant, slot, rank);
+            return None;
+        };
         let len = self.afford(slot, from, len, false)?;
         if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
             self.requests.wait(slot, Cause::Memory);

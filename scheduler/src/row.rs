@@ -7,7 +7,9 @@ use crate::device::Row;
 use crate::event::Event;
 use crate::fill::Fill;
 use crate::ids::Nanos;
+use crate::model::Model;
 use crate::plan::{BlockRange, PlanRow, RowKind};
+use crate::request::Rank;
 
 /// Tokens of the prompts in a step before the cost of a token is known on this device.
 const UNPROVEN_TOKENS: u64 = 128;
@@ -51,6 +53,15 @@ impl Fill<'_> {
     #[inline]
     fn is_timely(&self, load: Load) -> bool {
         !self.strict || self.step.rows.is_empty() || self.device.models[self.m].cost.marginal(load) <= self.time_left
+    }
+
+    /// A text found no time left in this step, or too few tokens. While ITL targets cut steps, the first of its tenant's to do so comes
+    /// first of them in the next, or rows of a token each, which nearly always fit, would pass over a prompt for ever.
+    pub(crate) fn pass_over(&mut self, tenant: u32, slot: u32, rank: Rank) {
+        if self.strict && !self.requests.get(slot).is_list {
+            let Model { lanes, turns, .. } = self.model();
+            lanes[tenant as usize].pass_over(&mut turns[tenant as usize], rank);
+        }
     }
 
     /// Whether an item goes into this step. The first always does.

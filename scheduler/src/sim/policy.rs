@@ -96,8 +96,7 @@ impl Fill<'_> {
         policy.running.clear();
         let model = &mut self.device.models[self.m];
         for tenant in model.running_tenants.iter().chain(model.waiting_tenants.iter()) {
-            let lane = &mut model.lanes[tenant as usize];
-            lane.ask(self.id);
+            model.lanes[tenant as usize].ask(self.requests, &mut model.turns[tenant as usize], self.id);
         }
         for tenant in model.running_tenants.iter() {
             let running = &model.lanes[tenant as usize].running;

@@ -92,6 +92,52 @@ fn decodes_that_do_not_fit_a_target_take_turns_in_fair_order() {
 }
 
 #[test]
+fn texts_of_one_tenant_take_turns_where_a_target_lets_few_run_at_once() {
+    let mut rig = rig(32);
+    let cost = |plan: &StepPlan| Nanos(1_000_000 + 1_000_000 * plan.tokens());
+    teach(&mut rig, cost);
+    rig.tenant(1, with_itl(ms(6)));
+    let texts: Vec<_> = (0..10).map(|_| rig.ask(1, 1, 400)).collect();
+    let mut rows = [0u32; 10];
+    for n in 0..120 {
+        let plan = rig.plan().unwrap();
+        rig.finish_with(&plan, cost(&plan), |_| RowOutcome::Advanced);
+        for (rows, text) in rows.iter_mut().zip(&texts).filter(|_| n >= 20) {
+            *rows += u32::from(row(&plan, *text).is_some());
+        }
+    }
+    let (least, most) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
+    assert!(*least > 20 && most - least <= 2, "{rows:?}");
+}
+
+#[test]
+fn a_tenants_next_prompt_gets_a_block_a_round_beside_its_own_texts() {
+    let mut rig = rig(32);
+    let cost = |plan: &StepPlan| Nanos(1_000_000 + 1_000_000 * plan.tokens());
+    teach(&mut rig, cost);
+    rig.tenant(1, with_itl(ms(6)));
+    let texts: Vec<_> = (0..8).map(|_| rig.ask(1, 1, 400)).collect();
+    for _ in 0..20 {
+        rig.step_at(cost);
+    }
+    let prompt = rig.ask(1, 320, 1);
+    let (mut steps, mut blocks, mut rows) = (0, 0, 0);
+    while rig.settled(prompt).is_none() {
+        let plan = rig.plan().unwrap();
+        rig.finish_with(&plan, cost(&plan), |_| RowOutcome::Advanced);
+        steps += 1;
+        match row(&plan, prompt) {
+            Some(_) => blocks += 1,
+            None => rows += plan.rows.iter().filter(|row| texts.contains(&row.request)).count(),
+        }
+        assert!(steps < 100, "{blocks} blocks in {steps} steps");
+    }
+    // A round is two or three steps of texts and one of the prompt.
+    assert!((10..=12).contains(&blocks) && steps <= 4 * blocks, "{blocks} blocks in {steps} steps");
+    assert!(rows >= 8 * (blocks - 2), "{rows} rows of eight texts beside {blocks} blocks");
+}
+
+#[test]
 fn a_chunk_that_does_not_fit_a_target_has_a_step_to_itself() {
     let mut rig = rig(32);
     let cost = |plan: &StepPlan| Nanos(1_000_000 + 1_000_000 * plan.tokens());
