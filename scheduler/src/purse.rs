@@ -141,7 +141,8 @@ impl Purse {
 
     /// A row wanted so much and could not have it.
     pub(crate) fn refuse(&mut self, now: Nanos, step: StepId, wanted: Nanos, wait_max: Nanos) {
-        let least = if self.wanted_in == step { self.wanted.min(wanted) } else { wanted };
+        // A try that gave no row at all is followed by another for the same step. What was wanted before and is left by now says nothing.
+        let least = if self.wanted_in == step && self.is_dry() { self.wanted.min(wanted) } else { wanted };
         (self.wanted, self.wanted_in) = (least, step);
         if self.dry_since.is_none() {
             self.dry_since = Some(now);
@@ -271,6 +272,26 @@ mod tests {
         assert_eq!(purse.pay(second, Nanos(30)), (Nanos(10), Nanos(0)));
         adds_up(&purse);
         assert_eq!(purse.left(), Nanos(100), "the new grant is not touched");
+    }
+
+    #[test]
+    fn what_another_row_wanted_before_something_came_back_makes_nobody_less_dry() {
+        let mut purse = Purse::default();
+        purse.put(Nanos(0), &grant(1, 100, 50));
+        let row = purse.reserve(StepId(6), Nanos(70));
+        purse.refuse(Nanos(1), StepId(7), Nanos(50), Nanos(10));
+        assert!(purse.is_dry());
+        purse.pay(row, Nanos(30));
+        assert_eq!((purse.left(), purse.is_dry()), (Nanos(70), false));
+        // Nothing else ran, so it is still that step for which one wants more.
+        purse.refuse(Nanos(2), StepId(7), Nanos(80), Nanos(10));
+        assert!(purse.is_dry());
+        // Of those that are refused side by side, the least one is who waits.
+        purse.refuse(Nanos(2), StepId(7), Nanos(90), Nanos(10));
+        purse.close();
+        purse.put(Nanos(3), &grant(2, 85, 50));
+        purse.refuse(Nanos(3), StepId(7), Nanos(90), Nanos(10));
+        assert!(purse.is_dry());
     }
 
     #[test]
