@@ -29,7 +29,7 @@ use crate::cost::{Cost, Load};
 use crate::device::Row;
 use crate::event::{End, Event};
 use crate::fill::Fill;
-use crate::ids::{Nanos, TenantId};
+use crate::ids::{Nanos, RequestId, TenantId};
 use crate::purse::{Grant, GrantBooks, Reserve};
 use crate::request::State;
 use crate::scheduler::Scheduler;
@@ -176,10 +176,14 @@ impl Scheduler {
         }
     }
 
+    /// Whether all that a request waits for is a grant: its tenant has too little left for a row of any of its requests.
+    pub fn is_dry(&self, id: RequestId) -> bool {
+        self.requests.find(id).is_some_and(|slot| self.tenants.get(self.requests.get(slot).tenant).is_dry())
+    }
+
     /// Whether the device's lone request waits for a grant, and others may run meanwhile.
     pub(crate) fn lone_is_dry(&self, d: usize) -> bool {
-        let slot = self.devices[d].alone.and_then(|id| self.requests.find(id));
-        slot.is_some_and(|slot| self.tenants.get(self.requests.get(slot).tenant).is_dry())
+        self.devices[d].alone.is_some_and(|id| self.is_dry(id))
     }
 
     /// Recounts what is reserved.

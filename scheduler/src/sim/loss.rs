@@ -158,6 +158,19 @@ impl World<'_> {
         }
     }
 
+    /// Puts a suspect that waits for a grant behind those of its lane that do not, for while it is first others may run, and suspects
+    /// must not be among them. True if all of the lane wait for grants.
+    pub(super) fn turn_lane(&mut self, d: usize) -> bool {
+        let lane = &mut self.machines[d].lane;
+        if !lane.front().is_some_and(|first| self.scheduler.is_dry(*first)) {
+            return false;
+        }
+        let Some(at) = lane.iter().position(|id| !self.scheduler.is_dry(*id)) else { return true };
+        lane.rotate_left(at);
+        self.head_lanes();
+        false
+    }
+
     /// The first of a lane has drawn an id.
     pub(super) fn survive(&mut self, d: usize, id: RequestId) {
         if let Some(client) = self.clients.get_mut(id) {
@@ -169,14 +182,20 @@ impl World<'_> {
         }
     }
 
-    /// The lane's first can have no row although nothing runs: it goes on in company.
-    pub(super) fn pass_over(&mut self, d: usize) -> bool {
+    /// The lane's first can have no row although nothing runs: it goes on in company. Not if it waits for a grant: others run until
+    /// that comes, and then it does, alone. What is left are its tenant's own limits, at which work on other devices may keep it. True if
+    /// that makes a difference to the step, as it does if the want of a grant was found just now.
+    pub(super) fn pass_over(&mut self, d: usize, was_dry: bool) -> bool {
         let machine = &self.machines[d];
         if !machine.is_idle() || machine.lane.is_empty() {
             return false;
         }
         match machine.lane.front().copied() {
-            Some(first) if self.clients.get(first).is_some() => self.survive(d, first),
+            Some(first) if self.scheduler.is_dry(first) => return !was_dry,
+            Some(first) if self.clients.get(first).is_some() => {
+                self.outcome.incidents.passed_over += 1;
+                self.survive(d, first);
+            }
             _ => self.head_lanes(),
         }
         true

@@ -88,6 +88,8 @@ impl World<'_> {
     /// Asks for steps until the device has enough.
     pub(super) fn feed(&mut self, d: usize) {
         loop {
+            let is_dry = self.turn_lane(d);
+            let first = self.machines[d].lane.front().copied();
             let mut plan = self.machines[d].spare.pop().unwrap_or_default();
             let planned = self.scheduler.next_step(self.now, DeviceId(d as u16), &mut plan);
             self.check_alone(d, &plan);
@@ -102,14 +104,20 @@ impl World<'_> {
             }
             assert!(plan.rows.is_empty());
             self.machines[d].spare.push(plan);
-            if !self.pass_over(d) {
+            // Its lane's first may have ended for want of a grant, and then others have their turn.
+            let ended = self.machines[d].lane.front().copied() != first;
+            if !ended && !self.pass_over(d, is_dry) {
                 return;
             }
         }
     }
 
-    /// Who runs alone is alone, but others run while it waits for a grant.
+    /// Who runs alone is alone, but others run while it waits for a grant. No suspect ever runs in company.
     fn check_alone(&self, d: usize, plan: &StepPlan) {
+        let suspect = |row: &&PlanRow| self.clients.get(row.request).is_some_and(|client| client.suspect);
+        if let Some(suspect) = plan.rows.iter().find(suspect) {
+            assert!(plan.rows.iter().all(|row| row.request == suspect.request), "a suspect runs in company");
+        }
         if let Some(alone) = self.machines[d].lane.front() {
             let rows = plan.rows.iter().filter(|row| row.request == *alone).count();
             let metered = self

@@ -66,6 +66,8 @@ pub struct Incidents {
     pub losses: u64,
     /// Requests taken up again after that.
     pub resumed: u64,
+    /// Suspects that could not run alone, by their tenants' limits, and went on in company.
+    pub passed_over: u64,
     /// Devices drained.
     pub drains: u64,
     /// Plans changed.

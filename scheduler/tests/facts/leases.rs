@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::grants::{LATER, MS, metered, rig};
 use crate::rig::*;
-use weir_scheduler::sim::Rng;
+use weir_scheduler::sim::{Arrivals, Ask, Faults, Leases, Rng, Scenario, SimModel, Source, StepCost, run};
 use weir_scheduler::*;
 
 #[test]
@@ -43,6 +43,47 @@ fn a_tenant_that_is_metered_no_more_waits_for_nothing_and_ends_for_nothing() {
     let ends = [rig.settled(id), rig.settled(later)].map(|end| end.map(|end| end.0));
     assert!(ends.iter().all(|end| end.is_none() || *end == Some(End::Finished)), "{ends:?}");
     assert_eq!(rig.settled(later), None, "and is at work");
+}
+
+#[test]
+fn a_suspect_that_waits_for_a_grant_neither_runs_in_company_nor_is_let_go() {
+    let limits = ModelLimits { blocks: 256, rows_max: 16, tokens_max: 256, context_len_max: 1024 };
+    let none = Nanos::ZERO;
+    let cost =
+        StepCost { step: Nanos(4 * MS), token: Nanos(20_000), kilocontext: none, kiloread: none, overhead: none };
+    let source = |tenant: u32, metered, backlog| Source {
+        tenant: TenantId(tenant),
+        plan: Tenant { metered, ..Tenant::default() },
+        model: CHAT,
+        priority: 0,
+        from: Nanos::ZERO,
+        arrivals: Arrivals::Backlog(backlog),
+        ask: Ask::Generate { prompt_len: (10, 200), drawn: (5, 60), shared_blocks: 0, beginnings: 0 },
+    };
+    let leases = Leases {
+        amount: Nanos(50 * MS),
+        life: Nanos(200 * MS),
+        delay: Nanos(40 * MS),
+        window: Nanos(4_000 * MS),
+        limit: Nanos(1_500 * MS),
+        ..Leases::default()
+    };
+    for (seed, free) in [(1, 6), (2, 6), (3, 0), (4, 0)] {
+        let sources = vec![source(1, true, 6), source(2, true, 3), source(3, free == 0, free.max(1))];
+        let outcome = run(&Scenario {
+            seed,
+            devices: 1 + (seed % 2) as u16,
+            models: vec![SimModel { id: CHAT, limits, cost }],
+            sources,
+            faults: Faults { loss_gap: Nanos(700 * MS), outage: Nanos(50 * MS), ..Faults::default() },
+            leases,
+            requests_max: 2_000,
+            recount_every: 100,
+            ..Scenario::default()
+        });
+        assert!(outcome.incidents.losses > 20 && outcome.incidents.resumed > 100, "{:?}", outcome.incidents);
+        assert_eq!(outcome.incidents.passed_over, 0);
+    }
 }
 
 /// A lease holder and the clients of four tenants, all of whom do as they please, over two devices.
