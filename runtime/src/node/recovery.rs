@@ -236,11 +236,29 @@ impl Node {
         }
     }
 
-    /// The lane's first can have no row although nothing runs. That is no proof of anything, but all others wait for it.
-    pub(super) fn pass_over(&mut self, device: usize) -> bool {
+    /// Puts a suspect that waits for a grant behind those of its lane that do not, for while it is first others may run, and suspects
+    /// must not be among them. True if all of the lane wait for grants.
+    pub(super) fn turn_lane(&mut self, device: usize) -> bool {
+        let lane = &mut self.devices[device].lane;
+        if !lane.front().is_some_and(|first| self.scheduler.is_dry(*first)) {
+            return false;
+        }
+        let Some(at) = lane.iter().position(|request| !self.scheduler.is_dry(*request)) else { return true };
+        lane.rotate_left(at);
+        self.head_lane(device);
+        false
+    }
+
+    /// The lane's first can have no row although nothing runs. That is no proof of anything, but all others wait for it. Not if it waits for a
+    /// grant: others run until that comes, and then it does, alone. What is left are its tenant's own limits, at which work on other
+    /// devices may keep it. True if that makes a difference to the step, as it does if the want of a grant was found just now.
+    pub(super) fn pass_over(&mut self, device: usize, was_dry: bool) -> bool {
         let entry = &mut self.devices[device];
         let stands = entry.is_ready() && entry.in_flight.is_empty();
         let Some(first) = entry.lane.front().copied().filter(|_| stands) else { return false };
+        if self.scheduler.is_dry(first) {
+            return !was_dry;
+        }
         tracing::warn!("a suspect cannot run alone; it goes on in company");
         self.survived(first);
         true

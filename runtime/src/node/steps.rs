@@ -18,8 +18,13 @@ impl Node {
     pub(super) fn plan_steps(&mut self, device: usize) {
         let mut plan = std::mem::take(&mut self.plan);
         while self.devices[device].is_ready() {
+            let is_dry = self.turn_lane(device);
+            let first = self.devices[device].lane.front().copied();
             if !self.scheduler.next_step(self.now(), DeviceId(device as u16), &mut plan) {
-                if self.has_given() || self.pass_over(device) {
+                let given = self.has_given();
+                // The lane's first may have ended for want of a grant, and then others have their turn.
+                let ended = self.devices[device].lane.front().copied() != first;
+                if given || ended || self.pass_over(device, is_dry) {
                     continue;
                 }
                 break;
