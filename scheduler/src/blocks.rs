@@ -15,7 +15,7 @@ use core::hint::black_box;
 use crate::block::{Block, BlockState};
 use crate::blocktime::{BlockTime, Meter};
 use crate::ids::{BlockHash, BlockId, Nanos};
-use crate::prefix::Prefix;
+use crate::prefix::{Left, Prefix};
 use crate::request::{NONE, Requests};
 use crate::tenant::{Account, Tenants};
 use crate::tournament::Tournament;
@@ -156,12 +156,18 @@ impl Pool {
     }
 
     fn trim(&mut self, tenant: u32) {
-        while self.held(tenant).cached > self.held(tenant).cached_max {
-            self.evict(tenant);
+        if self.held(tenant).cached <= self.held(tenant).cached_max {
+            return;
         }
+        let mut left = Left::none();
+        while self.held(tenant).cached > self.held(tenant).cached_max {
+            self.evict(tenant, &mut left);
+        }
+        self.index.remove_left(&mut left);
     }
 
     /// Changes what a tenant has, and the sums with it.
+    #[inline]
     fn change(&mut self, tenant: u32, change: impl FnOnce(&mut Held)) {
         let held = &mut self.held[tenant as usize];
         held.meter.run(self.now, held.used, held.cached);
@@ -224,16 +230,42 @@ impl Pool {
 
     /// A private block for the tenant, with one reference.
     pub(crate) fn take(&mut self, tenant: u32, tenants: &Tenants, limits: Limits) -> Option<BlockId> {
-        let own = self.held(tenant);
         let ceiling = ceiling(tenants.get(tenant), limits);
+        let mut left = Left::none();
+        let block = self.take_one(tenant, ceiling, limits, &mut left);
+        self.index.remove_left(&mut left);
+        block
+    }
+
+    /// As many of them as `blocks` has room for up to `len`. False if there are not enough.
+    pub(crate) fn take_all(
+        &mut self,
+        tenant: u32,
+        tenants: &Tenants,
+        limits: Limits,
+        blocks: &mut Vec<BlockId>,
+        len: usize,
+    ) -> bool {
+        let ceiling = ceiling(tenants.get(tenant), limits);
+        let mut left = Left::none();
+        while blocks.len() < len {
+            let Some(block) = self.take_one(tenant, ceiling, limits, &mut left) else { break };
+            blocks.push(block);
+        }
+        self.index.remove_left(&mut left);
+        blocks.len() >= len
+    }
+
+    fn take_one(&mut self, tenant: u32, ceiling: u32, limits: Limits, left: &mut Left) -> Option<BlockId> {
+        let own = self.held(tenant);
         if own.used >= ceiling {
             return None;
         }
         if own.total() >= ceiling {
-            self.evict(tenant);
+            self.evict(tenant, left);
         } else if self.free.is_empty() {
             let victim = self.fattest(tenant, limits)?;
-            self.evict(victim);
+            self.evict(victim, left);
         }
         let at = self.free.pop()?;
         let block = &mut self.blocks[at as usize];
@@ -345,12 +377,13 @@ impl Pool {
         }
     }
 
-    fn evict(&mut self, tenant: u32) {
+    /// Frees the tenant's cached block that goes first. Its entry is left in the index.
+    fn evict(&mut self, tenant: u32, left: &mut Left) {
         let at = self.oldest(tenant);
         self.unlink(at);
         self.change(tenant, |held| held.cached -= 1);
         self.note_gone(at);
-        self.index.remove(&self.blocks, at);
+        self.index.leave(left, &self.blocks, at);
         self.evictions += 1;
         self.liberate(at);
     }

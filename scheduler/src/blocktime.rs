@@ -46,11 +46,15 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// Counts the blocks for the time since the last change.
+    #[inline]
     pub(crate) fn run(&mut self, now: Nanos, used: u32, cached: u32) {
+        if now <= self.until {
+            return;
+        }
         let time = u128::from(now.saturating_sub(self.until).0);
         self.time.used += time * u128::from(used);
         self.time.cached += time * u128::from(cached);
-        self.until = self.until.max(now);
+        self.until = now;
     }
 
     /// What it would say at `now`.

@@ -29,6 +29,19 @@ struct Entry {
 
 const EMPTY: Entry = Entry { tag: 0, block: NONE };
 
+/// Entries of blocks that were given up, which are taken out together: each is a line of memory that nobody looked at lately. Until then
+/// nothing may be looked for.
+pub(crate) struct Left {
+    entries: [Entry; 32],
+    len: usize,
+}
+
+impl Left {
+    pub(crate) fn none() -> Left {
+        Left { entries: [EMPTY; 32], len: 0 }
+    }
+}
+
 /// Other tenants' blocks of the same hash have homes elsewhere, or a text that all of them use would fill a stretch of the table.
 fn tag(tenant: u32, hash: &BlockHash) -> u32 {
     let mut tag = [0; 4];
@@ -89,7 +102,29 @@ impl Prefix {
     }
 
     pub(crate) fn remove(&mut self, blocks: &[Block], at: u32) {
-        let mut gap = self.home(tag_of(&blocks[at as usize]));
+        self.take_out(tag_of(&blocks[at as usize]), at);
+    }
+
+    /// The block's entry, which is still in the index when the block already holds something else.
+    pub(crate) fn leave(&mut self, left: &mut Left, blocks: &[Block], at: u32) {
+        if left.len == left.entries.len() {
+            self.remove_left(left);
+        }
+        left.entries[left.len] = Entry { tag: tag_of(&blocks[at as usize]), block: at };
+        left.len += 1;
+    }
+
+    /// Takes out what was left in, all of it fetched at once.
+    pub(crate) fn remove_left(&mut self, left: &mut Left) {
+        let entries = &left.entries[..core::mem::take(&mut left.len)];
+        black_box(entries.iter().fold(0, |sum, entry| sum ^ self.entries[self.home(entry.tag)].block));
+        for entry in entries {
+            self.take_out(entry.tag, entry.block);
+        }
+    }
+
+    fn take_out(&mut self, tag: u32, at: u32) {
+        let mut gap = self.home(tag);
         while self.entries[gap].block != at {
             assert!(self.entries[gap].block != NONE, "an indexed block is behind its home");
             gap = self.after(gap);

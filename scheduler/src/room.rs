@@ -67,10 +67,12 @@ impl Fill<'_> {
         for block in &self.requests.get(slot).blocks {
             self.device.models[self.m].pool.share(block.0);
         }
-        for _ in 0..wanted {
-            let block = self.take(tenant).expect("the room was counted");
-            self.requests.get_mut(slot).blocks.push(block);
-        }
+        let (tenants, limits) = (&*self.tenants, self.limits);
+        let blocks = &mut self.requests.get_mut(slot).blocks;
+        let full = blocks.len() + wanted as usize;
+        let taken = self.device.models[self.m].pool.take_all(tenant, tenants, limits, blocks, full);
+        assert!(taken, "the room was counted");
+        self.device.wake(self.requests, self.tenants, self.m);
         let request = self.requests.get(slot);
         let pool = &mut self.device.models[self.m].pool;
         pool.fetch(tenant, &request.hashes[cached as usize..]);
