@@ -103,12 +103,26 @@ impl Cost {
     /// What a load costs, without the constant.
     #[inline]
     pub(crate) fn marginal(&self, load: Load) -> Nanos {
-        let [_, rows, tokens, context, reads] = load.quantities();
-        let [_, row, token, position, read] = self.prices.map(u128::from);
-        let sum = row * u128::from(rows)
-            + token * u128::from(tokens)
-            + position * u128::from(context)
-            + read * u128::from(reads);
+        // Almost always 64 bits are enough.
+        match self.short_sum(load) {
+            Some(sum) => Nanos(sum >> FRAC),
+            None => self.marginal_of_much(load),
+        }
+    }
+
+    #[inline]
+    fn short_sum(&self, load: Load) -> Option<u64> {
+        let [_, row, token, position, read] = self.prices;
+        let rows = row.checked_mul(load.rows)?.checked_add(token.checked_mul(load.tokens)?)?;
+        let memory = position.checked_mul(load.context)?.checked_add(read.checked_mul(load.reads)?)?;
+        rows.checked_add(memory)
+    }
+
+    #[cold]
+    fn marginal_of_much(&self, load: Load) -> Nanos {
+        let prices = self.prices.map(u128::from);
+        let quantities = load.quantities().map(u128::from);
+        let sum: u128 = prices.iter().zip(quantities).skip(1).map(|(price, quantity)| price * quantity).sum();
         Nanos(u64::try_from(sum >> FRAC).unwrap_or(u64::MAX).min(1 << 60))
     }
 

@@ -180,6 +180,7 @@ impl Fill<'_> {
     }
 
     /// A row for a running request, unless tokens, time or blocks are short.
+    #[inline]
     pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
         self.unpaid = false;
         self.reserve = self.reserve.saturating_sub(1);

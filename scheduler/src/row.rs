@@ -86,6 +86,7 @@ impl Fill<'_> {
         self.push_row(row, kind)
     }
 
+    #[inline]
     pub(crate) fn push_stretch(&mut self, slot: u32, len: u32) -> Nanos {
         let request = self.requests.get_mut(slot);
         let from = request.planned;
@@ -102,7 +103,7 @@ impl Fill<'_> {
         self.push_row(row, kind)
     }
 
-    #[inline]
+    #[inline(always)]
     fn push_row(&mut self, mut row: Row, kind: RowKind) -> Nanos {
         let load = row.load();
         row.reserve = self.reserve_for(row.slot, load);
