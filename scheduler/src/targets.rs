@@ -276,3 +276,67 @@ impl Model {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{Config, DeviceId, ModelId, ModelLimits, RowOutcome, StepPlan, StepReport, Tenant, TenantId};
+    use alloc::vec::Vec;
+
+    const CHAT: ModelId = ModelId(0);
+
+    fn plan(scheduler: &mut Scheduler, now: Nanos, device: DeviceId) -> Option<StepPlan> {
+        let mut plan = StepPlan::new();
+        scheduler.next_step(now, device, &mut plan).then_some(plan)
+    }
+
+    /// Finishes a step that took `pause` longer than its tokens do.
+    fn finish(scheduler: &mut Scheduler, now: &mut Nanos, plan: &StepPlan, pause: Nanos) {
+        let time = Nanos(5_000_000 + 20_000 * plan.tokens()) + pause;
+        *now += time;
+        let rows = alloc::vec![RowOutcome::Advanced; plan.rows.len()];
+        let report = StepReport { step: plan.step, device_time: time, rows: &rows };
+        assert!(scheduler.finish_step(*now, plan.device, &report, &mut Vec::new()));
+    }
+
+    fn text(tenant: u32, prompt_len: u32, new_tokens_max: u32) -> Admission {
+        let work = Work::Generate { prompt_len, new_tokens_max, hashes: Vec::new() };
+        Admission { tenant: TenantId(tenant), model: CHAT, priority: 0, work }
+    }
+
+    #[test]
+    fn a_request_that_went_elsewhere_says_nothing_of_waits_there() {
+        let mut scheduler = Scheduler::new(Config::default());
+        let (devices, mut now) = ([DeviceId(0), DeviceId(1)], Nanos(0));
+        for tenant in [1, 2] {
+            scheduler.add_tenant(TenantId(tenant), Tenant::default());
+        }
+        let limits = ModelLimits { blocks: 64, rows_max: 1, tokens_max: 256, context_len_max: 1024 };
+        for device in devices {
+            scheduler.add_device(now, device);
+            assert!(scheduler.add_model(device, CHAT, limits));
+            scheduler.admit_to(now, device, text(2, 20, 40)).unwrap();
+            while let Some(plan) = plan(&mut scheduler, now, device) {
+                finish(&mut scheduler, &mut now, &plan, Nanos::ZERO);
+            }
+        }
+        let bought = Tenant { ttft_target: Some(Nanos::from_secs(100)), ..Tenant::default() };
+        scheduler.set_tenant(TenantId(1), bought);
+        let margins = |scheduler: &Scheduler| [0, 1].map(|d: usize| scheduler.devices[d].waits.upon(Nanos(1 << 20)));
+        let before = margins(&scheduler);
+        // Behind a long prompt on the first device, for which it is meant until the second takes newcomers.
+        scheduler.admit_to(now, devices[0], text(1, 900, 100)).unwrap();
+        let long = plan(&mut scheduler, now, devices[0]).unwrap();
+        scheduler.drain_device(devices[1]);
+        let id = scheduler.admit(now, text(1, 20, 1)).unwrap();
+        scheduler.resume_device(devices[1]);
+        assert!(scheduler.requests.get(id.index() as u32).first.is_some_and(|first| 4 * first.waits.0 > first.alone.0));
+        finish(&mut scheduler, &mut now, &long, Nanos::from_secs(1));
+        assert!(plan(&mut scheduler, now, devices[0]).is_some(), "it is passed over");
+        let pulled = plan(&mut scheduler, now, devices[1]).unwrap();
+        finish(&mut scheduler, &mut now, &pulled, Nanos::from_secs(10));
+        assert!(scheduler.why(now, id).is_none(), "it ended there");
+        assert_eq!(margins(&scheduler), before);
+    }
+}
