@@ -5,9 +5,9 @@ use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
 use crate::budget::Margin;
-use crate::cost::{Cost, Load};
+use crate::cost::Load;
 use crate::ids::{DeviceId, ModelId, Nanos, PoolId, RequestId, StepId};
-use crate::model::Model;
+use crate::model::{Learnt, Model};
 use crate::purse::Reserve;
 use crate::share::{Share, Virtual};
 use crate::tenant::Tenants;
@@ -89,8 +89,8 @@ pub(crate) struct Device {
     /// How waits for a first token turn out here, against what was predicted.
     pub(crate) waits: Margin,
     pub(crate) models: Vec<Model>,
-    /// What steps cost here, from before a loss: the next executor has the same device.
-    pub(crate) costs: Vec<(ModelId, Cost)>,
+    /// What steps cost here and how far they exceed it, from before a loss: the next executor has the same device.
+    pub(crate) learnt: Vec<Learnt>,
     /// By tenant slot.
     pub(crate) shares: Vec<Share>,
     /// Tenants with live requests here that are not short of the device; see [`crate::standing`].
@@ -147,7 +147,7 @@ impl Device {
             pool: None,
             waits: Margin::of_waits(),
             models: Vec::new(),
-            costs: Vec::new(),
+            learnt: Vec::new(),
             shares: Vec::new(),
             calm: Roster::default(),
             at_hand: Roster::default(),

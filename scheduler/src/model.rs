@@ -210,6 +210,15 @@ pub(crate) struct Model {
     pub(crate) prefix_hits: u64,
 }
 
+/// What a model's steps on a device have taught; it outlives a loss of the device.
+#[derive(Clone, Debug)]
+pub(crate) struct Learnt {
+    pub(crate) model: ModelId,
+    cost: Cost,
+    margin: Margin,
+    drawn_mean: u64,
+}
+
 /// What a request is expected to need of a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Need {
@@ -310,6 +319,16 @@ impl Model {
     /// Ids that a finished request drew on average.
     pub(crate) fn drawn_mean(&self) -> u64 {
         (self.drawn_mean >> 8).max(1)
+    }
+
+    /// What was learnt of it, for when its device comes back.
+    pub(crate) fn into_learnt(self) -> Learnt {
+        Learnt { model: self.id, cost: self.cost, margin: self.margin, drawn_mean: self.drawn_mean }
+    }
+
+    /// Takes over what was learnt here before the device was lost.
+    pub(crate) fn recall(&mut self, learnt: Learnt) {
+        (self.cost, self.margin, self.drawn_mean) = (learnt.cost, learnt.margin, learnt.drawn_mean);
     }
 
     /// What another device's copy knows of answers holds here, too.

@@ -105,13 +105,14 @@ impl Scheduler {
             return false;
         }
         let mut model = Model::new(id, limits, &self.config, self.tenants.len());
+        let device = &mut self.devices[d];
+        if let Some(at) = device.learnt.iter().position(|learnt| learnt.model == id) {
+            model.recall(device.learnt.swap_remove(at));
+        }
         if let Some(same) = self.devices.iter().flat_map(|device| &device.models).find(|model| model.id == id) {
             model.learn_from(same);
         }
         let device = &mut self.devices[d];
-        if let Some(at) = device.costs.iter().position(|(known, _)| *known == id) {
-            model.cost = device.costs.swap_remove(at).1;
-        }
         for (tenant, account) in (0u32..).zip(self.tenants.iter()) {
             model.pool.set_plan(tenant, account);
         }
@@ -168,8 +169,8 @@ impl Scheduler {
         self.keep_block_times(now, d);
         let device = &mut self.devices[d];
         for model in device.models.drain(..) {
-            device.costs.retain(|(id, _)| *id != model.id);
-            device.costs.push((model.id, model.cost));
+            device.learnt.retain(|learnt| learnt.model != model.id);
+            device.learnt.push(model.into_learnt());
         }
         self.end_broke(now);
     }

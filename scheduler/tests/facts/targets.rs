@@ -230,6 +230,38 @@ fn a_changed_target_counts_for_what_runs() {
     assert!(rig.settled(stream).is_none());
 }
 
+#[test]
+fn a_device_that_comes_back_knows_how_far_its_steps_exceed_what_is_expected() {
+    let mut rig = rig(32);
+    let mut rng = Rng::new(7);
+    teach(&mut rig, |plan| Nanos(4_000_000 + 20_000 * plan.tokens()));
+    rig.tenant(1, with_itl(ms(20)));
+    // Tokens of a full step beside a stream.
+    let mut tokens = |rig: &mut Rig, steps: u64| {
+        rig.ask(1, 30, 3_000);
+        rig.step_at(|plan| Nanos(4_000_000 + 20_000 * plan.tokens()));
+        let mut tokens = 0;
+        for _ in 0..steps {
+            while rig.scheduler.stats().tenants[2].waiting < 2 {
+                rig.ask(2, 3_000, 5);
+            }
+            let plan = rig.plan().unwrap();
+            let time = noisy(&mut rng, &plan);
+            rig.finish_with(&plan, time, |_| RowOutcome::Advanced);
+            tokens += plan.tokens();
+        }
+        tokens / steps
+    };
+    tokens(&mut rig, 500);
+    rig.scheduler.device_lost(rig.now, DEVICE);
+    rig.events.clear();
+    rig.scheduler.add_device(rig.now, DEVICE);
+    let limits = ModelLimits { blocks: 4_000, rows_max: 32, tokens_max: 2_048, context_len_max: 4_096 };
+    assert!(rig.scheduler.add_model(DEVICE, CHAT, limits));
+    let (first, later) = (tokens(&mut rig, 20), tokens(&mut rig, 500));
+    assert!(first.abs_diff(later) * 20 < later, "{first} tokens a step at first, {later} later");
+}
+
 fn generate(prompt_len: u32, new_tokens_max: u32) -> Work {
     Work::Generate { prompt_len, new_tokens_max, hashes: Vec::new() }
 }
