@@ -95,6 +95,13 @@ pub struct Resumption {
     pub times: Times,
 }
 
+/// What stands for a prompt, as far as others can find it in the cache: the hash of a block stands for all before it.
+fn beginning(admission: &Admission) -> Option<(TenantId, ModelId, u32, BlockHash)> {
+    let Work::Generate { prompt_len, hashes, .. } = &admission.work else { return None };
+    let full = hashes.get(..(*prompt_len / BLOCK_LEN) as usize).unwrap_or(hashes);
+    Some((admission.tenant, admission.model, *prompt_len, *full.last()?))
+}
+
 /// The rank of a request of this class that came then.
 pub(crate) fn rank_of(since: Nanos, priority: u8, config: &Config, seq: u64) -> Rank {
     (since.0.saturating_add(config.priority_spacing.0.saturating_mul(u64::from(priority))), seq)
@@ -110,15 +117,17 @@ const RETRY_AFTER_MAX: Nanos = Nanos::from_secs(600);
 impl Scheduler {
     /// Accepts a request into its tenant's queue on the device that is expected to finish it first, or says why not.
     pub fn admit(&mut self, now: Nanos, admission: Admission) -> Result<RequestId, Reject> {
-        self.admit_on(now, admission, None, true).map(|(id, _)| id)
+        self.admit_on(now, admission, None, true, false).map(|(id, _)| id)
     }
 
     /// Accepts all of the requests or none, for the `n` choices of one call. They share a device, and so a prompt's blocks.
     pub fn admit_group(&mut self, now: Nanos, admissions: Vec<Admission>) -> Result<Vec<RequestId>, Reject> {
         let mut ids = Vec::with_capacity(admissions.len());
         let mut place = None;
-        for admission in admissions {
-            match self.admit_on(now, admission, place, true) {
+        let beginnings: Vec<_> = admissions.iter().map(beginning).collect();
+        for (n, admission) in admissions.into_iter().enumerate() {
+            let is_sibling = beginnings[n].is_some() && beginnings[..n].contains(&beginnings[n]);
+            match self.admit_on(now, admission, place, true, is_sibling) {
                 Ok((id, device)) => {
                     ids.push(id);
                     place = Some(device);
@@ -150,7 +159,7 @@ impl Scheduler {
     /// Accepts a request onto this device and no other, whatever that device has to do.
     pub fn admit_to(&mut self, now: Nanos, id: DeviceId, admission: Admission) -> Result<RequestId, Reject> {
         let device = self.device(id).ok_or(Reject { reason: RejectReason::NoDevice, retry_after: Nanos::ZERO })?;
-        let (id, _) = self.admit_on(now, admission, Some(device as u32), false)?;
+        let (id, _) = self.admit_on(now, admission, Some(device as u32), false, false)?;
         self.requests.get_mut(id.index() as u32).pinned = true;
         Ok(id)
     }
@@ -185,6 +194,7 @@ impl Scheduler {
         admission: Admission,
         place: Option<u32>,
         timely: bool,
+        is_sibling: bool,
     ) -> Result<(RequestId, u32), Reject> {
         let refuse = |reason| Reject { reason, retry_after: Nanos::ZERO };
         if self.draining {
@@ -209,11 +219,12 @@ impl Scheduler {
             return Err(Reject { reason: RejectReason::TenantQueueFull, retry_after });
         }
         let (device, model, first) = match timely {
-            true => self.in_time(now, tenant, &admission, (device, model), place.is_some())?,
+            true => self.in_time(now, tenant, &admission, (device, model), place.is_some(), is_sibling)?,
             false => (device, model, None),
         };
         let id = self.enter(now, now, admission, tenant, device, model);
-        self.requests.get_mut(id.index() as u32).first = first;
+        let request = self.requests.get_mut(id.index() as u32);
+        (request.first, request.is_sibling) = (first, is_sibling);
         Ok((id, device))
     }
 

@@ -174,6 +174,7 @@ impl Scheduler {
         (request.device, request.model) = (to as u32, model as u32);
         // When its first token comes says nothing of waits there, for which it was predicted, and nothing of waits here.
         request.first = None;
+        request.is_sibling = false;
         devices[to].enter(tenant);
         devices[to].models[model].kin_of(requests, slot);
         devices[to].enqueue(requests, tenants, slot);

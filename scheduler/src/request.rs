@@ -103,6 +103,8 @@ pub(crate) struct Request {
     pub(crate) queued_at: StepId,
     /// How it ends, while it is [`State::Ending`].
     pub(crate) ending: End,
+    /// One before it in its group has the same prompt: where that one computes it, this one finds it. Counts while it waits.
+    pub(crate) is_sibling: bool,
     /// It was given its device by name, and goes to no other.
     pub(crate) pinned: bool,
     /// Position in its lane's queue while it waits.
@@ -152,6 +154,7 @@ impl Request {
             need: Need::default(),
             queued_at: StepId(0),
             ending: End::Cancelled,
+            is_sibling: false,
             pinned: false,
             queue_pos: NONE,
             ties: Ties::default(),

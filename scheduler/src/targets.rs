@@ -4,7 +4,8 @@
 //! model, and one of each other model that runs, each with its constant and its decode rows, and with a chunk in what these leave of the step's
 //! budget. What is to be computed before it ends are the tenant's own prompts before it in rank, its own, and what others get meanwhile: by weight as
 //! much as the tenant itself, and as much as it is ahead of the device's clock; but no more than they have. Where rows, blocks or `running_max` are
-//! used up, there are at least the rounds in which enough of those that run are expected to end. Steps in flight come first.
+//! used up, there are at least the rounds in which enough of those that run are expected to end. Steps in flight come first. Of a group with one
+//! prompt, the first computes it and the others what is beyond its last full block, a round later.
 //!
 //! *What is promised.* Only the waiting part of the prediction is uncertain: the part that depends on what others do, and on who comes later. What
 //! waits turned out to be, against what was predicted, is learnt per device ([`Margin::of_waits`]), and a request is accepted
@@ -18,9 +19,9 @@ use crate::admit::{Admission, Reject, RejectReason, Work, rank_of};
 use crate::budget::Margin;
 use crate::cost::Load;
 use crate::device::Device;
-use crate::ids::Nanos;
+use crate::ids::{BlockHash, Nanos};
 use crate::model::Model;
-use crate::request::{Rank, Request, Requests};
+use crate::request::{Rank, Request, Requests, State};
 use crate::scheduler::Scheduler;
 use crate::tenant::Tenants;
 
@@ -69,6 +70,7 @@ impl Scheduler {
         admission: &Admission,
         (device, model): (u32, u32),
         fixed: bool,
+        is_sibling: bool,
     ) -> Result<(u32, u32, Option<First>), Reject> {
         let plan = &self.tenants.get(tenant).plan;
         let priority = admission.priority.max(plan.priority_ceiling);
@@ -91,7 +93,8 @@ impl Scheduler {
                 return Ok((d, m as u32, None));
             }
             let rank = rank_of(now, priority, &self.config, self.next_seq);
-            let first = place.first_token(now, m, tenant, rank, &admission.work, &self.requests, &self.tenants);
+            let newcomer = Newcomer { tenant, rank, work: &admission.work, is_sibling };
+            let first = place.first_token(now, m, &newcomer, &self.requests, &self.tenants);
             let expected = first.expected(&place.waits);
             if expected <= target {
                 if d == device {
@@ -114,6 +117,15 @@ impl Scheduler {
     }
 }
 
+/// A request at the door.
+struct Newcomer<'a> {
+    tenant: u32,
+    rank: Rank,
+    work: &'a Work,
+    /// It waits for the first request of its group that has the same prompt to compute it, and for the end of the prompt besides.
+    is_sibling: bool,
+}
+
 /// The work that stands before a request on a device.
 #[derive(Default)]
 struct Ahead {
@@ -134,21 +146,11 @@ struct Ahead {
 }
 
 impl Device {
-    #[allow(clippy::too_many_arguments)]
-    fn first_token(
-        &self,
-        now: Nanos,
-        m: usize,
-        tenant: u32,
-        rank: Rank,
-        work: &Work,
-        requests: &Requests,
-        tenants: &Tenants,
-    ) -> First {
+    fn first_token(&self, now: Nanos, m: usize, new: &Newcomer, requests: &Requests, tenants: &Tenants) -> First {
         let model = &self.models[m];
-        let need = model.need(tenant, work);
-        let load = Load::new(need.cached, need.known - need.cached);
-        let own = model.cost.marginal(load);
+        let Newcomer { tenant, rank, .. } = *new;
+        let need = model.need(tenant, new.work);
+        let own = model.cost.marginal(Load::new(need.cached, need.known - need.cached));
         let account = tenants.get(tenant);
         let step = model.cost.step();
         let time = self.budget_beside(m, account.plan.itl_target).time;
@@ -160,18 +162,41 @@ impl Device {
         let alone = own.saturating_add(Nanos(step.0.saturating_mul(rounds(own, chunk(Nanos::ZERO, 0)))));
 
         let ahead = self.ahead(m, tenant, rank, requests, tenants);
+        let shared = match new.work {
+            Work::Generate { hashes, .. } if new.is_sibling => shared_len(need.known, hashes),
+            _ => 0,
+        };
+        let own = match new.is_sibling {
+            true => model.cost.marginal(Load::new(shared, need.known - shared)),
+            false => own,
+        };
         let own = own.saturating_add(ahead.own);
         let weight = u128::from(account.weight());
         let lead = account.service.measured().saturating_sub(self.clock) >> 32;
         let meanwhile = u128::from(own.0) * ahead.weights / weight + lead.min(1 << 60) * ahead.weights;
         let others = Nanos(u64::try_from(meanwhile).unwrap_or(u64::MAX)).min(ahead.others);
         let prompts = own.saturating_add(others);
-        let places = self.rounds_for_places(m, tenant, need.known.div_ceil(BLOCK_LEN), &ahead, tenants);
+        let blocks = (need.known - shared).div_ceil(BLOCK_LEN);
+        let places = self.rounds_for_places(m, tenant, blocks, &ahead, tenants);
         let chunk = chunk(ahead.rows, model.running);
-        let rounds = rounds(prompts, chunk).max(places);
+        // What is shared is there a round before the rest of it can be computed.
+        let rounds = (rounds(prompts, chunk) + u64::from(new.is_sibling)).max(places);
         let round = step.saturating_add(ahead.rows).saturating_add(ahead.beside);
         let all = prompts.saturating_add(Nanos(round.0.saturating_mul(rounds))).saturating_add(self.busy_for(now));
+        let all = all.saturating_add(self.alone_for(requests, tenants));
         First { alone, waits: all.saturating_sub(alone), round: round.saturating_add(chunk.min(prompts)) }
+    }
+
+    /// Until the one that runs alone has drawn its first id, after which others mostly run again. For one that waits for a grant nobody waits.
+    fn alone_for(&self, requests: &Requests, tenants: &Tenants) -> Nanos {
+        let alone = self.alone.and_then(|id| requests.find(id)).map(|slot| requests.get(slot));
+        let Some(alone) = alone.filter(|alone| !tenants.get(alone.tenant).is_dry()) else { return Nanos::ZERO };
+        let model = &self.models[alone.model as usize];
+        let left = match alone.state {
+            State::Waiting | State::Parked => alone.need.latency,
+            _ => model.prompt_rest(alone),
+        };
+        left.saturating_add(model.cost.step())
     }
 
     fn ahead(&self, m: usize, tenant: u32, rank: Rank, requests: &Requests, tenants: &Tenants) -> Ahead {
@@ -183,9 +208,14 @@ impl Device {
                 let request = requests.get(slot);
                 own_waiting = own_waiting.saturating_add(request.need.prompt);
                 if request.rank < rank {
-                    ahead.own = ahead.own.saturating_add(request.need.prompt);
+                    let shared = if request.is_sibling { shared_len(request.known, &request.hashes) } else { 0 };
+                    let prompt = match request.is_sibling {
+                        true => model.cost.marginal(Load::new(shared, request.known - shared)),
+                        false => request.need.prompt,
+                    };
+                    ahead.own = ahead.own.saturating_add(prompt);
                     ahead.queued += u32::from(n == m);
-                    ahead.blocks += if n == m { request.known.div_ceil(BLOCK_LEN) } else { 0 };
+                    ahead.blocks += if n == m { (request.known - shared).div_ceil(BLOCK_LEN) } else { 0 };
                 }
             }
             if n != m && model.running > 0 {
@@ -252,6 +282,11 @@ impl Device {
         let by_rows = after(u64::from(by_rows), own_running);
         by_rows.max(after(u64::from(by_plan), account.running)).max(after(by_blocks, model.running))
     }
+}
+
+/// Tokens of a prompt that requests with the same one find in the cache once the first of them has computed it.
+fn shared_len(known: u32, hashes: &[BlockHash]) -> u32 {
+    (known.saturating_sub(1) / BLOCK_LEN).min(hashes.len() as u32) * BLOCK_LEN
 }
 
 impl Model {

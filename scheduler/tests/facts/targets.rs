@@ -351,6 +351,51 @@ fn a_group_with_one_late_member_is_refused_whole() {
     assert!(rig.scheduler.admit_group(rig.now, group(2)).is_ok());
 }
 
+#[test]
+fn choices_of_one_prompt_are_as_timely_as_the_prompt() {
+    let cost = |plan: &StepPlan| Nanos(4_000_000 + 20_000 * plan.tokens());
+    let hashes: Vec<_> = (0..1_500 / BLOCK_LEN).map(|n| hash(7, n)).collect();
+    let work = Work::Generate { prompt_len: 1_500, new_tokens_max: 5, hashes };
+    let group = vec![Admission { tenant: TenantId(1), model: CHAT, priority: 0, work }; 8];
+    // The prompt takes 34 ms, what is beyond its last full block 4.6 in all, a step later.
+    for (target, accepted) in [(60, true), (39, false)] {
+        let mut rig = rig(32);
+        teach(&mut rig, cost);
+        rig.tenant(1, with_ttft(ms(target)));
+        let ids = rig.scheduler.admit_group(rig.now, group.clone());
+        assert_eq!(ids.is_ok(), accepted, "{ids:?}");
+        let since = rig.now;
+        let mut late: Vec<_> = ids.unwrap_or_default();
+        while !late.is_empty() {
+            let plan = rig.plan().unwrap();
+            rig.finish_with(&plan, cost(&plan), |_| RowOutcome::Advanced);
+            late.retain(|id| !row(&plan, *id).is_some_and(|(.., samples)| samples));
+            assert!(rig.now - since <= ms(target), "{} choices come too late", late.len());
+        }
+    }
+}
+
+#[test]
+fn who_runs_alone_is_waited_for() {
+    let mut rig = rig(32);
+    let cost = |plan: &StepPlan| Nanos(4_000_000 + 20_000 * plan.tokens());
+    teach(&mut rig, cost);
+    let suspect = rig.ask(2, 3_000, 5);
+    rig.tenant(1, with_ttft(ms(40)));
+    assert!(rig.admit(1, CHAT, 0, generate(100, 5)).is_ok());
+    rig.scheduler.run_alone(DEVICE, Some(suspect));
+    let reject = rig.admit(1, CHAT, 0, generate(100, 5)).unwrap_err();
+    // Its 3,000 tokens take 60 ms, and a step's constant or two.
+    assert!(reject.retry_after > ms(20) && reject.retry_after < ms(80), "{:?}", reject.retry_after);
+    rig.tenant(1, with_ttft(ms(120)));
+    let id = rig.admit(1, CHAT, 0, generate(100, 5)).unwrap();
+    rig.step_at(cost);
+    rig.step_at(cost);
+    rig.scheduler.run_alone(DEVICE, None);
+    rig.tenant(1, Tenant::default());
+    assert!(time_to_first(&mut rig, id, cost) < ms(20));
+}
+
 /// Tenant 1 has a target of 300 ms and asks at random, others keep the device busy.
 #[derive(Default)]
 struct History {
