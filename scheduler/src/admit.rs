@@ -54,8 +54,8 @@ pub enum RejectReason {
     ContextTooLong,
     /// The prompt alone, or an item, exceeds the model's context.
     InputTooLong,
-    /// It could not run even alone: more blocks than the pool or the tenant's ceiling has, work of a kind that the model does
-    /// not do, or no work at all.
+    /// It could never run: more blocks than the tenant's ceiling, or than the pool has above the floors of others, work of a kind that
+    /// the model does not do, or no work at all.
     NeverFits,
     /// No device has the model.
     UnknownModel,

@@ -17,7 +17,7 @@ use crate::blocktime::{BlockTime, Meter};
 use crate::ids::{BlockHash, BlockId, Nanos};
 use crate::prefix::{Left, Prefix};
 use crate::request::{NONE, Requests};
-use crate::tenant::{Account, Tenants};
+use crate::tenant::{Account, OPERATOR_SLOT, Tenants};
 use crate::tournament::Tournament;
 use crate::wanted::Line;
 
@@ -60,10 +60,16 @@ impl Held {
     pub(crate) fn total(&self) -> u32 {
         self.used + self.cached
     }
+
+    /// What its floors keep from others at most: blocks in use above the first can be taken, and are cached then.
+    fn kept(&self) -> u32 {
+        self.floor.max(self.cache_floor)
+    }
 }
 
 /// Whether floors and ceilings bind. They give way only when a device would otherwise stand still with work waiting, which happens
-/// when they were changed under running requests.
+/// when they were changed under running requests, or when floors promise more than there is: a request that could never start beside
+/// the floors of others is refused, see [`Pool::reach`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limits {
     Bind,
@@ -84,6 +90,8 @@ pub(crate) struct Pool {
     /// Cached blocks over all tenants, and those of them that lie above their owners' floors.
     cached: u32,
     spare: u32,
+    /// What all floors keep from those who have none.
+    floors: u64,
     /// Tenants with blocks above their floors, the fattest first; brought up to date when somebody asks.
     fattest: Tournament<u64>,
     stale: Vec<u32>,
@@ -105,6 +113,7 @@ impl Pool {
             evictions: 0,
             cached: 0,
             spare: 0,
+            floors: 0,
             fattest: Tournament::default(),
             stale: Vec::new(),
             now: Nanos::ZERO,
@@ -137,12 +146,27 @@ impl Pool {
     pub(crate) fn set_plan(&mut self, tenant: u32, account: &Account) {
         let plan = &account.plan;
         let cached_max = plan.cache_blocks_ceiling.unwrap_or(u32::MAX);
+        let before = u64::from(self.held(tenant).kept());
         self.change(tenant, |held| {
             (held.floor, held.cache_floor, held.weight) =
                 (plan.kv_blocks_floor, plan.cache_blocks_floor, account.weight());
             held.cached_max = cached_max;
         });
         self.overfull |= self.held(tenant).cached > cached_max;
+        self.floors = self.floors - before + u64::from(self.held(tenant).kept());
+    }
+
+    /// The most blocks that the tenant can come to have at once, whatever the others do: all but what their floors keep, or what its own
+    /// floor keeps for it.
+    pub(crate) fn reach(&self, tenant: u32) -> u32 {
+        // The operator's own are small, and must not fail because floors promise more than there is.
+        if tenant == OPERATOR_SLOT {
+            return self.len();
+        }
+        let own = self.held(tenant).kept();
+        let others = self.floors - u64::from(own);
+        let rest = u64::from(self.len()).saturating_sub(others) as u32;
+        rest.max(own.min(self.len()))
     }
 
     /// What happens next, happens now. Caches whose ceiling was lowered shrink.
@@ -456,6 +480,7 @@ impl Pool {
         assert!(self.woken.is_empty(), "woken requests were put back");
         assert_eq!(self.cached, self.held.iter().map(|held| held.cached).sum::<u32>(), "cached blocks");
         assert_eq!(self.spare, self.held.iter().map(Held::spare).sum::<u32>(), "blocks above their floors");
+        assert_eq!(self.floors, self.held.iter().map(|held| u64::from(held.kept())).sum::<u64>(), "what floors keep");
         for (slot, held_now) in self.held.iter().enumerate() {
             let placed = self.fattest.key(slot as u32);
             assert!(held_now.stale || placed == held_now.fatness(), "place of slot {slot} among the fattest");

@@ -65,7 +65,7 @@ impl Scheduler {
         best(&places).map(|place| (place.d as u32, place.m as u32)).ok_or(why)
     }
 
-    /// Whether the work could run if it had the device to itself.
+    /// Whether the work could run there beside others that keep no more than their floors, as they stand at present.
     pub(crate) fn fits(&self, tenant: u32, device: &Device, model: usize, work: &Work) -> Result<(), RejectReason> {
         if !device.serves(self.tenants.get(tenant)) {
             return Err(RejectReason::NoDevice);
@@ -85,7 +85,7 @@ impl Scheduler {
                 }
                 let positions = prompt_len + new_tokens_max.saturating_sub(1);
                 let ceiling = self.tenants.get(tenant).plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
-                if positions.div_ceil(BLOCK_LEN) > limits.blocks.min(ceiling) {
+                if positions.div_ceil(BLOCK_LEN) > device.models[model].pool.reach(tenant).min(ceiling) {
                     return Err(RejectReason::NeverFits);
                 }
             }

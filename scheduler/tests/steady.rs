@@ -78,7 +78,8 @@ impl Steady {
                 weight: 1 + tenant % 4,
                 queue_len_max: u32::MAX,
                 running_max: if tenant % 5 == 0 { 3 } else { u32::MAX },
-                kv_blocks_floor: tenant % 3,
+                // In all less than there is, or nothing would fit beside them.
+                kv_blocks_floor: if tenant < 1_000 { tenant % 3 } else { 0 },
                 ..Tenant::default()
             };
             scheduler.add_tenant(TenantId(tenant), plan);

@@ -255,6 +255,36 @@ fn limits_changed_under_running_requests_stop_nothing() {
 }
 
 #[test]
+fn a_request_that_fits_only_into_the_floors_of_others_is_refused() {
+    let mut rig = Rig::new(64);
+    rig.tenant(1, Tenant { kv_blocks_floor: 20, cache_blocks_floor: 4, ..Tenant::default() });
+    rig.tenant(2, Tenant { cache_blocks_floor: 10, ..Tenant::default() });
+    // 34 blocks are nobody's.
+    let text = |blocks: u32| Work::Generate { prompt_len: blocks * BLOCK_LEN, new_tokens_max: 1, hashes: Vec::new() };
+    let reason =
+        |rig: &mut Rig, tenant, blocks| rig.admit(tenant, CHAT, 0, text(blocks)).map_err(|reject| reject.reason);
+    assert_eq!(reason(&mut rig, 3, 35), Err(RejectReason::NeverFits));
+    assert_eq!(reason(&mut rig, 1, 55), Err(RejectReason::NeverFits));
+    assert_eq!(reason(&mut rig, 2, 45), Err(RejectReason::NeverFits));
+    // The floors are full, and what is beside them is not touched.
+    let floor = rig.ask_text(1, 7, 20 * BLOCK_LEN, 1);
+    rig.run_dry();
+    assert!(rig.settled(floor).is_some());
+    for (tenant, blocks) in [(3, 34), (2, 44)] {
+        let id = reason(&mut rig, tenant, blocks).unwrap();
+        rig.run_dry();
+        assert!(matches!(rig.settled(id), Some((End::Finished, _))));
+    }
+    let again = rig.ask_text(1, 7, 20 * BLOCK_LEN, 1);
+    rig.step();
+    assert_eq!(rig.cached_tokens(again), Some(19 * BLOCK_LEN));
+    // Floors that promise more than there is leave everybody his own.
+    rig.tenant(3, Tenant { kv_blocks_floor: 60, ..Tenant::default() });
+    assert_eq!(reason(&mut rig, 4, 1), Err(RejectReason::NeverFits));
+    assert!(reason(&mut rig, 3, 60).is_ok() && reason(&mut rig, 1, 20).is_ok());
+}
+
+#[test]
 fn cached_blocks_inside_the_floor_of_the_cache_are_not_taken_whatever_is_in_use() {
     let found = |plan: Tenant| {
         let mut rig = Rig::new(24);
