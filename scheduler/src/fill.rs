@@ -5,8 +5,8 @@
 //!
 //! *Order.* Waiting requests that hit the cache go first, as far as [`crate::kin`] says. Then the tenant with the least virtual time gives one row; the row's expected cost is added to a copy of its virtual time, and
 //! the next tenant is picked, until rows or tokens are used up. Inside a tenant, requests go by rank (arrival, put off by
-//! priority class), running and waiting ones alike. So when rows are short, rows of a tenant over its share skip steps, and a tenant that
-//! comes back finds room at once. Only tenants that were not short before are all looked at; of the others, those whose turn comes
+//! priority class), running and waiting ones alike, but where all rows are taken an older one does not put a running one aside
+//! ([`Fill::starts_before`]). So when rows are short, rows of a tenant over its share skip steps, and a tenant that comes back finds room at once. Only tenants that were not short before are all looked at; of the others, those whose turn comes
 //! (see [`crate::standing`]).
 //!
 //! *Chunks.* A prompt row takes what the token budget and the latency cap leave, less one token for each running row still to come, so

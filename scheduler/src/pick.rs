@@ -45,11 +45,7 @@ impl Fill<'_> {
             let waiting = self.next_waiting(tenant);
             let start = match (running, waiting) {
                 (None, None) => return Pick::Nothing,
-                (Some(running), Some((rank, _))) => {
-                    let running = self.requests.get(running).rank;
-                    let model = &self.device.models[self.m];
-                    model.lanes[tenant as usize].goes_before(&model.turns[tenant as usize], rank, running)
-                }
+                (Some(running), Some((rank, _))) => self.starts_before(tenant, rank, running),
                 (running, _) => running.is_none(),
             };
             if let (false, Some(slot)) = (start, running) {

@@ -15,6 +15,22 @@ use crate::request::Rank;
 const UNPROVEN_TOKENS: u64 = 128;
 
 impl Fill<'_> {
+    /// Whether as many run as a step has rows: another that starts takes the row of one that runs, which keeps its blocks and stands still.
+    pub(crate) fn rows_taken(&self) -> bool {
+        let model = &self.device.models[self.m];
+        model.running >= model.limits.rows_max
+    }
+
+    /// Whether a waiting request of this rank goes before a running one of its tenant, by rank or by whose turn it is. Where all rows
+    /// are taken, only one of a more urgent class does, that outranks the other although it came later. One that is older, and was overtaken
+    /// or preempted, waits for a row to come free: to put its tenant's own work aside for it serves nobody, and takes blocks that were cached.
+    pub(crate) fn starts_before(&self, tenant: u32, rank: Rank, running: u32) -> bool {
+        let other = self.requests.get(running).rank;
+        let model = &self.device.models[self.m];
+        let before = model.lanes[tenant as usize].goes_before(&model.turns[tenant as usize], rank, other);
+        before && (!self.rows_taken() || rank < other && rank.1 > other.1)
+    }
+
     /// How many of `ready` tokens from position `from` go into this step.
     #[inline]
     pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {

@@ -18,7 +18,7 @@ impl Fill<'_> {
         // Tenants that may start nothing for now; a few of them.
         let (mut aside, mut refused) = ([NONE; ASIDE_MAX], 0);
         let mut tenant = self.device.models[self.m].kin.last;
-        while self.rows_left > 0 && self.tokens_left > 0 && refused < aside.len() {
+        while self.rows_left > 0 && self.tokens_left > 0 && refused < aside.len() && !self.rows_taken() {
             tenant = tenant.filter(|tenant| self.may_start_kin(*tenant, until)).or_else(|| self.next_kin(until));
             let Some(next) = tenant else { break };
             let slot = self.device.models[self.m].kin.next(next).filter(|_| self.may_start_kin(next, until));

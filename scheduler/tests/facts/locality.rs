@@ -71,6 +71,30 @@ fn a_cold_prompt_is_overtaken_for_a_quantum_and_no_longer() {
 }
 
 #[test]
+fn who_was_overtaken_waits_for_a_row_and_who_is_more_urgent_takes_one() {
+    let mut rig = Rig::with(Config { steps_in_flight_max: 1, ..Config::default() }, 64, 2, 256);
+    rig.ask_text(1, 7, 100, 1);
+    rig.run_dry();
+    let cold = rig.ask_text(1, 8, 100, 1);
+    let alike = [rig.ask_text(1, 7, 100, 20), rig.ask_text(1, 7, 100, 20)];
+    for _ in 0..15 {
+        let plan = rig.step().unwrap();
+        assert!(alike.iter().all(|id| row(&plan, *id).is_some()), "both rows are taken by those that overtook it");
+    }
+    rig.run_dry();
+    assert_eq!(rig.cached_tokens(cold), Some(0));
+    // Of a lower class, they make way.
+    let low = |rig: &mut Rig| {
+        rig.admit(1, CHAT, 1, Work::Generate { prompt_len: 10, new_tokens_max: 20, hashes: Vec::new() }).unwrap()
+    };
+    let running = [low(&mut rig), low(&mut rig)];
+    let plan = rig.step().unwrap();
+    assert!(running.iter().all(|id| row(&plan, *id).is_some()));
+    let urgent = rig.ask(1, 10, 1);
+    assert!(row(&rig.step().unwrap(), urgent).is_some());
+}
+
+#[test]
 fn a_tenant_goes_on_with_what_it_has_cached_until_it_is_a_quantum_ahead() {
     let order = |locality_quantum| {
         let config = Config { locality_quantum, steps_in_flight_max: 1, hold_max: Nanos::ZERO, ..Config::default() };
