@@ -26,8 +26,8 @@ pub struct Config {
     /// had as much, and the service gap would grow with the longest prompt.
     pub hold_max: Nanos,
     /// Device time for which requests whose beginning is cached may go before others, so that it is computed once; see
-    /// `docs/fairness.md`. It is the most by which a tenant may be ahead of another for that, and for each of a tenant's
-    /// requests the most by which younger ones may overtake the next. With 0, the prefix cache decides nothing.
+    /// `docs/fairness.md`. It is the most by which a tenant may be ahead of another for that; inside a tenant, younger requests may go
+    /// before the oldest for four times as long. With 0, the prefix cache decides nothing.
     pub locality_quantum: Nanos,
     /// How much later a request of priority `p` counts as having arrived, times `p`. This is also the ageing: a request of
     /// class `p` is overtaken by class 0 for at most `p * priority_spacing`.

@@ -4,9 +4,11 @@
 //! locality choose inside a fair order, for a quantum at a time; here as follows.
 //!
 //! *Inside a tenant.* When a request starts by rank, those whose beginning is in the cache may go before older ones that are cold, the
-//! longest beginnings first, then those used last, until [`crate::Config::locality_quantum`] of device time, as it was
+//! longest beginnings first, then those used last, until [`QUANTA`] times [`crate::Config::locality_quantum`] of device time, as it was
 //! estimated, has gone to them; then the oldest starts by rank. So an old request with a cold prompt is overtaken for at
-//! most a quantum for each request that is older than it, however many come for the beginnings that are cached.
+//! most that for itself and each request that is older than it, however many come for the beginnings that are cached. More than one
+//! quantum, since it is no other tenant's time, and each cold start pushes out what warm ones wait for, until these
+//! are cold when their turn comes, and all wait longer for it.
 //!
 //! *Between tenants.* Requests that hit the cache go before all others, those of the tenant that started one last first, then by virtual
 //! time, if their tenant is less than a quantum ahead of the least among the tenants that are short. Otherwise another's cold prompt
@@ -30,6 +32,9 @@ use crate::tournament::Tournament;
 
 /// Blocks from the beginning that are alike in a group.
 pub(crate) const DEPTHS: [usize; 4] = [1, 4, 16, 64];
+
+/// Quanta for which those that hit the cache may go before their own tenant's oldest.
+const QUANTA: u64 = 4;
 
 /// A request's place among its kin, by depth.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +84,7 @@ struct Warmth {
 /// The kin of a model's requests on a device.
 #[derive(Clone, Debug)]
 pub(crate) struct Kin {
+    /// Device time for which a tenant's requests may go before its oldest.
     quantum: Nanos,
     groups: Vec<Group>,
     free: Vec<u32>,
@@ -95,7 +101,7 @@ impl Kin {
     pub(crate) fn new(quantum: Nanos) -> Kin {
         let buckets = alloc::vec![NONE; 64];
         Kin {
-            quantum,
+            quantum: Nanos(quantum.0.saturating_mul(QUANTA)),
             groups: Vec::new(),
             free: Vec::new(),
             buckets,

@@ -48,7 +48,7 @@ fn without_a_quantum_requests_go_by_rank() {
 }
 
 #[test]
-fn a_cold_prompt_is_overtaken_for_a_quantum_and_no_longer() {
+fn a_cold_prompt_is_overtaken_for_four_quanta_and_no_longer() {
     let mut rig = one_by_one(Nanos::from_millis(250));
     for _ in 0..40 {
         rig.ask_text(1, 7, 100, 1);
@@ -66,8 +66,8 @@ fn a_cold_prompt_is_overtaken_for_a_quantum_and_no_longer() {
     }
     let after = steps - 20;
     println!("started after {steps} steps, {after} of them for others that came later; {overtaken} at once");
-    // A step takes 10 ms and is estimated at about that.
-    assert!((5..=60).contains(&after), "{after}");
+    // A step takes 10 ms and is estimated at about that. The last one that was older left something of its time.
+    assert!((30..=110).contains(&after), "{after}");
 }
 
 #[test]
