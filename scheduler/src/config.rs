@@ -69,7 +69,7 @@ impl Default for Config {
             start_preempts_at: Nanos::from_secs(1),
             lead_min: Nanos::from_millis(2),
             step_latency_max: Nanos::from_millis(250),
-            hold_max: Nanos::from_millis(500),
+            hold_max: Nanos::from_millis(250),
             locality_quantum: Nanos::from_millis(250),
             priority_spacing: Nanos::from_secs(2),
             quota_wait_max: Nanos::from_secs(10),
