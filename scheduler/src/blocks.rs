@@ -17,7 +17,7 @@ use crate::blocktime::{BlockTime, Meter};
 use crate::ids::{BlockHash, BlockId, Nanos};
 use crate::prefix::{Left, Prefix};
 use crate::request::{NONE, Requests};
-use crate::tenant::{Account, OPERATOR_SLOT, Tenants};
+use crate::tenant::{Account, OPERATOR_SLOT};
 use crate::tournament::Tournament;
 use crate::wanted::Line;
 
@@ -241,20 +241,19 @@ impl Pool {
         black_box(blocks.iter().fold(0, |sum, block| sum ^ self.blocks[block.0 as usize].refs));
     }
 
-    /// How many blocks could be given to the tenant now.
-    pub(crate) fn room(&self, tenant: u32, tenants: &Tenants, limits: Limits) -> u32 {
+    /// How many blocks could be given to the tenant now, if it may use so many.
+    pub(crate) fn room(&self, tenant: u32, ceiling: u32, limits: Limits) -> u32 {
         let own = self.held(tenant);
         let others = match limits {
             Limits::Bind => self.spare - own.spare(),
             Limits::GiveWay => self.cached - own.cached,
         };
         let room = self.free_len() + own.cached + others;
-        room.min(ceiling(tenants.get(tenant), limits).saturating_sub(own.used))
+        room.min(ceiling.saturating_sub(own.used))
     }
 
     /// A private block for the tenant, with one reference.
-    pub(crate) fn take(&mut self, tenant: u32, tenants: &Tenants, limits: Limits) -> Option<BlockId> {
-        let ceiling = ceiling(tenants.get(tenant), limits);
+    pub(crate) fn take(&mut self, tenant: u32, ceiling: u32, limits: Limits) -> Option<BlockId> {
         let mut left = Left::none();
         let block = self.take_one(tenant, ceiling, limits, &mut left);
         self.index.remove_left(&mut left);
@@ -265,12 +264,11 @@ impl Pool {
     pub(crate) fn take_all(
         &mut self,
         tenant: u32,
-        tenants: &Tenants,
+        ceiling: u32,
         limits: Limits,
         blocks: &mut Vec<BlockId>,
         len: usize,
     ) -> bool {
-        let ceiling = ceiling(tenants.get(tenant), limits);
         let mut left = Left::none();
         while blocks.len() < len {
             let Some(block) = self.take_one(tenant, ceiling, limits, &mut left) else { break };
@@ -493,7 +491,8 @@ impl Pool {
     }
 }
 
-fn ceiling(account: &Account, limits: Limits) -> u32 {
+/// The most blocks that the tenant may use.
+pub(crate) fn ceiling(account: &Account, limits: Limits) -> u32 {
     match limits {
         Limits::Bind => account.plan.kv_blocks_ceiling.unwrap_or(u32::MAX),
         Limits::GiveWay => u32::MAX,

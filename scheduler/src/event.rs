@@ -16,6 +16,8 @@ pub enum End {
     Lost,
     /// Its tenant's quota is spent, or no grant came in time.
     Quota,
+    /// It waited, and limits that were changed meanwhile leave too few blocks for it: its tenant's ceiling, or floors of others.
+    NeverFits,
 }
 
 /// One fact about one request, or one tenant's grant, in the order they came true.

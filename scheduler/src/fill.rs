@@ -62,7 +62,11 @@ impl Scheduler {
         };
         // Nobody waits for one that runs alone and cannot for want of a grant.
         let waits = self.lone_is_dry(d).then(|| self.devices[d].alone.take()).flatten();
-        let planned = self.plan_next(now, d, plan);
+        let mut planned = self.plan_next(now, d, plan);
+        while self.end_outgrown(now) && !planned {
+            // Others of their tenants may have stood behind them.
+            planned = self.plan_next(now, d, plan);
+        }
         self.devices[d].alone = waits.or(self.devices[d].alone);
         self.end_broke(now);
         planned
@@ -147,7 +151,7 @@ impl Scheduler {
             #[cfg(feature = "sim")]
             order: self.config.order,
             quota_wait_max: self.config.quota_wait_max,
-            unpaid: false,
+            held_back: false,
             rows_left: model.limits.rows_max.max(1),
             tokens_left: model.limits.tokens_max.max(1),
             time_left: budget.time.saturating_sub(model.cost.step()),
@@ -203,8 +207,8 @@ pub(crate) struct Fill<'a> {
     #[cfg(feature = "sim")]
     pub(crate) order: crate::config::Order,
     pub(crate) quota_wait_max: Nanos,
-    /// The row just asked for is passed over for want of a grant, not of the device.
-    pub(crate) unpaid: bool,
+    /// The row just asked for is passed over by its tenant's own limit, a grant or a ceiling, and not for want of the device.
+    pub(crate) held_back: bool,
     pub(crate) rows_left: u32,
     pub(crate) tokens_left: u32,
     pub(crate) time_left: Nanos,

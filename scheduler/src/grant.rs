@@ -310,7 +310,7 @@ impl Fill<'_> {
             let fits = estimate(cost, Load::new(from, some), constant) <= left;
             return Some(if fits { some } else { least });
         }
-        self.unpaid = true;
+        self.held_back = true;
         self.tenants.get_mut(tenant).purse.refuse(self.now, self.id, wanted, self.quota_wait_max);
         self.tenants.ask(tenant, whole, self.events);
         self.tenants.note_deadline(tenant);

@@ -57,7 +57,7 @@ impl Fill<'_> {
                     }
                     return Pick::Row(cost);
                 }
-                let short = !core::mem::take(&mut self.unpaid);
+                let short = !core::mem::take(&mut self.held_back);
                 let lane = self.lane(tenant);
                 lane.short |= short;
                 lane.cursor += 1;
@@ -178,7 +178,7 @@ impl Fill<'_> {
     /// A row for a running request, unless tokens, time or blocks are short.
     #[inline]
     pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
-        self.unpaid = false;
+        self.held_back = false;
         self.reserve = self.reserve.saturating_sub(1);
         let request = self.requests.get(slot);
         if let (true, Work::Embed { lens }) = (request.is_list, &request.work) {
@@ -193,7 +193,7 @@ impl Fill<'_> {
         };
         let len = self.afford(slot, from, len, false)?;
         if self.grow(slot, (from + len).div_ceil(BLOCK_LEN)).is_none() {
-            self.requests.wait(slot, Cause::Memory);
+            self.requests.wait(slot, if self.held_back { Cause::Queue } else { Cause::Memory });
             return None;
         }
         Some(self.push_stretch(slot, len))

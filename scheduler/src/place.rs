@@ -21,9 +21,10 @@
 
 use crate::BLOCK_LEN;
 use crate::admit::{Admission, RejectReason, Work};
-use crate::blocks::Limits;
+use crate::blocks::{Limits, ceiling};
 use crate::cost::Load;
 use crate::device::Device;
+use crate::event::End;
 use crate::ids::{DeviceId, Nanos, RequestId};
 use crate::model::{Model, Need};
 use crate::request::{Requests, State};
@@ -162,6 +163,20 @@ impl Scheduler {
         best(&places).map(|place| (place.d, place.m))
     }
 
+    /// Ends requests that can never start, as far as no other device can do them. True if there were any.
+    pub(crate) fn end_outgrown(&mut self, now: Nanos) -> bool {
+        let mut any = false;
+        while let Some(id) = self.tenants.outgrown.pop() {
+            let Some(slot) = self.requests.find(id) else { continue };
+            any = true;
+            match self.place_again(slot).filter(|_| !self.requests.get(slot).pinned) {
+                Some((to, model)) => self.move_to(slot, to, model),
+                None => self.end_early(now, slot, End::NeverFits),
+            }
+        }
+        any
+    }
+
     /// Binds a request that waits to another device. Its rank goes with it.
     fn move_to(&mut self, slot: u32, to: usize, model: usize) {
         let Scheduler { devices, requests, tenants, .. } = self;
@@ -229,7 +244,7 @@ impl Scheduler {
         }
         // What came before what waits here goes before it, wherever it was sent.
         let here = model.lanes[tenant as usize].waiting.head();
-        let mut blocks = model.pool.room(tenant, &self.tenants, Limits::Bind);
+        let mut blocks = model.pool.room(tenant, ceiling(account, Limits::Bind), Limits::Bind);
         for _ in 0..rows.min(waiting.div_ceil(2)) {
             let Some(slot) = self.next_to_pull(tenant, e, theirs) else { return };
             let request = self.requests.get(slot);

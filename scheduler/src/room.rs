@@ -10,10 +10,15 @@
 //! their ranks. The first in both can take blocks from any unprotected request; a protected one, preempted often enough, restarts
 //! only with every block it can ever need, so it ends. Parked requests wait only for running ones. What remains is floors and
 //! ceilings changed under way: they give way when nothing else could run and nothing is in flight.
+//!
+//! *Plans that change.* On a device that never stands still nothing gives way. So a request that waits and has become too large for its
+//! tenant's ceiling, or for what the floors of others leave, ends when its turn comes ([`crate::End::NeverFits`]), unless another device
+//! can do it. One that ran already keeps to the ceiling that it was accepted under, to its end: what is at work stays at work. But if it
+//! lost its blocks and floors keep them by now, it ends, too.
 
 use crate::BLOCK_LEN;
 use crate::block::BlockState;
-use crate::blocks::Limits;
+use crate::blocks::{Limits, ceiling};
 use crate::cost::Load;
 use crate::event::Event;
 use crate::fill::Fill;
@@ -24,6 +29,10 @@ use crate::share::{virtual_time, whole};
 
 impl Fill<'_> {
     pub(crate) fn start_sequence(&mut self, slot: u32) -> Start {
+        if self.has_outgrown(slot) {
+            self.tenants.outgrown.push(self.requests.id(slot));
+            return Start::Capped;
+        }
         self.device.models[self.m].give_table(self.requests.get_mut(slot));
         let start = self.start_with_table(slot);
         if !matches!(start, Start::Row(_)) {
@@ -67,10 +76,14 @@ impl Fill<'_> {
         for block in &self.requests.get(slot).blocks {
             self.device.models[self.m].pool.share(block.0);
         }
-        let (tenants, limits) = (&*self.tenants, self.limits);
+        let limits = self.limits;
+        let (bought, may) = (ceiling(self.tenants.get(tenant), limits), self.ceiling_for(slot, limits));
         let blocks = &mut self.requests.get_mut(slot).blocks;
         let full = blocks.len() + wanted as usize;
-        let taken = self.device.models[self.m].pool.take_all(tenant, tenants, limits, blocks, full);
+        let pool = &mut self.device.models[self.m].pool;
+        // First inside what its tenant has bought.
+        let taken = pool.take_all(tenant, bought, limits, blocks, full)
+            || may > bought && pool.take_all(tenant, may, limits, blocks, full);
         assert!(taken, "the room was counted");
         self.device.wake(self.requests, self.tenants, self.m);
         let request = self.requests.get(slot);
@@ -83,10 +96,31 @@ impl Fill<'_> {
         Start::Row(self.push_stretch(slot, len))
     }
 
-    fn take(&mut self, tenant: u32) -> Option<BlockId> {
-        let limits = self.limits;
-        let model = &mut self.device.models[self.m];
-        let block = model.pool.take(tenant, self.tenants, limits);
+    /// Whether a waiting request can never start, by limits that have changed since it was accepted.
+    fn has_outgrown(&self, slot: u32) -> bool {
+        let request = self.requests.get(slot);
+        let reach = self.device.models[self.m].pool.reach(request.tenant);
+        let blocks = request.limit().div_ceil(BLOCK_LEN);
+        blocks > reach.min(self.ceiling_for(slot, Limits::Bind))
+    }
+
+    /// How many blocks its tenant may use for the sake of this request: as many as it has bought, but one that has run may go on.
+    fn ceiling_for(&self, slot: u32, limits: Limits) -> u32 {
+        let request = self.requests.get(slot);
+        let bought = ceiling(self.tenants.get(request.tenant), limits);
+        let outgrown = request.limit().div_ceil(BLOCK_LEN) > bought;
+        if outgrown && request.started_at.is_some() { u32::MAX } else { bought }
+    }
+
+    /// A block for a request, first inside what its tenant has bought.
+    fn take(&mut self, slot: u32) -> Option<BlockId> {
+        let (limits, tenant) = (self.limits, self.requests.get(slot).tenant);
+        let (bought, may) = (ceiling(self.tenants.get(tenant), limits), self.ceiling_for(slot, limits));
+        let pool = &mut self.device.models[self.m].pool;
+        let mut block = pool.take(tenant, bought, limits);
+        if block.is_none() && may > bought {
+            block = pool.take(tenant, may, limits);
+        }
         self.device.wake(self.requests, self.tenants, self.m);
         block
     }
@@ -99,23 +133,20 @@ impl Fill<'_> {
             let model = &self.device.models[self.m];
             let idle = |block: &&BlockId| model.pool.blocks[block.0 as usize].refs == 0;
             let idle = self.requests.get(slot).blocks.iter().filter(idle).count() as u32;
-            let ceiling = match self.limits {
-                Limits::Bind => self.tenants.get(tenant).plan.kv_blocks_ceiling.unwrap_or(u32::MAX),
-                Limits::GiveWay => u32::MAX,
-            };
+            let ceiling = self.ceiling_for(slot, self.limits);
             let used = model.pool.held(tenant).used + idle;
             if used.saturating_add(wanted) > ceiling {
                 return Err(Start::Capped);
             }
             let headroom = model.running.min(model.pool.len() / 8);
             // Its own cached blocks count as room, but those it is about to hold are not.
-            let room = model.pool.room(tenant, self.tenants, self.limits).saturating_sub(idle);
+            let room = model.pool.room(tenant, ceiling, self.limits).saturating_sub(idle);
             let needed = if self.limits == Limits::Bind { wanted + headroom } else { wanted };
             // The tenant's ceiling bounds the room too, but needs no headroom.
             if room >= needed.min(ceiling - used).max(wanted) {
                 return Ok(());
             }
-            if !self.make_room(tenant, None, needed - room.min(needed)) {
+            if !self.make_room(tenant, ceiling, None, needed - room.min(needed)) {
                 return Err(Start::NoRoom);
             }
         }
@@ -137,7 +168,7 @@ impl Fill<'_> {
             if n >= wanted {
                 return Some(());
             }
-            match self.take(tenant) {
+            match self.take(slot) {
                 Some(block) => {
                     let request = self.requests.get_mut(slot);
                     request.blocks.push(block);
@@ -146,21 +177,24 @@ impl Fill<'_> {
                     }
                 }
                 None => {
-                    let rank = self.requests.get(slot).rank;
-                    self.make_room(tenant, Some(rank), wanted - n).then_some(())?
+                    let (rank, ceiling) = (self.requests.get(slot).rank, self.ceiling_for(slot, self.limits));
+                    if !self.make_room(tenant, ceiling, Some(rank), wanted - n) {
+                        self.held_back = self.device.models[self.m].pool.held(tenant).used >= ceiling;
+                        return None;
+                    }
                 }
             }
         }
     }
 
-    /// Preempts one request for the tenant's sake, which misses so many blocks; `rank` is that of its running request, or nothing for
+    /// Preempts one request for the tenant's sake, which misses so many blocks and may use `ceiling` of them; `rank` is that of its running request, or nothing for
     /// one that wants to start. False if nothing is to be had, or what is missing comes free anyway when steps in flight have
     /// ended. So all blocks that a long prompt needs are taken at once, and not two steps apart; see `docs/fairness.md`.
-    fn make_room(&mut self, tenant: u32, rank: Option<Rank>, missing: u32) -> bool {
+    fn make_room(&mut self, tenant: u32, ceiling: u32, rank: Option<Rank>, missing: u32) -> bool {
         if self.model().yielding >= missing {
             return false;
         }
-        let Some(slot) = self.victim(tenant, rank, missing) else {
+        let Some(slot) = self.victim(tenant, ceiling, rank, missing) else {
             return false;
         };
         self.preempt(slot);
@@ -169,13 +203,12 @@ impl Fill<'_> {
 
     /// The request of lowest rank of the tenant furthest over its share: the one that is most whole [`Fill::start_preempts_at`] of
     /// virtual time ahead, then the one with the most blocks by weight. Small leads in time are noise, and do not choose.
-    fn victim(&self, tenant: u32, rank: Option<Rank>, missing: u32) -> Option<u32> {
+    fn victim(&self, tenant: u32, ceiling: u32, rank: Option<Rank>, missing: u32) -> Option<u32> {
         #[cfg(feature = "sim")]
         if self.order.is_foreign() {
             return self.last_to_come(rank);
         }
         let model = &self.device.models[self.m];
-        let plan = &self.tenants.get(tenant).plan;
         let bind = self.limits == Limits::Bind;
         let floor = |tenant: u32| {
             if bind { self.tenants.get(tenant).plan.kv_blocks_floor } else { 0 }
@@ -183,8 +216,7 @@ impl Fill<'_> {
         // What it has bought is its own; what is beyond that it takes as everybody does.
         let inside_floor = model.pool.held(tenant).total().saturating_add(missing) <= floor(tenant);
         // At its own ceiling only the tenant's own blocks help.
-        let ceiling = plan.kv_blocks_ceiling.unwrap_or(u32::MAX);
-        let only_own = bind && model.pool.held(tenant).used >= ceiling;
+        let only_own = model.pool.held(tenant).used >= ceiling;
         let mine = self.excess(tenant);
         // Nobody else runs until the one that runs alone has: whoever is in its way goes.
         let alone = self.device.alone.is_some();

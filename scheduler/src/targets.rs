@@ -16,6 +16,7 @@
 
 use crate::BLOCK_LEN;
 use crate::admit::{Admission, Reject, RejectReason, Work, rank_of};
+use crate::blocks::{Limits, ceiling};
 use crate::budget::Margin;
 use crate::cost::Load;
 use crate::device::Device;
@@ -271,7 +272,7 @@ impl Device {
         let by_rows = (own_running + ahead.queued + 1).saturating_sub(rows);
         let running_max = account.plan.running_max.max(1);
         let by_plan = account.running.saturating_add(ahead.queued + 1).saturating_sub(running_max);
-        let room = model.pool.room(tenant, tenants, crate::blocks::Limits::Bind);
+        let room = model.pool.room(tenant, ceiling(account, Limits::Bind), Limits::Bind);
         let short = u64::from((ahead.blocks + blocks).saturating_sub(room));
         let by_blocks = match short {
             0 => 0,

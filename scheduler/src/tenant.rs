@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::blocktime::BlockTime;
-use crate::ids::{ModelId, Nanos, PoolId, TenantId};
+use crate::ids::{ModelId, Nanos, PoolId, RequestId, TenantId};
 use crate::purse::Purse;
 use crate::share::{Service, Virtual, virtual_time};
 
@@ -117,6 +117,8 @@ pub(crate) struct Tenants {
     pub(crate) deadline: Option<Nanos>,
     /// Tenants whose requests end because nothing more can be spent; see [`crate::grant`].
     pub(crate) broke: Vec<u32>,
+    /// Requests that wait and can never start; see `room`.
+    pub(crate) outgrown: Vec<RequestId>,
 }
 
 /// The operator's slot.
@@ -131,6 +133,7 @@ impl Tenants {
             lowered: Vec::new(),
             deadline: None,
             broke: Vec::new(),
+            outgrown: Vec::new(),
         };
         tenants.set(TenantId::OPERATOR, Tenant::default(), hold_max);
         tenants

@@ -15,8 +15,8 @@ pub struct TenantOutcome {
     pub accepted: u64,
     /// Refused requests.
     pub rejected: u64,
-    /// Settled requests by [`End`]: finished, cancelled, failed, lost, out of quota.
-    pub ends: [u64; 5],
+    /// Settled requests by [`End`]: finished, cancelled, failed, lost, out of quota, too large.
+    pub ends: [u64; 6],
     /// The sum of the bills.
     pub charge: Nanos,
     /// From admission to the first drawn id or embedded item, of each request that got so far, in ascending order.
@@ -35,7 +35,7 @@ impl TenantOutcome {
             tenant,
             accepted: 0,
             rejected: 0,
-            ends: [0; 5],
+            ends: [0; 6],
             charge: Nanos::ZERO,
             waits: Vec::new(),
             cached_tokens: 0,

@@ -247,11 +247,85 @@ fn a_tenant_at_its_ceiling_takes_from_itself_and_stops_nobody() {
 fn limits_changed_under_running_requests_stop_nothing() {
     let mut rig = Rig::new(16);
     let ids = [rig.ask(1, 200, 100), rig.ask(2, 200, 100)];
-    rig.step();
+    while ids.iter().any(|id| rig.cached_tokens(*id).is_none()) {
+        rig.step();
+    }
     rig.tenant(1, Tenant { kv_blocks_ceiling: Some(2), kv_blocks_floor: 16, ..Tenant::default() });
     rig.tenant(2, Tenant { kv_blocks_ceiling: Some(2), kv_blocks_floor: 16, ..Tenant::default() });
     rig.run_dry();
     assert!(ids.iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
+}
+
+/// Another tenant keeps the device busy from now on.
+fn keep_busy(rig: &mut Rig) {
+    for _ in 0..2 {
+        rig.ask(4, 10, 300);
+    }
+    rig.step();
+}
+
+#[test]
+fn a_waiting_request_that_a_lowered_ceiling_or_a_raised_floor_leaves_no_room_for_ends() {
+    let mut rig = Rig::new(64);
+    let ceiling = |blocks| Tenant { kv_blocks_ceiling: Some(blocks), running_max: 1, ..Tenant::default() };
+    rig.tenant(1, ceiling(40));
+    keep_busy(&mut rig);
+    let (runs, waits, small) = (rig.ask(1, 300, 40), rig.ask(1, 300, 40), rig.ask(1, 60, 1));
+    let other = rig.ask(2, 1_200, 1);
+    rig.tenant(2, Tenant { running_max: 1, ..Tenant::default() });
+    while rig.cached_tokens(runs).is_none() || rig.cached_tokens(other).is_none() {
+        rig.step();
+    }
+    rig.tenant(1, ceiling(5));
+    rig.tenant(3, Tenant { kv_blocks_floor: 30, ..Tenant::default() });
+    while rig.settled(small).is_none() || rig.settled(other).is_none() {
+        assert!(rig.step().is_some_and(|plan| plan.rows.len() > 1), "the device is never idle");
+    }
+    assert_eq!(rig.settled(runs).unwrap().0, End::Finished, "what is at work stays at work");
+    assert_eq!(rig.settled(waits), Some((End::NeverFits, Nanos::ZERO)));
+    assert_eq!(rig.settled(small).unwrap().0, End::Finished);
+    // It ran already when the floor was raised.
+    assert_eq!(rig.settled(other).unwrap().0, End::Finished);
+    let later = rig.admit(2, CHAT, 0, Work::Generate { prompt_len: 1_200, new_tokens_max: 1, hashes: Vec::new() });
+    assert_eq!(later.unwrap_err().reason, RejectReason::NeverFits);
+}
+
+#[test]
+fn a_waiting_request_too_large_for_a_floor_that_was_raised_ends_and_stops_nobody() {
+    let mut rig = Rig::new(64);
+    keep_busy(&mut rig);
+    rig.tenant(2, Tenant { running_max: 1, ..Tenant::default() });
+    let (first, large) = (rig.ask(2, 60, 20), rig.ask(2, 1_200, 1));
+    rig.step();
+    rig.tenant(3, Tenant { kv_blocks_floor: 30, ..Tenant::default() });
+    let filler = rig.ask_text(3, 7, 900, 1);
+    let later: Vec<_> = (0..5).map(|_| rig.ask(1, 60, 5)).collect();
+    for _ in 0..60 {
+        rig.step().unwrap();
+    }
+    assert_eq!(rig.settled(large), Some((End::NeverFits, Nanos::ZERO)));
+    assert!(later.iter().chain([&first, &filler]).all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
+}
+
+#[test]
+fn a_text_at_its_tenants_ceiling_claims_nothing_from_others() {
+    let mut rig = Rig::with(Config::default(), 64, 2, 256);
+    rig.tenant(1, Tenant { kv_blocks_ceiling: Some(4), ..Tenant::default() });
+    // Two texts that grow to four blocks each: the second stands at the ceiling until the first has ended.
+    let texts = [rig.ask(1, 60, 60), rig.ask(1, 60, 60)];
+    rig.step();
+    // They hold all that the tenant may have; another has the rest of the device.
+    let other = rig.ask(2, 10, 2_000);
+    let mut rows = [0; 2];
+    for _ in 0..40 {
+        let plan = rig.step().unwrap();
+        rows[0] += u32::from(texts.iter().any(|id| row(&plan, *id).is_some()));
+        rows[1] += u32::from(row(&plan, other).is_some());
+    }
+    assert!(rows[0] >= 15 && rows[1] >= 20, "{rows:?}");
+    while texts.iter().any(|id| rig.settled(*id).is_none()) {
+        rig.step().unwrap();
+    }
 }
 
 #[test]
