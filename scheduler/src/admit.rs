@@ -267,6 +267,7 @@ impl Scheduler {
         at.enter(tenant);
         at.models[model as usize].kin_of(&mut self.requests, slot);
         at.enqueue(&mut self.requests, &mut self.tenants, slot);
+        self.make_room_to_pull(tenant, admission.model);
         // Its rows ask for more when it comes to that.
         let wanted = self.requests.get(slot).estimate.min(AT_DOOR_MAX);
         self.tenants.ask_at_door(tenant, wanted, &mut self.events);

@@ -33,9 +33,7 @@ impl Device {
         tenants.waiting += 1;
         let m = request.model as usize;
         let lane = &mut model.lanes[tenant as usize];
-        // Room for all that the tenant has here, waiting or running: steps move requests about and should not have to allocate.
-        lane.waiting.reserve(share.live as usize);
-        lane.running.reserve((share.live as usize).saturating_sub(lane.running.len()));
+        lane.reserve(share.live);
         lane.push_waiting(requests, slot);
         model.kin.wait(requests, slot);
         self.refile(tenants, m, tenant);

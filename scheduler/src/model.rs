@@ -67,6 +67,12 @@ impl Lane {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Room for so many requests, waiting or running: steps move them about and should not have to allocate.
+    pub(crate) fn reserve(&mut self, live: u32) {
+        self.waiting.reserve(live as usize);
+        self.running.reserve((live as usize).saturating_sub(self.running.len()));
+    }
+
     /// Begins to ask it for rows of a step. It may be asked again for the same one, if the first try gave no row at all.
     pub(crate) fn ask(&mut self, requests: &Requests, turns: &mut Turns, step: StepId) {
         let again = core::mem::replace(&mut self.asked, step) == step;

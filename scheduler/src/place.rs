@@ -25,7 +25,7 @@ use crate::blocks::{Limits, ceiling};
 use crate::cost::Load;
 use crate::device::Device;
 use crate::event::End;
-use crate::ids::{DeviceId, Nanos, RequestId};
+use crate::ids::{DeviceId, ModelId, Nanos, RequestId};
 use crate::model::{Model, Need};
 use crate::request::{Requests, State};
 use crate::scheduler::Scheduler;
@@ -193,6 +193,17 @@ impl Scheduler {
         devices[to].enter(tenant);
         devices[to].models[model].kin_of(requests, slot);
         devices[to].enqueue(requests, tenants, slot);
+    }
+
+    /// Any device with the model may come to have all of the tenant's requests for it, and should not have to allocate in a step.
+    pub(crate) fn make_room_to_pull(&mut self, tenant: u32, model: ModelId) {
+        if self.devices.len() == 1 {
+            return;
+        }
+        let live: u32 = self.devices.iter().map(|device| device.shares[tenant as usize].live).sum();
+        for model in self.devices.iter_mut().flat_map(|device| &mut device.models).filter(|here| here.id == model) {
+            model.lanes[tenant as usize].reserve(live);
+        }
     }
 
     /// Takes over what waits for other devices and would start sooner here.

@@ -45,7 +45,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const DEVICE: DeviceId = DeviceId(0);
+/// Where there are two devices, requests are sent to the first, and this one pulls what it does.
+const OTHER: DeviceId = DeviceId(1);
 const CHAT: ModelId = ModelId(0);
 const VECTORS: ModelId = ModelId(1);
 
@@ -54,11 +55,13 @@ struct Steady {
     scheduler: Scheduler,
     now: Nanos,
     rng: Rng,
-    plans: VecDeque<StepPlan>,
+    plans: Vec<VecDeque<StepPlan>>,
     spare: Vec<StepPlan>,
     outcomes: Vec<RowOutcome>,
     events: Vec<Event>,
     ended: u64,
+    /// Requests that started on the second device.
+    pulled: u64,
     /// Allocations inside `next_step`, `finish_step` and `take_events`, and what those looked at.
     allocations: u64,
     touched: u64,
@@ -66,13 +69,15 @@ struct Steady {
 }
 
 impl Steady {
-    fn new(rows: u32, tenants: u32, each: u32, vectors: bool) -> Steady {
+    fn new(devices: u16, rows: u32, tenants: u32, each: u32, vectors: bool) -> Steady {
         let mut scheduler =
             Scheduler::new(Config { queue_len_max: u32::MAX, lead_min: Nanos(u64::MAX), ..Config::default() });
-        scheduler.add_device(Nanos(0), DEVICE);
         let limits = ModelLimits { blocks: 60 * rows, rows_max: rows, tokens_max: 1_024, context_len_max: 4_096 };
-        assert!(scheduler.add_model(DEVICE, CHAT, limits));
-        assert!(scheduler.add_model(DEVICE, VECTORS, ModelLimits { blocks: 0, ..limits }));
+        for device in (0..devices).map(DeviceId) {
+            scheduler.add_device(Nanos(0), device);
+            assert!(scheduler.add_model(device, CHAT, limits));
+            assert!(scheduler.add_model(device, VECTORS, ModelLimits { blocks: 0, ..limits }));
+        }
         for tenant in 1..=tenants {
             let plan = Tenant {
                 weight: 1 + tenant % 4,
@@ -94,11 +99,12 @@ impl Steady {
             scheduler,
             now: Nanos(0),
             rng: Rng::new(5),
-            plans: VecDeque::with_capacity(4),
-            spare: vec![plan(), plan(), plan()],
+            plans: vec![VecDeque::with_capacity(4); devices as usize],
+            spare: (0..4 * devices).map(|_| plan()).collect(),
             outcomes: Vec::with_capacity(rows as usize),
             events: Vec::with_capacity(1 << 16),
             ended: 0,
+            pulled: 0,
             allocations: 0,
             touched: 0,
             rows: 0,
@@ -126,24 +132,34 @@ impl Steady {
             (CHAT, Work::Generate { prompt_len, new_tokens_max: 200, hashes })
         };
         let priority = self.rng.between(0, 2) as u8;
-        self.scheduler.admit(self.now, Admission { tenant, model, priority, work }).unwrap();
+        let admission = Admission { tenant, model, priority, work };
+        let only_first = self.plans.len() > 1;
+        if only_first {
+            self.scheduler.drain_device(OTHER);
+        }
+        self.scheduler.admit(self.now, admission).unwrap();
+        if only_first {
+            self.scheduler.resume_device(OTHER);
+        }
     }
 
     /// Runs so many steps, two of them in flight, and counts what their decisions allocated and looked at.
     fn run(&mut self, steps: usize) {
         (self.allocations, self.touched, self.rows) = (0, 0, 0);
-        for _ in 0..steps {
-            while self.plans.len() < 2 {
+        for n in 0..steps * self.plans.len() {
+            let d = n % self.plans.len();
+            while self.plans[d].len() < 2 {
                 let mut plan = self.spare.pop().unwrap();
-                let planned = self.decide(|steady| steady.scheduler.next_step(steady.now, DEVICE, &mut plan));
+                let device = DeviceId(d as u16);
+                let planned = self.decide(|steady| steady.scheduler.next_step(steady.now, device, &mut plan));
                 if !planned {
                     self.spare.push(plan);
                     break;
                 }
                 self.rows += plan.rows.len() as u64;
-                self.plans.push_back(plan);
+                self.plans[d].push_back(plan);
             }
-            let plan = self.plans.pop_front().expect("there is always something to run");
+            let plan = self.plans[d].pop_front().expect("there is always something to run");
             let time = Nanos(4_000_000 + 25_000 * plan.tokens());
             self.now += time;
             self.outcomes.clear();
@@ -155,12 +171,15 @@ impl Steady {
             let mut events = std::mem::take(&mut self.events);
             let report = StepReport { step: plan.step, device_time: time, rows: &outcomes };
             assert!(self.decide(|steady| {
-                let known = steady.scheduler.finish_step(steady.now, DEVICE, &report, &mut events);
+                let known = steady.scheduler.finish_step(steady.now, plan.device, &report, &mut events);
                 steady.scheduler.take_events(&mut events);
                 known
             }));
             self.spare.push(plan);
             for event in events.drain(..) {
+                if let Event::Started { request, .. } = event {
+                    self.pulled += u64::from(self.scheduler.device_of(request) == Some(OTHER));
+                }
                 if let Event::Settled { tenant, .. } = event {
                     self.ended += 1;
                     self.admit(tenant, tenant.0.is_multiple_of(10));
@@ -179,10 +198,11 @@ impl Steady {
     }
 }
 
-fn allocates_nothing(rows: u32) {
-    let mut steady = Steady::new(rows, 2 * rows, 6, true);
-    // Until as many have run at once as ever will: each of those has a block table.
-    steady.run(10_000);
+fn allocates_nothing(devices: u16, rows: u32) {
+    let mut steady = Steady::new(devices, rows, 2 * rows, 6, true);
+    // Until as many have run at once as ever will: each of those has a block table. With two devices, until those of a tenant that begin
+    // alike have met on both.
+    steady.run(10_000 * usize::from(devices * devices));
     steady.scheduler.check_invariants();
     let ended = steady.ended;
     steady.run(1_000);
@@ -190,21 +210,27 @@ fn allocates_nothing(rows: u32) {
     println!("{} ends, {preemptions} preemptions, {} rows a step", steady.ended - ended, steady.rows / 1_000);
     assert!(steady.ended - ended > 100, "requests end and others start on the way");
     assert_eq!(steady.allocations, 0, "allocations in 1,000 decisions");
+    assert!(devices == 1 || steady.pulled > 100, "{} pulled", steady.pulled);
 }
 
 #[test]
 fn a_decision_with_32_rows_allocates_nothing() {
-    allocates_nothing(32);
+    allocates_nothing(1, 32);
 }
 
 #[test]
 fn a_decision_with_256_rows_allocates_nothing() {
-    allocates_nothing(256);
+    allocates_nothing(1, 256);
+}
+
+#[test]
+fn a_decision_that_pulls_requests_allocates_nothing() {
+    allocates_nothing(2, 32);
 }
 
 /// What 32 rows make the planner look at: tenants, requests, and levels of trees.
 fn touched(tenants: u32, each: u32) -> u64 {
-    let mut steady = Steady::new(32, tenants, each, false);
+    let mut steady = Steady::new(1, 32, tenants, each, false);
     steady.run(1_500);
     steady.run(500);
     assert!(steady.rows > 28 * 500, "steps are nearly full");
