@@ -37,6 +37,7 @@ use crate::model::{Lane, Model};
 use crate::pick::Pick;
 use crate::plan::StepPlan;
 use crate::request::Requests;
+use crate::room::InVain;
 use crate::scheduler::Scheduler;
 use crate::share::{Virtual, virtual_time};
 use crate::standing::least;
@@ -159,6 +160,8 @@ impl Scheduler {
             reserve,
             prompt_given: false,
             no_room: false,
+            taken: 0,
+            in_vain: None,
             starts_left: STARTS_REFUSED_MAX,
             device,
             tenants: &mut self.tenants,
@@ -220,6 +223,9 @@ pub(crate) struct Fill<'a> {
     pub(crate) prompt_given: bool,
     /// A request did not start for want of blocks.
     pub(crate) no_room: bool,
+    /// Blocks taken so far, and for whom there was none.
+    pub(crate) taken: u32,
+    pub(crate) in_vain: Option<InVain>,
     /// So many more may fail to start for want of tokens or time before nobody else is asked to.
     pub(crate) starts_left: u32,
     pub(crate) device: &'a mut Device,

@@ -311,6 +311,8 @@ impl Fill<'_> {
             return Some(if fits { some } else { least });
         }
         self.held_back = true;
+        // Its blocks are the first to be taken from now on.
+        self.in_vain = None;
         self.tenants.get_mut(tenant).purse.refuse(self.now, self.id, wanted, self.quota_wait_max);
         self.tenants.ask(tenant, whole, self.events);
         self.tenants.note_deadline(tenant);

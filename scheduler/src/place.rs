@@ -16,6 +16,9 @@
 //! moving. A tenant with work waiting anywhere competes for every device that can do it, with what it had of all devices (see
 //! [`crate::share`]), so the gap between two backlogged tenants over all devices does not grow with time.
 //!
+//! *Cost.* At the door, and for each request that a drained device hands on, the requests that run on each device that could do it are looked
+//! at, and none that wait. It is no part of a step; a step that pulls looks at a few tenants of each other device, and at what it takes.
+//!
 //! *What does not move:* running requests (their KV blocks are there), requests that were given a device by name, and
 //! those parked on a block that is being computed.
 

@@ -11,6 +11,10 @@
 //! only with every block it can ever need, so it ends. Parked requests wait only for running ones. What remains is floors and
 //! ceilings changed under way: they give way when nothing else could run and nothing is in flight.
 //!
+//! *Cost.* Who gives way is found by a look at each tenant that runs something: once for each request that is preempted, which none is more
+//! than a few times; once in a step for a request that could not start; and once for a row that misses a block in vain. The next row
+//! with no better claim does not look again until blocks are taken or given up.
+//!
 //! *Plans that change.* On a device that never stands still nothing gives way. So a request that waits and has become too large for its
 //! tenant's ceiling, or for what the floors of others leave, ends when its turn comes ([`crate::End::NeverFits`]), unless another device
 //! can do it. One that ran already keeps to the ceiling that it was accepted under, to its end: what is at work stays at work. But if it
@@ -26,6 +30,16 @@ use crate::ids::BlockId;
 use crate::pick::Start;
 use crate::request::{Rank, State};
 use crate::share::{virtual_time, whole};
+
+/// How far a tenant is over its share; see [`Fill::excess`].
+type Excess = (bool, u64, u64, u32);
+
+/// A row with this claim found nobody to take a block from, when so many had been taken and given up in the step.
+pub(crate) struct InVain {
+    excess: Excess,
+    taken: u32,
+    preemptions: u64,
+}
 
 impl Fill<'_> {
     pub(crate) fn start_sequence(&mut self, slot: u32) -> Start {
@@ -122,6 +136,7 @@ impl Fill<'_> {
             block = pool.take(tenant, may, limits);
         }
         self.device.wake(self.requests, self.tenants, self.m);
+        self.taken += u32::from(block.is_some());
         block
     }
 
@@ -194,7 +209,13 @@ impl Fill<'_> {
         if self.model().yielding >= missing {
             return false;
         }
-        let Some(slot) = self.victim(tenant, ceiling, rank, missing) else {
+        let (victim, looks) = self.victim(tenant, ceiling, rank, missing);
+        self.device.touched += u64::from(looks);
+        let Some(slot) = victim else {
+            if rank.is_some() && !self.takes_its_own(tenant, ceiling) {
+                let excess = self.claim(tenant, missing);
+                self.in_vain = Some(InVain { excess, taken: self.taken, preemptions: *self.preemptions });
+            }
             return false;
         };
         self.preempt(slot);
@@ -202,24 +223,22 @@ impl Fill<'_> {
     }
 
     /// The request of lowest rank of the tenant furthest over its share: the one that is most whole [`Fill::start_preempts_at`] of
-    /// virtual time ahead, then the one with the most blocks by weight. Small leads in time are noise, and do not choose.
-    fn victim(&self, tenant: u32, ceiling: u32, rank: Option<Rank>, missing: u32) -> Option<u32> {
+    /// virtual time ahead, then the one with the most blocks by weight. Small leads in time are noise, and do not choose. With how many were looked at.
+    fn victim(&self, tenant: u32, ceiling: u32, rank: Option<Rank>, missing: u32) -> (Option<u32>, u32) {
         #[cfg(feature = "sim")]
         if self.order.is_foreign() {
-            return self.last_to_come(rank);
+            return (self.last_to_come(rank), 0);
         }
         let model = &self.device.models[self.m];
-        let bind = self.limits == Limits::Bind;
-        let floor = |tenant: u32| {
-            if bind { self.tenants.get(tenant).plan.kv_blocks_floor } else { 0 }
-        };
-        // What it has bought is its own; what is beyond that it takes as everybody does.
-        let inside_floor = model.pool.held(tenant).total().saturating_add(missing) <= floor(tenant);
-        // At its own ceiling only the tenant's own blocks help.
-        let only_own = model.pool.held(tenant).used >= ceiling;
+        let floor = |tenant: u32| self.floor(tenant);
+        let inside_floor = self.takes_first(tenant, missing);
+        let only_own = self.takes_its_own(tenant, ceiling);
         let mine = self.excess(tenant);
         // Nobody else runs until the one that runs alone has: whoever is in its way goes.
         let alone = self.device.alone.is_some();
+        if rank.is_some() && !only_own && !alone && self.is_in_vain(self.claim(tenant, missing)) {
+            return (self.last_of(tenant, rank), 1);
+        }
         let mut best = None;
         for other in model.running_tenants.iter() {
             let own = other == tenant;
@@ -250,12 +269,42 @@ impl Fill<'_> {
                 best = Some((excess, slot));
             }
         }
-        best.map(|(_, slot)| slot)
+        (best.map(|(_, slot)| slot), model.running_tenants.len() as u32)
+    }
+
+    fn floor(&self, tenant: u32) -> u32 {
+        match self.limits {
+            Limits::Bind => self.tenants.get(tenant).plan.kv_blocks_floor,
+            Limits::GiveWay => 0,
+        }
+    }
+
+    /// Whether the missing blocks are inside the tenant's floor. What it has bought is its own; what is beyond that it takes as everybody
+    /// does.
+    fn takes_first(&self, tenant: u32, missing: u32) -> bool {
+        self.device.models[self.m].pool.held(tenant).total().saturating_add(missing) <= self.floor(tenant)
+    }
+
+    /// Whoever is over its share by more than this may be taken from for a running row of the tenant; for one inside its floor, everybody
+    /// who has more than a floor.
+    fn claim(&self, tenant: u32, missing: u32) -> Excess {
+        if self.takes_first(tenant, missing) { Excess::default() } else { self.excess(tenant) }
+    }
+
+    /// At its own ceiling only the tenant's own blocks help.
+    fn takes_its_own(&self, tenant: u32, ceiling: u32) -> bool {
+        self.device.models[self.m].pool.held(tenant).used >= ceiling
+    }
+
+    /// Whether a row with no weaker claim than this looked for blocks of others in vain, and nothing has changed since.
+    fn is_in_vain(&self, excess: Excess) -> bool {
+        let same = |before: &InVain| (before.taken, before.preemptions) == (self.taken, *self.preemptions);
+        self.in_vain.as_ref().filter(|before| same(before)).is_some_and(|before| excess >= before.excess)
     }
 
     /// How far a tenant is over its share, for comparison with others: a total order. Furthest is who could not use its blocks now
     /// anyway, for want of a grant.
-    fn excess(&self, tenant: u32) -> (bool, u64, u64, u32) {
+    fn excess(&self, tenant: u32) -> Excess {
         let account = self.tenants.get(tenant);
         let lead = account.service.virtual_time().saturating_sub(self.device.clock);
         let lead = whole(lead) / self.start_preempts_at.0.max(1);

@@ -308,6 +308,38 @@ fn a_waiting_request_too_large_for_a_floor_that_was_raised_ends_and_stops_nobody
 }
 
 #[test]
+fn looking_for_blocks_in_vain_costs_a_look_for_each_row() {
+    let looks = |tenants: u32| {
+        let mut rig = Rig::with(Config::default(), tenants + tenants / 4, 256, 16_384);
+        rig.ask(1, 10, 20);
+        rig.run_dry();
+        let plan = |floor| Tenant { kv_blocks_floor: floor, ..Tenant::default() };
+        for tenant in 10..10 + tenants {
+            rig.tenant(tenant, plan(0));
+            rig.ask(tenant, 10, 200);
+        }
+        while rig.scheduler.stats().running < tenants {
+            rig.step().unwrap();
+        }
+        // All that there is is promised by now, and each text comes to want a second block.
+        (10..10 + tenants).for_each(|tenant| rig.tenant(tenant, plan(2)));
+        while rig.blocks_free() > 0 {
+            rig.step().unwrap();
+        }
+        let most = (0..5).map(|_| {
+            let before = rig.scheduler.touched();
+            let rows = rig.step().unwrap().rows.len() as u32;
+            assert!(2 * rows < tenants, "most miss a block");
+            rig.scheduler.touched() - before
+        });
+        most.max().unwrap()
+    };
+    let (few, many) = (looks(50), looks(200));
+    println!("{few} looks with 50 rows that miss a block, {many} with 200");
+    assert!(many < 6 * few, "{few} {many}");
+}
+
+#[test]
 fn a_text_at_its_tenants_ceiling_claims_nothing_from_others() {
     let mut rig = Rig::with(Config::default(), 64, 2, 256);
     rig.tenant(1, Tenant { kv_blocks_ceiling: Some(4), ..Tenant::default() });
