@@ -179,6 +179,8 @@ pub enum FailureKind {
         /// When the next window begins.
         retry_after: Duration,
     },
+    /// It waited while its plan was changed, and is too large for it now.
+    NeverFits,
     /// The server is going down.
     Draining,
 }

@@ -293,6 +293,9 @@ impl From<RequestFailure> for ApiError {
             FailureKind::Quarantined => {
                 ApiError::Invalid { message: failure.message, param: None, code: "request_quarantined" }
             }
+            FailureKind::NeverFits => {
+                ApiError::Invalid { message: failure.message, param: None, code: "context_length_exceeded" }
+            }
             _ => ApiError::Internal(failure.message),
         }
     }

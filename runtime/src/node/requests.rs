@@ -269,9 +269,16 @@ impl Node {
             group.recorded.choice(sequence);
         }
         let mut rest_is_lost = false;
-        if end == End::Lost && !group.cancelled {
+        let failure = match end {
+            End::Lost => Some((FailureKind::ExecutorLost, "The device running this request was lost")),
+            End::NeverFits => {
+                Some((FailureKind::NeverFits, "Your plan was changed, and leaves too little memory for this"))
+            }
+            _ => None,
+        };
+        if let Some((kind, message)) = failure.filter(|_| !group.cancelled) {
             rest_is_lost = group.open > 0;
-            if group.fail(FailureKind::ExecutorLost, "The device running this request was lost") {
+            if group.fail(kind, message) {
                 self.metrics.ended(Outcome::Failed);
             }
         }
