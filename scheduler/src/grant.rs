@@ -283,7 +283,7 @@ fn estimate(cost: &Cost, load: Load, constant: bool) -> Nanos {
 impl Fill<'_> {
     /// How many of `len` tokens from position `from` the tenant's grant covers: all, or for a sequence's stretch at least a block's worth of
     /// them; nothing, if that is too much.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn afford(&mut self, slot: u32, from: u32, len: u32, is_item: bool) -> Option<u32> {
         let tenant = self.requests.get(slot).tenant;
         match self.tenants.get(tenant).is_metered() {
@@ -331,7 +331,7 @@ impl Fill<'_> {
     }
 
     /// Reserves a row's estimate; that it can be afforded was found out before.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn reserve_for(&mut self, slot: u32, load: Load) -> Option<Reserve> {
         let tenant = self.requests.get(slot).tenant;
         self.tenants.get(tenant).is_metered().then(|| self.reserve_of_grant(tenant, load))

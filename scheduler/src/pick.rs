@@ -97,7 +97,7 @@ impl Fill<'_> {
     }
 
     /// The tenant's next running request that can have a row in this step.
-    #[inline]
+    #[inline(always)]
     fn next_running(&mut self, tenant: u32) -> Option<u32> {
         let Model { lanes, turns, .. } = &mut self.device.models[self.m];
         let (lane, turns) = (&mut lanes[tenant as usize], &turns[tenant as usize]);
@@ -118,15 +118,20 @@ impl Fill<'_> {
     }
 
     /// The tenant's next waiting request, if it may start.
-    #[inline]
+    #[inline(always)]
     fn next_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         self.device.touched += 1;
+        let lane = &self.device.models[self.m].lanes[tenant as usize];
+        // If nobody starts any more and it was told why, its line of memory is best left alone.
+        match lane.capped || lane.waiting.is_empty() || lane.short && !self.starts_open() {
+            true => None,
+            false => self.first_waiting(tenant),
+        }
+    }
+
+    fn first_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
         let closed = !self.starts_open();
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
-        // If nobody starts any more and it was told why, its line of memory is best left alone.
-        if closed && lane.short || lane.capped || lane.waiting.is_empty() {
-            return None;
-        }
         if self.device.alone.is_some() {
             return self.next_alone(tenant);
         }

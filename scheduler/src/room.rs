@@ -168,7 +168,7 @@ impl Fill<'_> {
     }
 
     /// Gives a running request blocks until it has `wanted`, if need be from a request behind it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn grow(&mut self, slot: u32, wanted: u32) -> Option<()> {
         match self.requests.get(slot).blocks.len() as u32 >= wanted {
             true => Some(()),

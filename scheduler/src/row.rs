@@ -32,7 +32,7 @@ impl Fill<'_> {
     }
 
     /// How many of `ready` tokens from position `from` go into this step.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn chunk(&mut self, from: u32, ready: u32) -> Option<u32> {
         match ready {
             1 => self.is_timely(Load::new(from, 1)).then_some(1),
