@@ -82,9 +82,9 @@ impl Fit {
         let blend = |old: &mut i128, new: i128| *old += ((new << MEAN_FRAC) - *old) >> shift;
         for i in 0..PRICES {
             for j in 0..=i {
-                blend(&mut self.zz[i][j], z[i] * z[j]);
+                blend(&mut self.zz[i][j], product(z[i], z[j]));
             }
-            blend(&mut self.zy[i], z[i] * y);
+            blend(&mut self.zy[i], product(z[i], y));
         }
         self.seen = self.seen.saturating_add(1);
         self.solve(prices);
@@ -104,12 +104,12 @@ impl Fit {
         let part: [i128; PRICES] =
             core::array::from_fn(|i| ((i128::from(prices[i]) << size[i]) >> (RATE_FRAC + FRAC - UNIT)).min(PART_MAX));
         let wrong: [i128; PRICES] = core::array::from_fn(|i| {
-            let explained: i128 = (0..PRICES).map(|j| m[i][j] * part[j]).sum();
+            let explained: i128 = (0..PRICES).map(|j| product(m[i][j], part[j])).sum();
             scaled(self.zy[i], size[i] + RATE_FRAC) - (explained >> UNIT)
         });
         let mut ridge = part.map(|part| {
             let part = part.max(PART_MIN);
-            ((RIDGE << (2 * UNIT)) / (part * part)).max(RIDGE_MIN)
+            ((RIDGE << (2 * UNIT)) / product(part, part)).max(RIDGE_MIN)
         });
         // The constant is free: what all steps have in common says nothing of rows and tokens.
         ridge[0] = RIDGE_MIN;
@@ -122,6 +122,24 @@ impl Fit {
                 prices[i] = (i128::from(prices[i]) + change).clamp(0, PRICE_MAX) as u64;
             }
         }
+    }
+}
+
+/// `a * b`. Almost always both fit 64 bits, where a product is one instruction and cannot overflow.
+#[inline]
+fn product(a: i128, b: i128) -> i128 {
+    match (i64::try_from(a), i64::try_from(b)) {
+        (Ok(a), Ok(b)) => i128::from(a) * i128::from(b),
+        _ => a * b,
+    }
+}
+
+/// `a / b`, in the same way; `b` is positive.
+#[inline]
+fn quotient(a: i128, b: i128) -> i128 {
+    match (i64::try_from(a), i64::try_from(b)) {
+        (Ok(a), Ok(b)) => i128::from(a / b),
+        _ => a / b,
     }
 }
 
@@ -146,7 +164,7 @@ fn solved(m: &Square, ridge: &Vector, wrong: &Vector, part: &Vector, zeroed: &[b
     let (mut a, mut b) = (*m, *wrong);
     for i in 0..PRICES {
         a[i][i] += ridge[i];
-        let given: i128 = (0..PRICES).filter(|j| zeroed[*j]).map(|j| m[i][j] * part[j]).sum();
+        let given: i128 = (0..PRICES).filter(|j| zeroed[*j]).map(|j| product(m[i][j], part[j])).sum();
         b[i] += given >> UNIT;
     }
     for i in (0..PRICES).filter(|i| zeroed[*i]) {
@@ -158,17 +176,17 @@ fn solved(m: &Square, ridge: &Vector, wrong: &Vector, part: &Vector, zeroed: &[b
     for k in 0..PRICES {
         let pivot = a[k][k].max(1);
         for i in k + 1..PRICES {
-            let factor = (a[i][k] << UNIT) / pivot;
+            let factor = quotient(a[i][k] << UNIT, pivot);
             for j in k..PRICES {
-                a[i][j] -= (factor * a[k][j]) >> UNIT;
+                a[i][j] -= product(factor, a[k][j]) >> UNIT;
             }
-            b[i] -= (factor * b[k]) >> UNIT;
+            b[i] -= product(factor, b[k]) >> UNIT;
         }
     }
     let mut change = [0; PRICES];
     for i in (0..PRICES).rev() {
-        let known: i128 = (i + 1..PRICES).map(|j| a[i][j] * change[j]).sum();
-        change[i] = ((b[i] << UNIT) - known) / a[i][i].max(1);
+        let known: i128 = (i + 1..PRICES).map(|j| product(a[i][j], change[j])).sum();
+        change[i] = quotient((b[i] << UNIT) - known, a[i][i].max(1));
     }
     change
 }
