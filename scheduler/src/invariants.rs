@@ -151,6 +151,7 @@ impl Scheduler {
             enlisted += lane.running.len();
             queued -= lane.waiting.len();
             assert!(lane.running.is_sorted_by_key(|slot| self.requests.get(*slot).rank));
+            lane.check_told(&self.requests);
             let (runs, waits) = (!lane.running.is_empty(), !lane.waiting.is_empty());
             assert_eq!((model.running_tenants.has(tenant), model.waiting_tenants.has(tenant)), (runs, waits));
             let device = &self.devices[d];

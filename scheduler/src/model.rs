@@ -143,6 +143,14 @@ impl Lane {
         }
     }
 
+    /// The first of its waiting requests waits for what it was told last, unless it waits for the blocks it lost.
+    pub(crate) fn check_told(&self, requests: &Requests) {
+        if let (Some(cause), Some((_, slot))) = (self.told, self.waiting.head()) {
+            let is = requests.get(slot).watch.cause();
+            assert!(is == cause || is == Cause::Preemption, "{slot} was told {cause:?} and waits for {is:?}");
+        }
+    }
+
     /// Its requests were told something by others.
     pub(crate) fn forget_told(&mut self) {
         self.told = None;
