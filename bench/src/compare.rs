@@ -125,9 +125,9 @@ fn percentiles(outcome: &Outcome, whose: impl Fn(TenantId) -> bool) -> (f64, f64
 }
 
 impl PolicyRun {
-    /// The least of Jain's indices; 1 where there was nothing to compare.
-    pub fn jain_min(&self) -> f64 {
-        self.jain.iter().map(|(_, index, _)| *index).fold(1.0, f64::min)
+    /// The least of Jain's indices; none where no window had anything to compare.
+    pub fn jain_min(&self) -> Option<f64> {
+        self.jain.iter().map(|(_, index, _)| *index).min_by(f64::total_cmp)
     }
 }
 
@@ -147,7 +147,9 @@ impl Comparison {
             put(format!("{name}.throughput_to_fcfs"), run.tokens_per_s / fcfs);
             put(format!("{name}.requests_per_s"), run.requests_per_s);
             put(format!("{name}.utilisation"), run.utilisation);
-            put(format!("{name}.jain_min"), run.jain_min());
+            if let Some(least) = run.jain_min() {
+                put(format!("{name}.jain_min"), least);
+            }
             put(format!("{name}.jain_windows"), run.jain.len() as f64);
             put(format!("{name}.ttft_p50_s"), run.all.0);
             put(format!("{name}.ttft_p99_s"), run.all.1);
