@@ -107,6 +107,8 @@ pub(crate) struct Device {
     pub(crate) touched: u64,
     /// The least virtual time among the tenants that are short of the device, when a step was planned last.
     pub(crate) least: Option<Virtual>,
+    /// The same, or the greatest virtual time here if nobody is short; see [`crate::claim`].
+    pub(crate) level: Virtual,
     /// The device's virtual time; see [`crate::share`].
     pub(crate) clock: Virtual,
     /// In the order they were planned.
@@ -157,6 +159,7 @@ impl Device {
             weights: 0,
             touched: 0,
             least: None,
+            level: 0,
             clock: 0,
             in_flight: VecDeque::new(),
             alone: None,

@@ -94,6 +94,7 @@ impl Scheduler {
             return false;
         }
         device.lift(&mut self.tenants);
+        self.claim(d);
         let planning = StepId(self.next_step);
         let planned = self.plan_step(now, d, plan, Limits::Bind)
             || self.devices[d].in_flight.is_empty() && self.plan_step(now, d, plan, Limits::GiveWay);

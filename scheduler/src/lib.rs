@@ -54,6 +54,7 @@ mod blocktime;
 mod bound;
 mod budget;
 mod charge;
+mod claim;
 mod config;
 mod cost;
 mod device;

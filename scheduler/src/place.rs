@@ -10,7 +10,8 @@
 //! before a device plans a step, it takes over (*pulls*) requests that wait elsewhere and came before what their tenant has waiting
 //! here. It takes those that their own device has passed over in a step at least once, which leaves a cached prefix
 //! its chance, and only if starting here at once is expected to end sooner than waiting there for the next place. Half of
-//! the other's queue goes at a time, by rank, as far as there are rows and blocks for it.
+//! the other's queue goes at a time, by rank, as far as there are rows and blocks for it. Whose tenant has had less than those who are
+//! served here moves even if it ends later for it; see [`crate::claim`].
 //!
 //! *What this keeps.* No device stands idle for longer than a step of another while that one has work waiting that would gain by
 //! moving. A tenant with work waiting anywhere competes for every device that can do it, with what it had of all devices (see
@@ -181,7 +182,7 @@ impl Scheduler {
     }
 
     /// Binds a request that waits to another device. Its rank goes with it.
-    fn move_to(&mut self, slot: u32, to: usize, model: usize) {
+    pub(crate) fn move_to(&mut self, slot: u32, to: usize, model: usize) {
         let Scheduler { devices, requests, tenants, .. } = self;
         let request = requests.get(slot);
         let (from, theirs, tenant) = (request.device as usize, request.model as usize, request.tenant);
@@ -277,13 +278,18 @@ impl Scheduler {
         }
     }
 
-    /// The first of the tenant's requests waiting there that may move, if its device has passed it over.
-    fn next_to_pull(&self, tenant: u32, e: usize, model: usize) -> Option<u32> {
-        let device = &self.devices[e];
-        let queue = &device.models[model].lanes[tenant as usize].waiting;
+    /// The first of the tenant's requests waiting there that may move.
+    pub(crate) fn first_to_move(&self, tenant: u32, e: usize, model: usize) -> Option<u32> {
+        let queue = &self.devices[e].models[model].lanes[tenant as usize].waiting;
         let free = |slot: &u32| !self.requests.get(*slot).pinned;
         let head = queue.head().map(|(_, slot)| slot).filter(free);
-        let slot = head.or_else(|| queue.slots().filter(free).min_by_key(|slot| self.requests.get(*slot).rank))?;
+        head.or_else(|| queue.slots().filter(free).min_by_key(|slot| self.requests.get(*slot).rank))
+    }
+
+    /// The same, if its device has passed it over.
+    fn next_to_pull(&self, tenant: u32, e: usize, model: usize) -> Option<u32> {
+        let device = &self.devices[e];
+        let slot = self.first_to_move(tenant, e, model)?;
         let passed_over = device.last_step > self.requests.get(slot).queued_at;
         (passed_over || device.closed || device.alone.is_some()).then_some(slot)
     }

@@ -124,7 +124,11 @@ impl Device {
         }
         self.least = first.map(|first| first.0);
         let time = |tenant: u32| tenants.get(tenant).service.virtual_time();
-        let clock = first.map_or_else(|| self.calm.iter().map(time).max().unwrap_or(0), |first| first.1);
+        let (level, clock) = first.unwrap_or_else(|| {
+            let greatest = self.calm.iter().map(time).max().unwrap_or(0);
+            (greatest, greatest)
+        });
+        self.level = level;
         self.clock = self.clock.max(clock);
         for tenant in self.calm.iter() {
             tenants.get_mut(tenant).service.lift(self.clock);

@@ -4,6 +4,7 @@
 mod admission;
 mod ahead;
 mod bound;
+mod claims;
 mod devices;
 mod given;
 mod grants;
