@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 
 use crate::BLOCK_LEN;
 use crate::cost::{Cost, Load};
-use crate::device::Row;
+use crate::device::{Device, Row};
 use crate::event::{End, Event};
 use crate::fill::Fill;
 use crate::ids::{Nanos, RequestId, TenantId};
@@ -108,8 +108,11 @@ impl Scheduler {
     /// When time alone will next change something: a grant expires, a wait for one ends, or a device's next step is due to be planned. Then
     /// [`Scheduler::next_step`] should be called for every device.
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let steps = self.devices.iter().filter(|device| device.up).filter_map(|device| device.put_off);
-        steps.chain(self.tenants.deadline).min()
+        let up = || self.devices.iter().filter(|device| device.up);
+        // Who waits for a device that is late may start elsewhere.
+        let waits = up().filter(|device| device.waiting > 0 && self.devices.len() > 1);
+        let late = waits.filter_map(Device::late_at).filter(|at| *at > self.requests.now);
+        up().filter_map(|device| device.put_off).chain(late).chain(self.tenants.deadline).min()
     }
 
     /// What became of a tenant's grants. All zero for one that never had any.

@@ -14,7 +14,7 @@
 //! served here moves even if it ends later for it; see [`crate::claim`].
 //!
 //! *What this keeps.* No device stands idle for longer than a step of another while that one has work waiting that would gain by
-//! moving. A tenant with work waiting anywhere competes for every device that can do it, with what it had of all devices (see
+//! moving, or for longer than a late step's allowance. A tenant with work waiting anywhere competes for every device that can do it, with what it had of all devices (see
 //! [`crate::share`]), so the gap between two backlogged tenants over all devices does not grow with time.
 //!
 //! *Cost.* At the door, and for each request that a drained device hands on, the requests that run on each device that could do it are looked
@@ -291,7 +291,7 @@ impl Scheduler {
         let device = &self.devices[e];
         let slot = self.first_to_move(tenant, e, model)?;
         let passed_over = device.last_step > self.requests.get(slot).queued_at;
-        (passed_over || device.closed || device.alone.is_some()).then_some(slot)
+        (passed_over || device.closed || device.holds_up(self.requests.now)).then_some(slot)
     }
 
     /// Whether a request that waits elsewhere is expected to end sooner if it starts on this device at once.
@@ -301,7 +301,7 @@ impl Scheduler {
         if self.fits(request.tenant, &self.devices[d], m, &request.work).is_err() {
             return false;
         }
-        if there.alone.is_some() || there.closed {
+        if there.closed || there.holds_up(self.requests.now) {
             return true;
         }
         let (here, theirs) = (&self.devices[d].models[m], &there.models[request.model as usize]);
@@ -338,8 +338,8 @@ impl Scheduler {
 struct Place {
     d: usize,
     m: usize,
-    /// It runs a request alone, and everybody else waits for as long as that takes.
-    alone: bool,
+    /// Nobody knows for how long everybody waits there.
+    holds_up: bool,
     /// Reserved for those who ask; the others that they may use are everybody's.
     reserved: bool,
     /// Time from now until the request is expected to end there.
@@ -361,9 +361,9 @@ struct Place {
 fn best(places: &[Place]) -> Option<Place> {
     let believed = places.iter().all(|place| place.tried);
     let finish = |place: &Place| if believed { place.finish } else { Nanos::ZERO };
-    let least = places.iter().map(|place| (place.alone, finish(place))).min()?;
+    let least = places.iter().map(|place| (place.holds_up, finish(place))).min()?;
     let enough = least.1.saturating_add(Nanos(least.1.0 / 8));
-    let near = |place: &&Place| place.alone == least.0 && finish(place) <= enough;
+    let near = |place: &&Place| place.holds_up == least.0 && finish(place) <= enough;
     let order = |place: &&Place| {
         let common = !place.reserved;
         (believed && common, core::cmp::Reverse(place.cached), place.live, common, place.d)
@@ -450,9 +450,14 @@ impl Device {
                 finish = finish.saturating_add(model.texts_time(outlook, mean).min(own));
             }
         }
-        let (alone, tried) = (self.alone.is_some(), self.models[m].cost.tried());
+        let (holds_up, tried) = (self.holds_up(requests.now), self.models[m].cost.tried());
         let reserved = self.pool.is_some();
-        Place { d, m, alone, reserved, finish, tried, cached: need.cached, live: self.live }
+        Place { d, m, holds_up, reserved, finish, tried, cached: need.cached, live: self.live }
+    }
+
+    /// Whether who waits here waits for something without a foreseeable end: a request that runs alone, or a step that is late.
+    fn holds_up(&self, now: Nanos) -> bool {
+        self.alone.is_some() || self.is_late(now)
     }
 
     /// Until one of those that wait is expected to start: their work divided by their number, but at least the measured

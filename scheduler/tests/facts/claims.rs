@@ -1,4 +1,4 @@
-//! What a tenant is owed on devices that its requests do not wait for.
+//! What a tenant is owed on devices that its requests do not wait for, and what happens to those that wait for a device which stands still.
 
 use crate::rig::*;
 use weir_scheduler::sim::{Arrivals, Ask, Outcome, Scenario, SimModel, Source, StepCost, Uneven, run};
@@ -55,4 +55,76 @@ fn who_waits_for_a_quick_device_is_served_by_a_slow_one_as_far_as_it_is_owed() {
     // The quantum, and what is in flight.
     let most = Config::default().locality_quantum + Nanos::from_millis(500);
     assert!(short.gap_max < most && long.gap_max < most, "it grows with time");
+}
+
+/// Two devices that know what their steps cost, with a tenant that has work for both.
+fn two() -> Rig {
+    let mut rig = Rig::with(Config { step_latency_max: Nanos::from_millis(50), ..Config::default() }, 256, 8, 256);
+    rig.scheduler.add_device(rig.now, OTHER);
+    let limits = ModelLimits { blocks: 256, rows_max: 8, tokens_max: 256, context_len_max: 4096 };
+    assert!(rig.scheduler.add_model(OTHER, CHAT, limits));
+    for _ in 0..24 {
+        rig.ask(1, 40, 20);
+    }
+    while step_both(&mut rig) {}
+    rig
+}
+
+fn plan_on(rig: &mut Rig, device: DeviceId) -> Option<StepPlan> {
+    let mut plan = StepPlan::new();
+    let planned = rig.scheduler.next_step(rig.now, device, &mut plan);
+    rig.scheduler.check_invariants();
+    rig.scheduler.take_events(&mut rig.events);
+    planned.then_some(plan)
+}
+
+fn finish_on(rig: &mut Rig, device: DeviceId, plan: &StepPlan) {
+    let rows = vec![RowOutcome::Advanced; plan.rows.len()];
+    let report = StepReport { step: plan.step, device_time: STEP, rows: &rows };
+    assert!(rig.scheduler.finish_step(rig.now, device, &report, &mut rig.events));
+}
+
+fn step_both(rig: &mut Rig) -> bool {
+    let plans = [DEVICE, OTHER].map(|device| (device, plan_on(rig, device)));
+    rig.now += STEP;
+    for (device, plan) in &plans {
+        if let Some(plan) = plan {
+            finish_on(rig, *device, plan);
+        }
+    }
+    plans.iter().any(|(_, plan)| plan.is_some())
+}
+
+#[test]
+fn what_waits_for_a_device_that_is_late_goes_elsewhere_and_newcomers_too() {
+    let mut rig = two();
+    let first = [rig.ask(1, 40, 20), rig.ask(1, 40, 20)];
+    let running = [plan_on(&mut rig, DEVICE).unwrap(), plan_on(&mut rig, OTHER).unwrap()];
+    let there = first.map(|id| rig.scheduler.device_of(id).unwrap());
+    assert_eq!(there, [DEVICE, OTHER]);
+    // These come after steps were planned, so nobody has passed them over.
+    let waiting: Vec<RequestId> = (0..4).map(|_| rig.ask(1, 40, 20)).collect();
+    let bound_to = |rig: &Rig, device: DeviceId| {
+        let here = |id: &&RequestId| rig.scheduler.device_of(**id) == Some(device);
+        waiting.iter().filter(here).count()
+    };
+    assert_eq!((bound_to(&rig, DEVICE), bound_to(&rig, OTHER)), (2, 2));
+    rig.now += STEP;
+    finish_on(&mut rig, DEVICE, &running[0]);
+    let next = plan_on(&mut rig, DEVICE).unwrap();
+    assert_eq!(bound_to(&rig, OTHER), 2, "a step that takes as long as it should is waited for");
+    let due = rig.scheduler.next_deadline();
+    assert!(due.is_some_and(|at| at > rig.now && at < rig.now + Nanos::from_millis(60)), "{due:?}");
+    rig.now += Nanos::from_millis(60);
+    finish_on(&mut rig, DEVICE, &next);
+    // Half a queue goes at a time.
+    for _ in 0..2 {
+        let next = plan_on(&mut rig, DEVICE).unwrap();
+        rig.now += STEP;
+        finish_on(&mut rig, DEVICE, &next);
+    }
+    assert_eq!(bound_to(&rig, OTHER), 0, "nobody waits for a device that may never answer");
+    assert_eq!(rig.scheduler.next_deadline(), None, "nothing is due there any more");
+    let late = rig.ask(1, 40, 20);
+    assert_eq!(rig.scheduler.device_of(late), Some(DEVICE));
 }
