@@ -16,15 +16,27 @@ impl Scheduler {
     /// an estimate until steps of each model were measured, and it grows if a step ever takes longer than steps should.
     pub fn gap_bound(&self) -> Nanos {
         let in_flight = u64::from(self.config.steps_in_flight_max.max(1));
-        let (mut steps, mut redo, mut ride) = (Nanos::ZERO, Nanos::ZERO, Nanos::ZERO);
+        let quantum = self.config.locality_quantum;
+        let (mut steps, mut redo, mut ahead, mut turn) = (Nanos::ZERO, Nanos::ZERO, quantum, Nanos::ZERO);
+        let mut others = 0u64;
         for device in self.devices.iter().filter(|device| !device.gone && !device.models.is_empty()) {
             let step = device.longest_step();
-            steps = steps.saturating_add(Nanos(step.0.saturating_mul(in_flight + 2)));
+            steps = steps.saturating_add(Nanos(step.0.saturating_mul(in_flight + 1)));
             redo = redo.max(device.longest_redo());
             // Riders in a step of one model may be so far ahead of who waits for another; see `rival`.
-            ride = if device.models.len() > 1 { ride.max(device.step_latency_max) } else { ride };
+            ahead = if device.models.len() > 1 { ahead.max(device.step_latency_max) } else { ahead };
+            // Until who came just now is considered: the steps in flight, or until the device counts as late; see `ahead`.
+            let wait = Nanos(step.0.saturating_mul(in_flight)).saturating_add(device.step_latency_max);
+            turn = turn.max(wait);
+            others += 1;
         }
-        let rest = [ride, self.config.hold_max, self.config.locality_quantum, self.config.start_preempts_at, redo];
+        others = others.saturating_sub(1);
+        let elsewhere = match others {
+            0 => Nanos::ZERO,
+            // Beyond the quantum there is a claim; see `claim`.
+            _ => Nanos(turn.0.saturating_mul(others)).saturating_add(quantum),
+        };
+        let rest = [elsewhere, ahead, self.config.hold_max, self.config.start_preempts_at, redo];
         rest.into_iter().fold(steps, Nanos::saturating_add)
     }
 

@@ -116,7 +116,7 @@ fn world_of(seed: u64, requests_max: u64) -> Scenario {
     }
     let config = Config {
         queue_len_max: 2_000,
-        start_preempts_at: Nanos::from_millis(u64::from(rng.between(10, 500))),
+        start_preempts_at: Nanos::from_millis(u64::from(rng.between(10, 1_000))),
         step_latency_max: Nanos::from_millis(50),
         ..Config::default()
     };
