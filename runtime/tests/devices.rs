@@ -1,50 +1,27 @@
 //! Several devices in one node, below HTTP, with executors in threads. The same with processes that are killed is in
 //! `tests/e2e/devices.py`.
 
-mod common;
+mod rig;
 
 use std::time::Duration;
 
-use common::{Answer, complete, metric, read, read_telling};
+use rig::{Answer, complete, metric, read, read_telling};
 use weir_runtime::{
-    DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, Prompt, SamplingParams,
-    Submission, TenantSpec,
+    DeviceConfig, Engine, EngineConfig, FailureKind, Submission,
     devices::{DeviceError, DevicePhase},
 };
 
 /// An engine with so many CPU devices, each with one fake model.
 async fn start(devices: u32, cost: &str) -> Engine {
-    let cpu = |index| DeviceConfig { threads: 1, ..DeviceConfig::cpu(index, ExecutorMode::Thread) };
     let config = EngineConfig {
-        models: vec![format!("m=fake:{cost}").parse().expect("model")],
-        tenants: vec![TenantSpec::named("a")],
-        devices: (0..devices).map(cpu).collect(),
-        inspector: ExecutorMode::Thread,
-        queue_len_max: 1024,
-        canary_interval: Duration::from_secs(3600),
-        seed: 1,
-        record: None,
+        devices: (0..devices).map(|index| DeviceConfig { threads: 1, ..rig::cpu(index) }).collect(),
+        ..rig::config(rig::specs(&[&format!("m=fake:{cost}")]))
     };
     Engine::start(config).await.expect("starts")
 }
 
 fn ask(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
-    Submission {
-        tenant: engine.tenant("a").expect("tenant"),
-        model: "m".into(),
-        request_id: "test".into(),
-        priority: 0,
-        answer_id: None,
-        prompt: Prompt::Text(prompt.into()),
-        n: 1,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        echo: false,
-    }
+    rig::text(engine, "a", prompt, max_tokens)
 }
 
 fn whole(answer: &Answer) -> (&str, u32) {
@@ -133,14 +110,7 @@ async fn draining_hands_on_what_waits_and_what_runs_at_the_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_to_embed_goes_on_elsewhere() {
     let engine = start(2, "step=2ms,token=10us").await;
-    let list = |engine: &Engine| EmbedSubmission {
-        tenant: engine.tenant("a").expect("tenant"),
-        model: "m".into(),
-        request_id: "test".into(),
-        priority: 0,
-        inputs: (0..200).map(|index| EmbedInput::Text(format!("input {index}"))).collect(),
-        truncate: false,
-    };
+    let list = |engine: &Engine| rig::embedding(engine, "a", (0..200).map(|index| format!("input {index}")));
     let expected = engine.embed(list(&engine)).await.expect("vectors");
     let running = tokio::spawn({
         let engine = engine.clone();

@@ -1,47 +1,18 @@
 //! The whole stack below HTTP on the `fake:` executor: real engine thread, real boundary, no weights.
 
-mod common;
+mod rig;
 
 use std::{task::Poll, time::Duration};
 
-use common::{complete, metric, read};
+use rig::{complete, metric, read};
 use weir_runtime::{
-    DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason,
-    ModelSpec, Prompt, SamplingParams, StreamEvent, Submission, SubmitError, TenantSpec,
+    Engine, EngineConfig, FailureKind, FinishReason, Prompt, SamplingParams, StreamEvent, Submission, SubmitError,
 };
 
 async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engine {
-    let mut config = EngineConfig {
-        models: models.iter().map(|m| m.parse::<ModelSpec>().expect("model")).collect(),
-        tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
-        inspector: ExecutorMode::Thread,
-        queue_len_max: 1024,
-        canary_interval: Duration::from_secs(5),
-        seed: 1,
-        record: None,
-    };
+    let mut config = rig::config(rig::specs(models));
     change(&mut config);
     Engine::start(config).await.expect("starts")
-}
-
-fn text(engine: &Engine, tenant: &str, prompt: &str, max_tokens: u32) -> Submission {
-    Submission {
-        tenant: engine.tenant(tenant).expect("tenant"),
-        model: engine.models()[0].name.clone(),
-        request_id: "test".into(),
-        priority: 0,
-        answer_id: None,
-        prompt: Prompt::Text(prompt.into()),
-        n: 1,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        echo: false,
-    }
 }
 
 const FAST: &str = "fake:step=200us,token=1us";
@@ -52,11 +23,11 @@ async fn the_same_text_alone_and_in_company() {
     let prompts: Vec<String> = (0..64).map(|i| format!("prompt {i} {}", "x".repeat(i * 7))).collect();
     let mut alone = Vec::new();
     for prompt in &prompts {
-        alone.push(complete(&engine, text(&engine, "a", prompt, 40)).await.texts.remove(0));
+        alone.push(complete(&engine, rig::text(&engine, "a", prompt, 40)).await.texts.remove(0));
     }
     let mut together = Vec::new();
     for prompt in &prompts {
-        together.push(engine.submit(text(&engine, "b", prompt, 40)).await.expect("accepted"));
+        together.push(engine.submit(rig::text(&engine, "b", prompt, 40)).await.expect("accepted"));
     }
     for (stream, alone) in together.into_iter().zip(alone) {
         assert_eq!(read(stream, 1).await.texts[0], alone);
@@ -66,7 +37,7 @@ async fn the_same_text_alone_and_in_company() {
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_counts_what_was_used() {
     let engine = start(&[FAST], |_| {}).await;
-    let answer = complete(&engine, text(&engine, "a", "hello", 17)).await;
+    let answer = complete(&engine, rig::text(&engine, "a", "hello", 17)).await;
     let usage = answer.end.expect("done");
     assert_eq!((usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens), (5, 17, 0));
     assert_eq!(answer.reasons, [Some(FinishReason::Length)]);
@@ -79,7 +50,7 @@ async fn tenants_share_no_cache() {
     let engine = start(&[FAST], |_| {}).await;
     let prompt = "a long prompt that fills several blocks ".repeat(10);
     let cached = async |tenant: &str| {
-        complete(&engine, text(&engine, tenant, &prompt, 2)).await.end.expect("done").cached_tokens
+        complete(&engine, rig::text(&engine, tenant, &prompt, 2)).await.end.expect("done").cached_tokens
     };
     assert_eq!(cached("a").await, 0);
     assert!(cached("a").await >= 384);
@@ -92,7 +63,7 @@ async fn the_next_turn_finds_what_was_drawn_under_its_own_name() {
     // The fake model's ids are bytes: what it drew is the same ids again when it comes as text.
     let mut conversation = "forty bytes of prompt, a block and more.".to_owned();
     for turn in 0..4 {
-        let answer = complete(&engine, text(&engine, "a", &conversation, 100)).await;
+        let answer = complete(&engine, rig::text(&engine, "a", &conversation, 100)).await;
         let usage = answer.end.expect("done");
         // All blocks that were computed before; the last id was drawn and not computed.
         let known = if turn == 0 { 0 } else { usage.prompt_tokens - 1 - 1 };
@@ -106,7 +77,7 @@ async fn the_next_turn_finds_what_was_drawn_under_its_own_name() {
 async fn choices_differ_by_seed_and_repeat_with_it() {
     let engine = start(&[FAST], |_| {}).await;
     let submission = || {
-        let mut submission = text(&engine, "a", "three ways on", 24);
+        let mut submission = rig::text(&engine, "a", "three ways on", 24);
         submission.n = 3;
         submission.sampling = SamplingParams { seed: Some(7), ..SamplingParams::default() };
         submission
@@ -120,9 +91,9 @@ async fn choices_differ_by_seed_and_repeat_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_strings_end_a_choice_before_they_show() {
     let engine = start(&[FAST], |_| {}).await;
-    let whole = complete(&engine, text(&engine, "a", "go", 60)).await.texts.remove(0);
+    let whole = complete(&engine, rig::text(&engine, "a", "go", 60)).await.texts.remove(0);
     let stop: String = whole.chars().skip(20).take(3).collect();
-    let mut submission = text(&engine, "a", "go", 60);
+    let mut submission = rig::text(&engine, "a", "go", 60);
     submission.stop = vec![stop.clone()];
     let answer = complete(&engine, submission).await;
     assert_eq!(answer.texts[0], whole[..whole.find(&stop).expect("there")]);
@@ -132,8 +103,8 @@ async fn stop_strings_end_a_choice_before_they_show() {
 #[tokio::test(flavor = "multi_thread")]
 async fn echo_puts_the_prompt_first() {
     let engine = start(&[FAST], |_| {}).await;
-    let plain = complete(&engine, text(&engine, "a", "say", 5)).await.texts.remove(0);
-    let mut submission = text(&engine, "a", "say", 5);
+    let plain = complete(&engine, rig::text(&engine, "a", "say", 5)).await.texts.remove(0);
+    let mut submission = rig::text(&engine, "a", "say", 5);
     submission.echo = true;
     assert_eq!(complete(&engine, submission).await.texts[0], format!("say{plain}"));
 }
@@ -144,7 +115,7 @@ async fn dropping_a_stream_frees_its_blocks() {
     let mut streams = Vec::new();
     for i in 0..20 {
         let prompt = format!("{i} {}", "p".repeat(400));
-        streams.push(engine.submit(text(&engine, "a", &prompt, 20_000)).await.expect("accepted"));
+        streams.push(engine.submit(rig::text(&engine, "a", &prompt, 20_000)).await.expect("accepted"));
     }
     for stream in &mut streams {
         assert!(matches!(stream.next().await, Some(StreamEvent::Delta { .. })));
@@ -153,7 +124,7 @@ async fn dropping_a_stream_frees_its_blocks() {
     drop(streams);
     // A request admitted after the cancels is planned after them, so its end shows their blocks freed: two more steps
     // at most were queued.
-    complete(&engine, text(&engine, "b", "x", 8)).await;
+    complete(&engine, rig::text(&engine, "b", "x", 8)).await;
     assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
     assert_eq!(metric(&engine, "weir_kv_blocks_used{").await, 0.0);
 }
@@ -162,7 +133,7 @@ async fn dropping_a_stream_frees_its_blocks() {
 async fn callers_that_vanish_while_being_admitted_leave_nothing() {
     let engine = start(&["fake:step=100us,token=0us"], |_| {}).await;
     for yields in 0..400 {
-        let submission = text(&engine, "a", "gone", 30_000);
+        let submission = rig::text(&engine, "a", "gone", 30_000);
         let mut submitting = Box::pin(engine.submit(submission));
         // Drops the caller at each stage of being admitted, the engine thread's answer on its way included.
         for _ in 0..yields % 40 {
@@ -173,7 +144,7 @@ async fn callers_that_vanish_while_being_admitted_leave_nothing() {
         }
         drop(submitting);
     }
-    complete(&engine, text(&engine, "b", "x", 8)).await;
+    complete(&engine, rig::text(&engine, "b", "x", 8)).await;
     assert_eq!(metric(&engine, "weir_requests_running{").await, 0.0);
     assert_eq!(metric(&engine, "weir_requests_waiting{").await, 0.0);
 }
@@ -189,7 +160,7 @@ async fn futures_poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool
 async fn long_prompts_are_echoed_whole_for_every_choice() {
     let engine = start(&[FAST], |_| {}).await;
     let prompt = "long ".repeat(4_000);
-    let mut submission = text(&engine, "a", &prompt, 3);
+    let mut submission = rig::text(&engine, "a", &prompt, 3);
     submission.echo = true;
     submission.n = 4;
     let answer = complete(&engine, submission).await;
@@ -200,12 +171,12 @@ async fn long_prompts_are_echoed_whole_for_every_choice() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_are_cut_and_nobody_waits_for_them() {
     let engine = start(&["fake:step=50us,token=0us"], |_| {}).await;
-    let mut slow_request = text(&engine, "a", "slow", 30_000);
+    let mut slow_request = rig::text(&engine, "a", "slow", 30_000);
     slow_request.logprobs = Some(20);
     let slow = engine.submit(slow_request).await.expect("accepted");
     // Each token's 21 log-probabilities weigh some 500 bytes: the outbox is full after some 130 tokens.
     for _ in 0..40 {
-        complete(&engine, text(&engine, "b", "quick", 10)).await;
+        complete(&engine, rig::text(&engine, "b", "quick", 10)).await;
     }
     assert_eq!(read(slow, 1).await.end, Err(FailureKind::SlowReader));
     assert_eq!(metric(&engine, "weir_requests_total{outcome=\"failed\"}").await, 1.0);
@@ -215,25 +186,16 @@ async fn slow_readers_are_cut_and_nobody_waits_for_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn embeddings_come_in_order_and_in_any_company() {
     let engine = start(&[FAST], |_| {}).await;
-    let submission = |inputs: Vec<EmbedInput>| EmbedSubmission {
-        tenant: engine.tenant("a").expect("tenant"),
-        model: "fake".into(),
-        request_id: "test".into(),
-        priority: 0,
-        inputs,
-        truncate: false,
-    };
     let texts: Vec<String> = (0..100).map(|i| format!("text {i}")).collect();
-    let all = engine.embed(submission(texts.iter().cloned().map(EmbedInput::Text).collect())).await.expect("embeds");
+    let all = engine.embed(rig::embedding(&engine, "a", texts.clone())).await.expect("embeds");
     assert_eq!(all.vectors.len(), 100);
     assert_eq!(all.usage.prompt_tokens as usize, texts.iter().map(String::len).sum::<usize>());
     for at in [0, 42, 99] {
-        let alone = engine.embed(submission(vec![EmbedInput::Text(texts[at].clone())])).await.expect("embeds");
+        let alone = engine.embed(rig::embedding(&engine, "a", [texts[at].clone()])).await.expect("embeds");
         assert_eq!(alone.vectors[0], all.vectors[at]);
     }
-    let long = EmbedInput::Text("x".repeat(513));
-    assert!(matches!(engine.embed(submission(vec![long.clone()])).await, Err(SubmitError::ContextTooLong { .. })));
-    let mut cut = submission(vec![long]);
+    let mut cut = rig::embedding(&engine, "a", ["x".repeat(513)]);
+    assert!(matches!(engine.embed(cut.clone()).await, Err(SubmitError::ContextTooLong { .. })));
     cut.truncate = true;
     assert_eq!(engine.embed(cut).await.expect("cut").usage.prompt_tokens, 512);
 }
@@ -242,7 +204,7 @@ async fn embeddings_come_in_order_and_in_any_company() {
 async fn what_cannot_be_served_is_refused_with_its_reason() {
     let engine = start(&[FAST], |_| {}).await;
     let refused = async |change: &dyn Fn(&mut Submission)| {
-        let mut submission = text(&engine, "a", "x", 5);
+        let mut submission = rig::text(&engine, "a", "x", 5);
         change(&mut submission);
         engine.submit(submission).await.err()
     };
@@ -263,7 +225,7 @@ async fn a_full_queue_is_refused_with_a_time() {
     let engine = start(&["fake:step=20ms,token=0us"], slow_tenant).await;
     let mut streams = Vec::new();
     let refusal = loop {
-        match engine.submit(text(&engine, "a", "x", 1000)).await {
+        match engine.submit(rig::text(&engine, "a", "x", 1000)).await {
             Ok(stream) => streams.push(stream),
             Err(error) => break error,
         }
@@ -271,20 +233,20 @@ async fn a_full_queue_is_refused_with_a_time() {
     };
     let SubmitError::Busy { retry_after, tenant_limit: true, .. } = refusal else { panic!("{refusal:?}") };
     assert!(retry_after > Duration::ZERO);
-    assert_eq!(complete(&engine, text(&engine, "b", "x", 2)).await.end.expect("done").completion_tokens, 2);
+    assert_eq!(complete(&engine, rig::text(&engine, "b", "x", 2)).await.end.expect("done").completion_tokens, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn drain_finishes_what_runs_and_takes_nothing_new() {
     let engine = start(&["fake:step=2ms,token=0us"], |_| {}).await;
-    let running = engine.submit(text(&engine, "a", "x", 50)).await.expect("accepted");
+    let running = engine.submit(rig::text(&engine, "a", "x", 50)).await.expect("accepted");
     let stopping = tokio::spawn({
         let engine = engine.clone();
         async move { engine.shutdown(Duration::from_secs(20)).await }
     });
     assert_eq!(read(running, 1).await.end.expect("done").completion_tokens, 50);
     stopping.await.expect("drains");
-    assert_eq!(engine.submit(text(&engine, "a", "x", 5)).await.err(), Some(SubmitError::Draining));
+    assert_eq!(engine.submit(rig::text(&engine, "a", "x", 5)).await.err(), Some(SubmitError::Draining));
     assert!(engine.ready().is_err());
 }
 
@@ -293,7 +255,7 @@ async fn device_time_adds_up() {
     let engine = start(&[FAST, "other=fake:step=300us,token=2us"], |_| {}).await;
     let mut charged = 0;
     for i in 0..10 {
-        let mut submission = text(&engine, if i % 2 == 0 { "a" } else { "b" }, "add up", 9);
+        let mut submission = rig::text(&engine, if i % 2 == 0 { "a" } else { "b" }, "add up", 9);
         submission.model = if i % 3 == 0 { "fake".into() } else { "other".into() };
         charged += complete(&engine, submission).await.end.expect("done").device_nanos;
     }

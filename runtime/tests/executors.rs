@@ -1,67 +1,20 @@
 //! What an executor's death, or a row that is not a number, does to requests; below HTTP, with the executor in a thread that its
 //! fault points end. The same with processes that are killed is in `tests/e2e/executors.py`.
 
-mod common;
+mod rig;
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Tensor};
-use common::{Answer, complete, metric, read, read_telling};
-use weir_runtime::{
-    DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, ModelLocation,
-    ModelSpec, Prompt, SamplingParams, Submission, SubmitError, TenantSpec,
-};
-
-async fn start(model: ModelSpec) -> Engine {
-    let config = EngineConfig {
-        models: vec![model],
-        tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        devices: vec![DeviceConfig { threads: 2, kv_bytes: 4 << 20, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
-        inspector: ExecutorMode::Thread,
-        queue_len_max: 1024,
-        canary_interval: Duration::from_secs(3600),
-        seed: 1,
-        record: None,
-    };
-    Engine::start(config).await.expect("starts")
-}
+use rig::{Answer, complete, metric, read, read_telling};
+use weir_runtime::{Engine, FailureKind, ModelLocation, ModelSpec, Prompt, SamplingParams, Submission, SubmitError};
 
 async fn fake(cost: &str) -> Engine {
-    start(format!("m=fake:{cost}").parse().expect("model")).await
-}
-
-fn text(engine: &Engine, tenant: &str, prompt: Prompt, max_tokens: u32) -> Submission {
-    Submission {
-        tenant: engine.tenant(tenant).expect("tenant"),
-        model: "m".into(),
-        request_id: "test".into(),
-        priority: 0,
-        answer_id: None,
-        prompt,
-        n: 1,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        echo: false,
-    }
+    rig::start(&[&format!("m=fake:{cost}")]).await
 }
 
 fn greedy(engine: &Engine, prompt: &str, max_tokens: u32) -> Submission {
-    text(engine, "a", Prompt::Text(prompt.into()), max_tokens)
-}
-
-fn embedding(engine: &Engine, texts: impl IntoIterator<Item = String>) -> EmbedSubmission {
-    EmbedSubmission {
-        tenant: engine.tenant("b").expect("tenant"),
-        model: "m".into(),
-        request_id: "test".into(),
-        priority: 0,
-        inputs: texts.into_iter().map(EmbedInput::Text).collect(),
-        truncate: false,
-    }
+    rig::text(engine, "a", prompt, max_tokens)
 }
 
 /// Greedy, seeded, with every penalty, with stop strings, log-probabilities, several choices; short and over several blocks.
@@ -103,7 +56,7 @@ async fn what_a_death_interrupts_goes_on_where_it_was() {
         expected.push(seen(complete(&engine, request).await));
     }
     let texts: Vec<String> = (0..400).map(|index| format!("input {index} {}", "z".repeat(60))).collect();
-    let vectors = engine.embed(embedding(&engine, texts.clone())).await.expect("embeds").vectors;
+    let vectors = engine.embed(rig::embedding(&engine, "b", texts.clone())).await.expect("embeds").vectors;
 
     let (delivered, deliveries) = flume::unbounded();
     let mut reading = Vec::new();
@@ -115,7 +68,7 @@ async fn what_a_death_interrupts_goes_on_where_it_was() {
         reading.push(tokio::spawn(read_telling(stream, n, tell)));
     }
     let embedding = tokio::spawn({
-        let (engine, submission) = (engine.clone(), embedding(&engine, texts));
+        let (engine, submission) = (engine.clone(), rig::embedding(&engine, "b", texts));
         async move { engine.embed(submission).await }
     });
     for _ in 0..200 {
@@ -151,7 +104,7 @@ async fn a_quarantined_request_is_refused_and_no_other() {
     changed.max_tokens = Some(9);
     assert!(refused(engine.submit(changed).await.err()), "the same ids kill as surely");
 
-    let inputs = || embedding(&engine, ["fine".to_owned(), "not \u{7} fine".to_owned()]);
+    let inputs = || rig::embedding(&engine, "b", ["fine".to_owned(), "not \u{7} fine".to_owned()]);
     assert!(refused(engine.embed(inputs()).await.err()));
     // An answer proves that the last death's restart has been counted.
     assert!(complete(&engine, greedy(&engine, "back", 2)).await.end.is_ok());
@@ -161,7 +114,7 @@ async fn a_quarantined_request_is_refused_and_no_other() {
     assert_eq!(metric(&engine, "weir_requests_quarantined_total").await, 2.0);
 
     assert!(complete(&engine, greedy(&engine, "poison", 5)).await.end.is_ok());
-    assert_eq!(engine.embed(embedding(&engine, ["fine".to_owned()])).await.expect("embeds").vectors.len(), 1);
+    assert_eq!(engine.embed(rig::embedding(&engine, "b", ["fine".to_owned()])).await.expect("embeds").vectors.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +188,7 @@ async fn cancelling_what_waits_for_its_executor_leaves_nothing() {
 /// one is in the cache.
 async fn fails_alone(engine: &Engine, bad: Vec<u32>, good: Vec<Vec<u32>>, len: u32) {
     let of = |ids: &Vec<u32>| {
-        let mut request = text(engine, "b", Prompt::Tokens(ids.clone()), len);
+        let mut request = Submission { prompt: Prompt::Tokens(ids.clone()), ..rig::text(engine, "b", "", len) };
         // They do not draw it themselves.
         request.sampling.logit_bias = vec![(BROKEN, -100.0)];
         request
@@ -249,7 +202,7 @@ async fn fails_alone(engine: &Engine, bad: Vec<u32>, good: Vec<Vec<u32>>, len: u
     for ids in &good {
         streams.push(engine.submit(of(ids)).await.expect("accepted"));
     }
-    let bad = || text(engine, "a", Prompt::Tokens(bad.clone()), len);
+    let bad = || Submission { prompt: Prompt::Tokens(bad.clone()), ..rig::text(engine, "a", "", len) };
     assert_eq!(complete(engine, bad()).await.end, Err(FailureKind::BadOutput));
     for (stream, alone) in streams.into_iter().zip(alone) {
         assert_eq!(seen(read(stream, 1).await), alone);
@@ -341,12 +294,9 @@ fn write_tiny(folder: &Path) {
 async fn a_weight_that_is_not_a_number_ends_only_the_requests_that_read_it() {
     let folder = tempfile::tempdir().expect("a folder");
     write_tiny(folder.path());
-    let engine = start(ModelSpec {
-        name: "m".into(),
-        source: ModelLocation::Path(folder.path().to_owned()),
-        devices: Vec::new(),
-    })
-    .await;
+    let source = ModelLocation::Path(folder.path().to_owned());
+    let spec = ModelSpec { name: "m".into(), source, devices: Vec::new() };
+    let engine = Engine::start(rig::config(vec![spec])).await.expect("starts");
     let mut bad: Vec<u32> = (0..700).map(|at| at % 70).collect();
     bad[40] = BROKEN;
     let good = (0..6u32).map(|index| (0..40).map(|at| (at * 3 + index * 11) % 70).collect()).collect();

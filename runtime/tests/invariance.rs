@@ -4,7 +4,7 @@
 //! What company changes: which rows share a step, where a prompt is cut into chunks, which blocks its keys and values are
 //! in, what was found in the prefix cache, whether it was preempted and computed again, and how many threads compute.
 
-mod common;
+mod rig;
 
 /// Small in every run of the tests; with `WEIR_PROOFS=full` at the size of its figure.
 mod proofs {
@@ -12,11 +12,11 @@ mod proofs {
 
     use serde_json::Value;
     use weir_runtime::{
-        DeviceConfig, Engine, EngineConfig, ExecutorMode, FinishReason, ModelLocation, ModelSpec, Prompt,
-        SamplingParams, Submission, TenantSpec, TokenLogprob,
+        DeviceConfig, Engine, EngineConfig, FinishReason, ModelLocation, ModelSpec, Prompt, SamplingParams, Submission,
+        TenantSpec, TokenLogprob,
     };
 
-    use crate::common::{complete, metric, read_telling};
+    use crate::rig::{self, complete, metric, read_telling};
 
     /// Bytes of 32 positions of SmolLM2-135M: [layers 30, 2, heads 3, positions 32, features 64] f16.
     const BLOCK_BYTES: u64 = 30 * 2 * 3 * 32 * 64 * 2;
@@ -45,21 +45,12 @@ mod proofs {
     }
 
     async fn start(model: PathBuf, change: impl FnOnce(&mut DeviceConfig)) -> Engine {
-        let mut cpu =
-            DeviceConfig { threads: 2, kv_bytes: 1024 * BLOCK_BYTES, ..DeviceConfig::cpu(0, ExecutorMode::Thread) };
+        let mut cpu = DeviceConfig { kv_bytes: 1024 * BLOCK_BYTES, ..rig::cpu(0) };
         change(&mut cpu);
         // One for each request, so that alone it finds nothing in the prefix cache, and one for all of them.
         let tenants = (0..=64).map(|tenant| TenantSpec::named(&format!("t{tenant}"))).collect();
-        let config = EngineConfig {
-            models: vec![ModelSpec { name: "smollm2".into(), source: ModelLocation::Path(model), devices: Vec::new() }],
-            tenants,
-            devices: vec![cpu],
-            inspector: ExecutorMode::Thread,
-            queue_len_max: 1024,
-            canary_interval: Duration::from_secs(600),
-            seed: 1,
-            record: None,
-        };
+        let spec = ModelSpec { name: "smollm2".into(), source: ModelLocation::Path(model), devices: Vec::new() };
+        let config = EngineConfig { tenants, devices: vec![cpu], ..rig::config(vec![spec]) };
         Engine::start(config).await.expect("starts")
     }
 
@@ -102,20 +93,14 @@ mod proofs {
                     sampling.frequency_penalty = 0.2;
                 }
                 Submission {
-                    tenant: engine.tenant(&format!("t{index}")).expect("tenant"),
-                    model: "smollm2".into(),
-                    request_id: index.to_string(),
-                    priority: 0,
-                    answer_id: None,
                     prompt: Prompt::Tokens(prompt),
                     n: if random.one_in(8) { 2 } else { 1 },
                     sampling,
                     max_tokens: Some(if grows { 68 } else { 2 + random.below(if full() { 64 } else { 24 }) as u32 }),
-                    min_tokens: 0,
                     stop: if !grows && random.one_in(4) { vec![" the".into()] } else { Vec::new() },
                     ignore_eos: grows || !random.one_in(3),
                     logprobs: random.one_in(2).then_some(3),
-                    echo: false,
+                    ..rig::text(engine, &format!("t{index}"), "", 0)
                 }
             })
             .collect()

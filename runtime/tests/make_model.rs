@@ -1,13 +1,12 @@
 //! Made models: the same bytes from the same seed, and answers through a real engine.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod rig;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use weir_runtime::{
-    DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, ModelLocation, ModelSpec, Prompt,
-    SamplingParams, Submission, TenantSpec,
+    EmbedSubmission, Engine, ModelLocation, ModelSpec, Prompt, Submission,
     make_model::{MakeModel, Pool, Shape, WeightDtype, make},
 };
 
@@ -42,18 +41,7 @@ async fn start(folder: &Path) -> Engine {
         source: ModelLocation::Path(folder.join(name)),
         devices: Vec::new(),
     };
-    Engine::start(EngineConfig {
-        models: ["tiny-llama", "tiny-qwen2", "tiny-bert"].map(model).to_vec(),
-        tenants: vec![TenantSpec::named("a")],
-        devices: vec![DeviceConfig { threads: 1, kv_bytes: 1 << 22, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
-        inspector: ExecutorMode::Thread,
-        queue_len_max: 64,
-        canary_interval: Duration::from_secs(5),
-        seed: 1,
-        record: None,
-    })
-    .await
-    .unwrap()
+    Engine::start(rig::config(["tiny-llama", "tiny-qwen2", "tiny-bert"].map(model).to_vec())).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,40 +52,18 @@ async fn made_models_load_and_answer() {
         make(&wanted, &folder.path().join(shape.name()), &Pool::new(2)).unwrap();
     }
     let engine = start(folder.path()).await;
-    let tenant = engine.tenant("a").unwrap();
     for model in ["tiny-llama", "tiny-qwen2"] {
         let message = weir_runtime::ChatMessage { role: "user".into(), content: "Name a river.".into(), name: None };
-        let submission = Submission {
-            tenant,
-            model: model.into(),
-            request_id: "test".into(),
-            priority: 0,
-            answer_id: None,
-            prompt: Prompt::Chat(vec![message]),
-            n: 1,
-            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-            max_tokens: Some(12),
-            min_tokens: 0,
-            stop: Vec::new(),
-            ignore_eos: true,
-            logprobs: None,
-            echo: false,
-        };
-        let answer = common::complete(&engine, submission).await;
+        let asked = rig::text(&engine, "a", "", 12);
+        let submission = Submission { model: model.into(), prompt: Prompt::Chat(vec![message]), ..asked };
+        let answer = rig::complete(&engine, submission).await;
         let usage = answer.end.unwrap();
         assert_eq!(usage.completion_tokens, 12, "{model}");
         assert!(usage.prompt_tokens > 13, "{model}: a letter is a token");
         assert!(!answer.texts[0].is_empty(), "{model}");
     }
-    let inputs = ["a weir", "a river"].map(|text| EmbedInput::Text(text.into())).to_vec();
-    let submission = EmbedSubmission {
-        tenant,
-        model: "tiny-bert".into(),
-        request_id: "test".into(),
-        priority: 0,
-        inputs,
-        truncate: false,
-    };
+    let asked = rig::embedding(&engine, "a", ["a weir", "a river"]);
+    let submission = EmbedSubmission { model: "tiny-bert".into(), ..asked };
     let found = engine.embed(submission).await.unwrap();
     assert_eq!(found.vectors.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256]);
     assert_ne!(found.vectors[0], found.vectors[1]);

@@ -1,59 +1,24 @@
 //! Models that come and are refused while others are served: a real engine, real files, the executor in a thread.
 
-use std::{fs, path::Path, time::Duration};
+mod rig;
+
+use std::{fs, path::Path};
 
 use serde_json::{Value, json};
-use weir_runtime::{
-    AddModelError, DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelFault, Prompt, SamplingParams, StreamEvent,
-    Submission, SubmitError, TenantSpec, TokenStream,
-};
+use weir_runtime::{AddModelError, Engine, ModelFault, Submission, SubmitError, TokenStream};
 
 const FAKE: &str = "old=fake:step=1ms,token=1us";
 
 async fn start() -> Engine {
-    Engine::start(EngineConfig {
-        models: vec![FAKE.parse().expect("model")],
-        tenants: vec![TenantSpec::named("a")],
-        devices: vec![DeviceConfig { threads: 1, kv_bytes: 1 << 20, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
-        inspector: ExecutorMode::Thread,
-        queue_len_max: 64,
-        canary_interval: Duration::from_secs(5),
-        seed: 1,
-        record: None,
-    })
-    .await
-    .expect("starts")
+    rig::start(&[FAKE]).await
 }
 
 fn ask(engine: &Engine, model: &str, tokens: u32) -> Submission {
-    Submission {
-        tenant: engine.tenant("a").expect("tenant"),
-        model: model.into(),
-        request_id: "test".into(),
-        priority: 0,
-        answer_id: None,
-        prompt: Prompt::Text("ab".into()),
-        n: 1,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_tokens: Some(tokens),
-        min_tokens: 0,
-        stop: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        echo: false,
-    }
+    Submission { model: model.into(), ..rig::text(engine, "a", "ab", tokens) }
 }
 
-async fn read(mut stream: TokenStream) -> String {
-    let mut text = String::new();
-    while let Some(event) = stream.next().await {
-        match event {
-            StreamEvent::Delta { text: more, .. } => text += &more,
-            StreamEvent::Failed(failure) => panic!("{failure}"),
-            StreamEvent::Finished { .. } | StreamEvent::Done(_) => {}
-        }
-    }
-    text
+async fn read(stream: TokenStream) -> String {
+    rig::read(stream, 1).await.texts.remove(0)
 }
 
 fn config() -> Value {

@@ -1,46 +1,17 @@
 //! Why a request waited, as the engine tells it; the answers of the API are in `tests/e2e/why.py`.
 
-mod common;
+mod rig;
 
-use std::time::Duration;
-
-use common::{complete, metric, read, read_telling};
-use weir_runtime::{
-    Cause, DeviceConfig, Engine, EngineConfig, ExecutorMode, Explanation, FailureKind, Prompt, RequestState,
-    SamplingParams, Submission, TenantSpec,
-};
+use rig::{complete, metric, read, read_telling};
+use weir_runtime::{Cause, Engine, Explanation, FailureKind, RequestState, Submission};
 
 async fn fake(cost: &str) -> Engine {
-    let config = EngineConfig {
-        models: vec![format!("m=fake:{cost}").parse().expect("model")],
-        tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
-        devices: vec![DeviceConfig { threads: 2, kv_bytes: 4 << 20, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
-        inspector: ExecutorMode::Thread,
-        queue_len_max: 1024,
-        canary_interval: Duration::from_secs(3600),
-        seed: 1,
-        record: None,
-    };
-    Engine::start(config).await.expect("starts")
+    rig::start(&[&format!("m=fake:{cost}")]).await
 }
 
 fn text(engine: &Engine, id: &str, prompt: &str, max_tokens: u32) -> Submission {
-    Submission {
-        tenant: engine.tenant("a").expect("tenant"),
-        model: "m".into(),
-        request_id: id.into(),
-        priority: 0,
-        answer_id: Some(format!("cmpl-{id}")),
-        prompt: Prompt::Text(prompt.into()),
-        n: 1,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_tokens: Some(max_tokens),
-        min_tokens: 0,
-        stop: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        echo: false,
-    }
+    let answer_id = Some(format!("cmpl-{id}"));
+    Submission { request_id: id.into(), answer_id, ..rig::text(engine, "a", prompt, max_tokens) }
 }
 
 async fn why(engine: &Engine, tenant: &str, id: &str) -> Option<Explanation> {
