@@ -6,7 +6,8 @@ use std::{task::Poll, time::Duration};
 
 use rig::{complete, metric, read};
 use weir_runtime::{
-    Engine, EngineConfig, FailureKind, FinishReason, Prompt, SamplingParams, StreamEvent, Submission, SubmitError,
+    DeviceConfig, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason, Prompt, RecordConfig, SamplingParams,
+    StreamEvent, Submission, SubmitError,
 };
 
 async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engine {
@@ -261,4 +262,40 @@ async fn device_time_adds_up() {
     }
     let tenants = metric(&engine, "weir_device_seconds_total{device=\"cpu:0\",account=\"tenants\"}").await;
     assert!((tenants - charged as f64 / 1e9).abs() < 1e-6, "{tenants} against {charged} ns");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_has_ended_leaves_a_whole_trace() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("trace.ndjson");
+    let record = RecordConfig { path: path.clone(), bytes_max: 1 << 20 };
+    let engine = start(&[FAST], |config| config.record = Some(record)).await;
+    // One ends by itself, the other with the server.
+    complete(&engine, rig::text(&engine, "a", "first", 5)).await;
+    let cut = engine.submit(rig::text(&engine, "b", "second", 30_000)).await.expect("accepted");
+    engine.shutdown(Duration::ZERO).await;
+    let text = std::fs::read_to_string(&path).expect("a trace");
+    let ends: Vec<&str> = text.lines().filter(|line| line.contains("\"kind\":\"request\"")).collect();
+    assert_eq!(ends.len(), 2, "{text}");
+    assert!(ends[0].contains("\"finished\"") && ends[1].contains("\"failed\""), "{ends:?}");
+    assert_eq!(read(cut, 1).await.end, Err(FailureKind::Draining));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_leaves_no_trace_in_the_way_of_the_next() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("trace.ndjson");
+    let program = folder.path().join("missing");
+    let config = || EngineConfig {
+        devices: vec![DeviceConfig {
+            executor: ExecutorMode::Process { program: program.clone(), args: Vec::new() },
+            ..rig::cpu(0)
+        }],
+        record: Some(RecordConfig { path: path.clone(), bytes_max: 1 << 20 }),
+        ..rig::config(rig::specs(&[FAST]))
+    };
+    for _ in 0..2 {
+        let error = Engine::start(config()).await.err().expect("no executor").to_string();
+        assert!(!error.contains("trace") && !path.exists(), "{error}");
+    }
 }

@@ -36,7 +36,7 @@ use crate::{
         message::{GroupId, NodeMessage, Submit, SubmitWork},
         sequence::SequenceSpec,
     },
-    recorder::{DeviceLine, Header, Recorder, TenantLine},
+    recorder::{DeviceLine, Draft, Header, Recorder, TenantLine},
     sampler::mix,
     status::Status,
     stream::{CancelOnDrop, TokenStream},
@@ -51,6 +51,8 @@ pub use models::MODELS_LEN_MAX;
 pub const EMBED_INPUTS_MAX: usize = 2048;
 /// How long a scrape waits for fresh gauges.
 const METRICS_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How long the end waits for the engine thread once nothing runs. Only the trace's disk can hold it up.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Tokens of one embedding request, all inputs together.
 pub const EMBED_TOKENS_MAX: usize = 300_000;
 
@@ -118,7 +120,7 @@ impl Engine {
         let status = Arc::new(Status::new());
         let (started, starting) = oneshot::channel();
         let secret = secret()?;
-        let recorder = recorder(&config, &metrics)?;
+        let (recorder, draft) = recorder(&config, &metrics)?;
         let parts = NodeParts {
             scheduler: scheduler(&config),
             models: opened.iter().map(|m| m.node_model()).collect(),
@@ -161,6 +163,9 @@ impl Engine {
             _telemetry: telemetry,
             cpu_devices: config.devices.iter().filter(|device| device.kind == DeviceKind::Cpu).count() as u64,
         };
+        if let Some(draft) = draft {
+            draft.keep();
+        }
         Ok(Engine { shared: Arc::new(shared) })
     }
 
@@ -294,14 +299,20 @@ impl Engine {
         Ok(Embeddings { vectors, usage })
     }
 
-    /// Admits nothing more, waits until what runs has ended or the deadline passes, then ends everything.
+    /// Admits nothing more, waits until what runs has ended or the deadline passes, then ends everything, and returns when that is
+    /// done: every reader has its ending, and the trace is written.
     pub async fn shutdown(&self, deadline: Duration) {
         self.shared.status.begin_drain();
         let (drained, drain) = oneshot::channel();
         if self.shared.inbox.send(NodeMessage::Drain(drained)).is_ok() {
             let _ = tokio::time::timeout(deadline, drain).await;
         }
-        let _ = self.shared.inbox.send(NodeMessage::Stop);
+        let (ended, end) = oneshot::channel();
+        if self.shared.inbox.send(NodeMessage::Stop(ended)).is_ok()
+            && tokio::time::timeout(STOP_WAIT_MAX, end).await.is_err()
+        {
+            tracing::error!("the engine thread did not end in time: the last lines of the trace may be missing");
+        }
     }
 
     fn served(&self, name: &str) -> Result<(usize, Arc<Served>), SubmitError> {
@@ -412,8 +423,8 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
 }
 
 /// The trace, if one is wanted. Its file is made before anything is loaded that takes minutes.
-fn recorder(config: &EngineConfig, metrics: &Metrics) -> Result<Recorder, EngineError> {
-    let Some(record) = &config.record else { return Ok(Recorder::default()) };
+fn recorder(config: &EngineConfig, metrics: &Metrics) -> Result<(Recorder, Option<Draft>), EngineError> {
+    let Some(record) = &config.record else { return Ok((Recorder::default(), None)) };
     let devices = config.devices.iter().map(|device| DeviceLine {
         name: device.name.clone(),
         step_latency_max: device.step_latency_max.as_nanos() as u64,
@@ -429,6 +440,7 @@ fn recorder(config: &EngineConfig, metrics: &Metrics) -> Result<Recorder, Engine
     let header = Header { devices: devices.collect(), tenants: tenants.collect(), queue_len_max: config.queue_len_max };
     let (written, dropped) = metrics.trace_lines();
     Recorder::start(record, &header, written, dropped)
+        .map(|(recorder, draft)| (recorder, Some(draft)))
         .map_err(|error| EngineError::Config(format!("the trace {}: {error}", record.path.display())))
 }
 

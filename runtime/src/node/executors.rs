@@ -115,7 +115,7 @@ impl Node {
         if matches!(entry.state, DeviceState::Down { .. } | DeviceState::Drained) {
             return;
         }
-        if !self.stopping {
+        if self.stopping.is_none() {
             tracing::error!(device = entry.config.name, reason, "executor down");
         }
         if entry.is_ready() {

@@ -35,8 +35,8 @@ pub(crate) enum NodeMessage {
     Observe(oneshot::Sender<()>),
     /// Admit nothing more; answer when the last request has ended.
     Drain(oneshot::Sender<()>),
-    /// End every request and the thread.
-    Stop,
+    /// End every request, the trace and the thread; answer when nothing of them is left to do.
+    Stop(oneshot::Sender<()>),
 }
 
 /// A model to load beside those that are served.

@@ -121,7 +121,8 @@ pub(crate) struct Node {
     canaries: u64,
     adding: Option<Adding>,
     drained: Option<oneshot::Sender<()>>,
-    stopping: bool,
+    /// Told when all is over; there once the thread is to stop.
+    stopping: Option<oneshot::Sender<()>>,
     /// Readers to be woken when the turn is over.
     due: Vec<Waker>,
     clock: Instant,
@@ -189,7 +190,7 @@ impl Node {
             canaries: 0,
             adding: None,
             drained: None,
-            stopping: false,
+            stopping: None,
             due: Vec::new(),
             clock: now,
             plan: StepPlan::default(),
@@ -203,7 +204,7 @@ impl Node {
         for device in 0..self.devices.len() {
             self.start_executor(device);
         }
-        while !self.stopping {
+        while self.stopping.is_none() {
             let wait = self.next_deadline().saturating_duration_since(Instant::now());
             match self.inbox.recv_timeout(wait) {
                 Ok(message) => self.take(message),
@@ -234,6 +235,10 @@ impl Node {
             }
         }
         self.end_all();
+        self.recorder.end();
+        if let Some(ended) = self.stopping.take() {
+            let _ = ended.send(());
+        }
     }
 
     /// Ends what still runs. The steps it is in are lost, and what they took is the operator's.
@@ -340,7 +345,7 @@ impl Node {
                 self.scheduler.drain();
                 self.drained = Some(drained);
             }
-            NodeMessage::Stop => self.stopping = true,
+            NodeMessage::Stop(ended) => self.stopping = Some(ended),
         }
         self.settle();
     }
@@ -465,6 +470,8 @@ mod tests {
         assert_eq!(usage.completion_tokens, 40);
         assert!(usage.device_nanos < 3_600_000_000_000, "{}", usage.device_nanos);
         assert!(metrics.text().contains("weir_executor_restarts_total 0"));
-        node.send(NodeMessage::Stop).expect("the node runs");
+        let (ended, end) = oneshot::channel();
+        node.send(NodeMessage::Stop(ended)).expect("the node runs");
+        end.await.expect("it says when it has ended");
     }
 }

@@ -12,11 +12,11 @@ mod lines;
 mod writer;
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use prometheus_client::metrics::counter::Counter;
@@ -85,13 +85,38 @@ pub(crate) fn block_key(name: &BlockHash) -> u64 {
 
 /// The engine thread's end of the trace; off, it does nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Recorder(Option<Ends>);
+pub(crate) struct Recorder {
+    ends: Option<Ends>,
+    writer: Option<JoinHandle<()>>,
+}
 
 #[derive(Debug)]
 struct Ends {
     notes: flume::Sender<Note>,
     /// Notes that found no room.
     dropped: Counter,
+}
+
+/// The trace of a server that has not started yet. Dropped before [`Draft::keep`], its file goes: the next start finds the path free.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Draft(Option<PathBuf>);
+
+impl Draft {
+    /// The server has started.
+    pub(crate) fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "the trace of a start that failed cannot be removed");
+        }
+    }
 }
 
 impl Recorder {
@@ -104,35 +129,46 @@ impl Recorder {
         header: &Header,
         written: Counter,
         dropped: Counter,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Draft)> {
         let file = create(&config.path)?;
+        let draft = Draft(Some(config.path.clone()));
         let mut writer = Writer::new(file, config.bytes_max, written, dropped.clone());
         writer.begin(header)?;
         let (notes, inbox) = flume::bounded(NOTES_LEN_MAX);
         let path = config.path.clone();
-        thread::Builder::new().name("weir-trace".into()).spawn(move || {
+        let writer = thread::Builder::new().name("weir-trace".into()).spawn(move || {
             if let Err(error) = writer.run(&inbox) {
                 tracing::error!(path = %path.display(), %error, "the trace ends here: it cannot be written");
             }
         })?;
-        Ok(Recorder(Some(Ends { notes, dropped })))
+        Ok((Recorder { ends: Some(Ends { notes, dropped }), writer: Some(writer) }, draft))
     }
 
     /// Whether notes are worth making.
     pub(crate) fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.ends.is_some()
     }
 
     /// Hands a note over, or drops it.
     pub(crate) fn note(&mut self, note: Note) {
-        let Some(ends) = &self.0 else { return };
+        let Some(ends) = &self.ends else { return };
         match ends.notes.try_send(note) {
             Ok(()) => {}
             Err(flume::TrySendError::Full(_)) => {
                 ends.dropped.inc();
             }
             // The trace has its size, or its disk none left.
-            Err(flume::TrySendError::Disconnected(_)) => self.0 = None,
+            Err(flume::TrySendError::Disconnected(_)) => self.ends = None,
+        }
+    }
+
+    /// Ends the trace: returns when what was handed over is in the file. It waits for the disk, so nothing else may be left to do.
+    pub(crate) fn end(&mut self) {
+        self.ends = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the thread that writes the trace panicked");
         }
     }
 }

@@ -113,7 +113,7 @@ fn a_writer_that_stands_still_holds_nobody_up() {
     let (let_go, gate) = flume::bounded(0);
     let (notes, inbox) = flume::bounded(NOTES_LEN_MAX);
     let dropped = Counter::default();
-    let mut recorder = Recorder(Some(Ends { notes, dropped: dropped.clone() }));
+    let mut recorder = Recorder { ends: Some(Ends { notes, dropped: dropped.clone() }), writer: None };
     let writer = Writer::new(Stuck(gate), u64::MAX, Counter::default(), dropped.clone());
     let thread = thread::spawn(move || writer.run(&inbox));
     // Some are in the writer's buffer, some in the channel; the others found no room.
@@ -128,9 +128,37 @@ fn the_file_is_its_owners_and_never_written_over() {
     let folder = tempfile::tempdir().expect("folder");
     let config = RecordConfig { path: folder.path().join("t"), bytes_max: 1 << 20 };
     let start = || Recorder::start(&config, &header(), Counter::default(), Counter::default());
-    let recorder = start().expect("starts");
+    let (recorder, draft) = start().expect("starts");
     assert!(recorder.is_on() && !Recorder::default().is_on());
     assert_eq!(fs::metadata(&config.path).expect("there").permissions().mode() & 0o777, 0o600);
     assert_eq!(start().expect_err("there already").kind(), io::ErrorKind::AlreadyExists);
+    draft.keep();
     assert!(fs::read_to_string(&config.path).expect("text").starts_with(r#"{"kind":"header""#));
+}
+
+#[test]
+fn a_start_that_failed_leaves_its_path_free() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = RecordConfig { path: folder.path().join("t"), bytes_max: 1 << 20 };
+    for _ in 0..2 {
+        let (recorder, draft) =
+            Recorder::start(&config, &header(), Counter::default(), Counter::default()).expect("starts");
+        drop((recorder, draft));
+        assert!(!config.path.exists());
+    }
+}
+
+#[test]
+fn an_ended_trace_holds_all_that_was_handed_over() {
+    let folder = tempfile::tempdir().expect("folder");
+    let config = RecordConfig { path: folder.path().join("t"), bytes_max: 1 << 20 };
+    let dropped = Counter::default();
+    let (mut recorder, draft) =
+        Recorder::start(&config, &header(), Counter::default(), dropped.clone()).expect("starts");
+    draft.keep();
+    (0..800).for_each(|at| recorder.note(step(at)));
+    recorder.end();
+    let text = fs::read_to_string(&config.path).expect("text");
+    assert_eq!((text.lines().count(), dropped.get()), (801, 0));
+    assert!(text.lines().last().is_some_and(|line| line.starts_with(r#"{"kind":"step","at":799"#)));
 }
