@@ -19,6 +19,9 @@ pub struct EngineConfig {
     pub inspector: ExecutorMode,
     /// Requests that may wait on the whole node, beyond which submissions are refused as busy.
     pub queue_len_max: u32,
+    /// Device time for which requests whose beginning is cached may go before others. It is a term of the bound on the service gap between
+    /// tenants; with none, the prefix cache decides nothing.
+    pub locality_quantum: Duration,
     /// How long the node may be idle before a canary request proves that steps still complete.
     pub canary_interval: Duration,
     /// Root of every seed that a request does not bring itself.
@@ -26,6 +29,9 @@ pub struct EngineConfig {
     /// Where a trace of the load is written, if it is.
     pub record: Option<RecordConfig>,
 }
+
+/// The default of [`EngineConfig::locality_quantum`].
+pub const LOCALITY_QUANTUM: Duration = Duration::from_millis(250);
 
 /// One device: what it is, where its executor runs, and the shape of its steps.
 #[derive(Debug, Clone)]
@@ -44,7 +50,8 @@ pub struct DeviceConfig {
     pub step_tokens_max: u32,
     /// Rows in one step.
     pub rows_max: u32,
-    /// What a step should stay under; the scheduler fits the token budget to it.
+    /// What a step should stay under; the scheduler fits the token budget to it. Rows of texts that are being drawn are bounded by
+    /// `rows_max` and by plans' targets only.
     pub step_latency_max: Duration,
     /// The pool it is reserved for; a device without one is everybody's.
     pub pool: Option<String>,
@@ -381,6 +388,11 @@ mod tests {
 
     fn spec(text: &str) -> ModelSpec {
         text.parse().expect("parses")
+    }
+
+    #[test]
+    fn the_default_quantum_is_the_schedulers_own() {
+        assert_eq!(LOCALITY_QUANTUM.as_nanos(), u128::from(weir_scheduler::Config::default().locality_quantum.0));
     }
 
     #[test]

@@ -44,8 +44,8 @@ mod why;
 
 pub use card::ModelCard;
 pub use config::{
-    DeviceConfig, DeviceKind, DeviceQuota, EngineConfig, ExecutorMode, FakeCost, FakeFaults, ModelLocation, ModelSpec,
-    TenantSpec, parse_duration,
+    DeviceConfig, DeviceKind, DeviceQuota, EngineConfig, ExecutorMode, FakeCost, FakeFaults, LOCALITY_QUANTUM,
+    ModelLocation, ModelSpec, TenantSpec, parse_duration,
 };
 pub use doctor::{Finding, FindingStatus, doctor};
 pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};

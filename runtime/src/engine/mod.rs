@@ -400,7 +400,11 @@ fn nanos(time: Duration) -> Nanos {
 }
 
 fn scheduler(config: &EngineConfig) -> Scheduler {
-    let mut scheduler = Scheduler::new(Config { queue_len_max: config.queue_len_max, ..Config::default() });
+    let mut scheduler = Scheduler::new(Config {
+        queue_len_max: config.queue_len_max,
+        locality_quantum: nanos(config.locality_quantum),
+        ..Config::default()
+    });
     for (index, tenant) in config.tenants.iter().enumerate() {
         let plan = Tenant {
             weight: tenant.weight,

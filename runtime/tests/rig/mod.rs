@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use weir_runtime::{
     DeviceConfig, EmbedInput, EmbedSubmission, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason,
-    ModelSpec, Prompt, SamplingParams, StreamEvent, Submission, TenantSpec, TokenLogprob, TokenStream, Usage,
+    LOCALITY_QUANTUM, ModelSpec, Prompt, SamplingParams, StreamEvent, Submission, TenantSpec, TokenLogprob,
+    TokenStream, Usage,
 };
 
 /// Two tenants, `a` and `b`, on one CPU whose executor is a thread of this process; no canary comes in between.
@@ -16,6 +17,7 @@ pub fn config(models: Vec<ModelSpec>) -> EngineConfig {
         devices: vec![cpu(0)],
         inspector: ExecutorMode::Thread,
         queue_len_max: 1024,
+        locality_quantum: LOCALITY_QUANTUM,
         canary_interval: Duration::from_secs(3600),
         seed: 1,
         record: None,

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use weir_runtime::{DeviceConfig, EngineConfig, ExecutorMode, TenantId, TenantSpec};
+use weir_runtime::{DeviceConfig, EngineConfig, ExecutorMode, LOCALITY_QUANTUM, TenantId, TenantSpec};
 
 use super::*;
 use crate::keys::KeyHash;
@@ -71,6 +71,7 @@ pub(super) async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Route
         devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
         inspector: ExecutorMode::Thread,
         queue_len_max: 64,
+        locality_quantum: LOCALITY_QUANTUM,
         canary_interval: Duration::from_secs(5),
         seed: 1,
         record: None,

@@ -279,6 +279,7 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
         devices,
         inspector: executor,
         queue_len_max: config.queue_len_max.value,
+        locality_quantum: config.locality_quantum.value.0,
         canary_interval: config.canary_interval.value.0,
         seed: config.seed.value,
         record: config

@@ -26,7 +26,7 @@ pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo
 pub use units::{ByteSize, Span};
 
 use weir_runtime::{
-    DeviceConfig, ExecutorMode, GpuProgram,
+    DeviceConfig, ExecutorMode, GpuProgram, LOCALITY_QUANTUM,
     devices::{DeviceList, GpuMissing},
 };
 
@@ -117,6 +117,8 @@ pub struct Config {
     pub rows_max: Sourced<u32>,
     /// What a step should stay under.
     pub step_latency_max: Sourced<Span>,
+    /// Device time for which what is cached goes first.
+    pub locality_quantum: Sourced<Span>,
     /// Requests waiting on the node.
     pub queue_len_max: Sourced<u32>,
     /// Where the executor runs.
@@ -211,6 +213,12 @@ impl Config {
                 e.engine.step_latency_max,
                 t.engine.step_latency_max,
                 Span(cpu.step_latency_max),
+            ),
+            locality_quantum: pick(
+                f.engine.locality_quantum,
+                e.engine.locality_quantum,
+                t.engine.locality_quantum,
+                Span(LOCALITY_QUANTUM),
             ),
             queue_len_max: pick(f.engine.queue_len_max, e.engine.queue_len_max, t.engine.queue_len_max, 1024),
             executor: pick(f.engine.executor, e.engine.executor, t.engine.executor, ExecutorPlace::Process),

@@ -122,6 +122,7 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         plain("engine.step_tokens_max", &c.step_tokens_max),
         plain("engine.rows_max", &c.rows_max),
         text("engine.step_latency_max", &c.step_latency_max),
+        text("engine.locality_quantum", &c.locality_quantum),
         plain("engine.queue_len_max", &c.queue_len_max),
         text("engine.executor", &c.executor),
         text("engine.canary_interval", &c.canary_interval),

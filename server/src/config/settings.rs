@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
@@ -54,7 +55,7 @@ pub struct ServerSettings {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub connections_max: Option<u32>,
     /// Longest a request may take, streaming included [default: 600s]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = more_than_none)]
     pub request_timeout: Option<Span>,
     /// Time for running requests when the server is told to end [default: 25s]
     #[arg(long, value_name = "TIME")]
@@ -99,9 +100,14 @@ pub struct EngineSettings {
     /// Sequences in one step [default: 64; on a GPU, 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rows_max: Option<u32>,
-    /// What a step should stay under [default: 200ms; on a GPU, 100ms]
-    #[arg(long, value_name = "TIME")]
+    /// What a step should stay under, 1ms to 60s; prompts and inputs to embed are cut to it, texts being drawn are not
+    /// [default: 200ms; on a GPU, 100ms]
+    #[arg(long, value_name = "TIME", value_parser = step_latency)]
     pub step_latency_max: Option<Span>,
+    /// Device time for which requests whose beginning is cached go before others, up to 10s; more finds more in the cache and lets
+    /// tenants be further apart, and with 0s the cache decides nothing [default: 250ms]
+    #[arg(long, value_name = "TIME", value_parser = locality)]
+    pub locality_quantum: Option<Span>,
     /// Requests waiting on the whole node [default: 1024]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub queue_len_max: Option<u32>,
@@ -109,7 +115,7 @@ pub struct EngineSettings {
     #[arg(long)]
     pub executor: Option<ExecutorPlace>,
     /// Idle time before a canary request proves that steps still complete [default: 5s]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = more_than_none)]
     pub canary_interval: Option<Span>,
     /// Root of the seeds of requests that bring none [default: 0]
     #[arg(long)]
@@ -270,7 +276,7 @@ impl ServerSettings {
     /// What flags refuse by their ranges, for values that came from a file.
     pub(super) fn check(&self) -> Result<(), String> {
         nonzero("server.connections_max", self.connections_max)?;
-        positive("server.request_timeout", self.request_timeout)
+        within("server.request_timeout", self.request_timeout, LEAST_TIME)
     }
 }
 
@@ -280,15 +286,42 @@ impl EngineSettings {
         nonzero("engine.step_tokens_max", self.step_tokens_max)?;
         nonzero("engine.rows_max", self.rows_max)?;
         nonzero("engine.queue_len_max", self.queue_len_max)?;
-        positive("engine.step_latency_max", self.step_latency_max)?;
-        positive("engine.canary_interval", self.canary_interval)
+        within("engine.step_latency_max", self.step_latency_max, STEP_LATENCY)?;
+        within("engine.locality_quantum", self.locality_quantum, LOCALITY)?;
+        within("engine.canary_interval", self.canary_interval, LEAST_TIME)
     }
+}
+
+/// Least and most.
+type TimeRange = (Span, Span);
+/// Anything but nothing, up to the longest time that can be written.
+const LEAST_TIME: TimeRange = (Span(Duration::from_nanos(1)), Span::seconds(86_400));
+/// Less than a step of one row of a small model leaves nothing to fit prompts into; more lets one step keep everybody waiting for
+/// longer than clients do.
+const STEP_LATENCY: TimeRange = (Span(Duration::from_millis(1)), Span::seconds(60));
+/// It is a term of the bound on the service gap, whose other terms are some seconds.
+const LOCALITY: TimeRange = (Span(Duration::ZERO), Span::seconds(10));
+
+fn step_latency(text: &str) -> Result<Span, String> {
+    text.parse().and_then(|time| ranged(time, STEP_LATENCY))
+}
+
+fn locality(text: &str) -> Result<Span, String> {
+    text.parse().and_then(|time| ranged(time, LOCALITY))
+}
+
+fn more_than_none(text: &str) -> Result<Span, String> {
+    text.parse().and_then(|time| ranged(time, LEAST_TIME))
+}
+
+fn ranged(time: Span, (least, most): TimeRange) -> Result<Span, String> {
+    if (least..=most).contains(&time) { Ok(time) } else { Err(format!("must be {least} to {most}")) }
+}
+
+fn within(key: &str, value: Option<Span>, range: TimeRange) -> Result<(), String> {
+    value.map_or(Ok(()), |time| ranged(time, range).map(|_| ()).map_err(|error| format!("{key} {error}")))
 }
 
 fn nonzero(key: &str, value: Option<u32>) -> Result<(), String> {
     if value == Some(0) { Err(format!("{key} must be at least 1")) } else { Ok(()) }
-}
-
-fn positive(key: &str, value: Option<Span>) -> Result<(), String> {
-    if value.is_some_and(|v| v.0.is_zero()) { Err(format!("{key} must be more than 0")) } else { Ok(()) }
 }

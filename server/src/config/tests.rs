@@ -74,6 +74,7 @@ fn every_setting_has_its_variable() {
         ("WEIR_STEP_TOKENS_MAX", "8"),
         ("WEIR_ROWS_MAX", "9"),
         ("WEIR_STEP_LATENCY_MAX", "1ms"),
+        ("WEIR_LOCALITY_QUANTUM", "0s"),
         ("WEIR_QUEUE_LEN_MAX", "10"),
         ("WEIR_EXECUTOR", "thread"),
         ("WEIR_CANARY_INTERVAL", "1s"),
@@ -105,6 +106,32 @@ fn a_variable_that_does_not_parse_is_named() {
     for (name, value) in [("WEIR_PORT", "many"), ("PORT", "-1"), ("WEIR_ROWS_MAX", "0"), ("WEIR_KV_MEMORY", "1")] {
         let error = env(&[(name, value)]).expect_err("refused");
         assert!(error.contains(name) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn times_out_of_their_range_are_refused_wherever_they_are_said() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("weir.toml");
+    for (table, key, bad, good) in [
+        ("engine", "step_latency_max", ["0s", "999us", "61s"], ["1ms", "60s"]),
+        ("engine", "locality_quantum", ["11s", "10001ms", "1m"], ["0s", "10s"]),
+        ("engine", "canary_interval", ["0s", "0ms", "0ns"], ["1ns", "86400s"]),
+        ("server", "request_timeout", ["0s", "0ms", "0ns"], ["1ns", "86400s"]),
+    ] {
+        let variable = format!("WEIR_{}", key.to_uppercase());
+        let write = |value| std::fs::write(&path, format!("[{table}]\n{key} = \"{value}\"\n")).expect("write");
+        for value in bad {
+            write(value);
+            let error = read_file(&path).expect_err("refused").to_string();
+            assert!(error.contains(&format!("{table}.{key} must be ")), "{error}");
+            let error = env(&[(&variable, value)]).expect_err("refused");
+            assert!(error.contains(&variable) && error.contains("must be "), "{error}");
+        }
+        for value in good {
+            write(value);
+            assert!(read_file(&path).is_ok() && env(&[(&variable, value)]).is_ok(), "{key} = {value}");
+        }
     }
 }
 

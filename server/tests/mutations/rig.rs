@@ -9,7 +9,7 @@ use axum::{
 };
 use serde_json::Value;
 use tower::ServiceExt;
-use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, TenantId, TenantSpec};
+use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, LOCALITY_QUANTUM, TenantId, TenantSpec};
 use weir_server::{
     api::{App, Limits, router},
     auth::{Caller, KeyRing},
@@ -34,6 +34,7 @@ pub(crate) async fn start() -> Router {
         devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
         inspector: ExecutorMode::Thread,
         queue_len_max: 10_000,
+        locality_quantum: LOCALITY_QUANTUM,
         canary_interval: Duration::from_secs(3600),
         seed: 1,
         record: None,
