@@ -17,7 +17,9 @@ SECRET = "zanzibar"
 WORDS = {"kind", "format", "weir", "devices", "tenants", "queue_len_max", "name", "step_latency_max", "weight", "running_max",
          "kv_blocks_floor", "kv_blocks_ceiling", "at", "device", "model", "blocks", "rows_max", "tokens_max", "context_len_max",
          "tenant", "prompt_len", "new_tokens_max", "drawn", "lens", "cached_tokens", "end", "ttft", "took", "device_time", "decode",
-         "prefill", "embed", "wall", "lines", "bytes_max"}
+         "prefill", "embed", "wall", "lines", "bytes_max", "locality_quantum", "priority_ceiling", "cache_blocks_floor",
+         "cache_blocks_ceiling", "ttft_target", "itl_target", "pool", "pool_only", "device_time_per_hour", "device_time_per_day",
+         "device_time_per_month"}
 
 
 def weir(world, *words, folder, fails=False):

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use weir_scheduler::sim::{Arrivals, Ask, Given, GivenWork, Rng, Scenario, SimModel, Source};
-use weir_scheduler::{Config, ModelId, Nanos, Tenant, TenantId};
+use weir_scheduler::{Config, DeviceId, ModelId, Nanos, PoolId, Tenant, TenantId};
 
 use super::{
     costs::Costs,
@@ -46,7 +46,15 @@ pub(super) fn scenario(trace: &Trace, costs: &Costs, options: &LoadOptions) -> R
                 running_max: plan.running_max,
                 kv_blocks_floor: plan.kv_blocks_floor,
                 kv_blocks_ceiling: plan.kv_blocks_ceiling,
-                ..Tenant::default()
+                // Quotas end with the windows of a calendar, which a trace that is played has none of.
+                metered: false,
+                cache_blocks_floor: plan.cache_blocks_floor,
+                cache_blocks_ceiling: plan.cache_blocks_ceiling,
+                ttft_target: plan.ttft_target.map(Nanos),
+                itl_target: plan.itl_target.map(Nanos),
+                priority_ceiling: plan.priority_ceiling,
+                pool: plan.pool.as_ref().and_then(|pool| trace.pool(pool)).map(PoolId),
+                pool_only: plan.pool_only,
             },
             model: ModelId(model),
             priority,
@@ -55,16 +63,24 @@ pub(super) fn scenario(trace: &Trace, costs: &Costs, options: &LoadOptions) -> R
             ask: Ask::Embed { items: (1, 1), len: (1, 1) },
         }
     });
+    let default = Config::default();
     let config = Config {
         queue_len_max: trace.queue_len_max,
+        locality_quantum: trace.locality_quantum.map_or(default.locality_quantum, Nanos),
         step_latency_max: Nanos(trace.devices.first().map_or(250_000_000, |device| device.step_latency_max)),
         order: options.order,
-        ..Config::default()
+        ..default
     };
+    // Of pools, a world of fewer devices has what is left of them, and devices that one of more has besides are everybody's.
+    let pools = (0..).map(DeviceId).zip(&trace.devices).filter_map(|(id, device)| {
+        let pool = trace.pool(device.pool.as_ref()?)?;
+        Some((id, PoolId(pool)))
+    });
     Ok(Scenario {
         seed: options.seed,
         config,
         devices: trace.devices.len().max(1) as u16,
+        pools: pools.collect(),
         models,
         sources: sources.collect(),
         requests_max: u64::MAX,
@@ -179,7 +195,7 @@ fn copied(runs: &[(u64, u32)], shared: &HashSet<u64>, copy: u64) -> Vec<(u64, u3
 mod tests {
     use super::super::{
         costs::tests::costs,
-        trace::tests::{request, trace},
+        trace::tests::{HEAD, request, trace},
     };
     use super::*;
 
@@ -239,6 +255,33 @@ mod tests {
             |at, blocks: &str| request(at, 0, 100, 5).replace("\"drawn\"", &format!("\"blocks\":{blocks},\"drawn\""));
         let trace = trace(&(line(1, "[[0,3]]") + &line(2, "[[0,2],[7,1]]")));
         assert_eq!(shared_blocks(&trace.requests), HashSet::from([0, 1]));
+    }
+
+    #[test]
+    fn plans_are_played_as_they_were_bought() {
+        let head = HEAD
+            .replacen("\"step_latency_max\":200000000}", "\"step_latency_max\":200000000},{\"name\":\"cpu:1\",\"step_latency_max\":200000000,\"pool\":\"gold\"}", 1)
+            .replacen("\"weight\":1", "\"ttft_target\":9,\"itl_target\":8,\"cache_blocks_floor\":7,\"cache_blocks_ceiling\":70,\"priority_ceiling\":3,\"pool\":\"gold\",\"pool_only\":true,\"weight\":1", 1)
+            .replacen("\"queue_len_max\":1024", "\"queue_len_max\":1024,\"locality_quantum\":5", 1);
+        let lines = format!("{head}{}{}", request(1, 0, 30, 5), request(2, 1, 30, 5));
+        let trace = Trace::parse(lines.as_bytes()).unwrap();
+        let scenario = scenario(&trace, &costs(4_000, 20), &LoadOptions::default()).unwrap();
+        assert_eq!((scenario.devices, &scenario.pools[..]), (2, &[(DeviceId(1), PoolId(1))][..]));
+        assert_eq!(scenario.config.locality_quantum, Nanos(5));
+        let bought = Tenant {
+            queue_len_max: 256,
+            running_max: 64,
+            cache_blocks_floor: 7,
+            cache_blocks_ceiling: Some(70),
+            ttft_target: Some(Nanos(9)),
+            itl_target: Some(Nanos(8)),
+            priority_ceiling: 3,
+            pool: Some(PoolId(1)),
+            pool_only: true,
+            ..Tenant::default()
+        };
+        assert_eq!(scenario.sources[0].plan, bought);
+        assert_eq!((scenario.sources[1].plan.pool, scenario.sources[1].plan.ttft_target), (None, None));
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! Reading what `weir serve --record` wrote. The words of the format are those of `docs/simulate.md`.
+//! Reading what `weir serve --record` wrote. The words of the format are those of `docs/simulate.md`; `fixtures/trace-2.ndjson` holds one
+//! line of each kind as a server writes them now, `fixtures/trace-1.ndjson` as one wrote them before.
 
 use std::{
     fs::File,
     io::{BufRead, BufReader},
+    ops::RangeInclusive,
     path::Path,
 };
 
@@ -11,8 +13,9 @@ use weir_scheduler::ModelLimits;
 
 use crate::error::BenchError;
 
-/// The version that is read.
-const FORMAT: u32 = 1;
+/// The versions that are read. The first has nothing of plans but weights, limits and `kv_blocks_*`: what it lacks is as if nobody had
+/// bought it.
+const FORMATS: RangeInclusive<u32> = 1..=2;
 /// The highest number of a block: copies of a load get ranges of their own beyond it.
 pub(super) const NUMBER_MAX: u64 = (1 << 36) - 1;
 /// The most tokens of one request that can be played.
@@ -26,6 +29,7 @@ pub struct Trace {
     pub(crate) devices: Vec<RecordedDevice>,
     pub(crate) tenants: Vec<RecordedTenant>,
     pub(crate) queue_len_max: u32,
+    pub(crate) locality_quantum: Option<u64>,
     /// By id.
     pub(crate) models: Vec<Option<RecordedModel>>,
     /// In the order in which they came.
@@ -41,6 +45,8 @@ pub(crate) struct RecordedDevice {
     #[allow(dead_code)]
     name: String,
     pub(crate) step_latency_max: u64,
+    #[serde(default)]
+    pub(crate) pool: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -52,6 +58,34 @@ pub(crate) struct RecordedTenant {
     pub(crate) running_max: u32,
     pub(crate) kv_blocks_floor: u32,
     pub(crate) kv_blocks_ceiling: Option<u32>,
+    #[serde(default)]
+    pub(crate) priority_ceiling: u8,
+    #[serde(default)]
+    pub(crate) cache_blocks_floor: u32,
+    #[serde(default)]
+    pub(crate) cache_blocks_ceiling: Option<u32>,
+    #[serde(default)]
+    pub(crate) ttft_target: Option<u64>,
+    #[serde(default)]
+    pub(crate) itl_target: Option<u64>,
+    #[serde(default)]
+    pub(crate) pool: Option<String>,
+    #[serde(default)]
+    pub(crate) pool_only: bool,
+    #[serde(default)]
+    pub(crate) device_time_per_hour: Option<u64>,
+    #[serde(default)]
+    pub(crate) device_time_per_day: Option<u64>,
+    #[serde(default)]
+    pub(crate) device_time_per_month: Option<u64>,
+}
+
+impl RecordedTenant {
+    /// Whether it could use so much device time and no more.
+    fn has_quota(&self) -> bool {
+        let windows = [self.device_time_per_hour, self.device_time_per_day, self.device_time_per_month];
+        windows.iter().any(Option::is_some)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +145,8 @@ enum Line {
         devices: Vec<RecordedDevice>,
         tenants: Vec<RecordedTenant>,
         queue_len_max: u32,
+        #[serde(default)]
+        locality_quantum: Option<u64>,
     },
     Model {
         #[allow(dead_code)]
@@ -217,13 +253,39 @@ impl Trace {
         Ok(trace)
     }
 
+    /// Pools that plans name must be there; what is not simulated is said.
+    fn check_plans(&mut self) -> Result<(), String> {
+        for tenant in &self.tenants {
+            if let Some(pool) = tenant.pool.as_ref().filter(|pool| self.pool(pool).is_none()) {
+                return Err(format!("tenant `{}` names pool `{pool}`, and no device is in it", tenant.name));
+            }
+        }
+        let metered: Vec<&str> = self.tenants.iter().filter(|t| t.has_quota()).map(|t| t.name.as_str()).collect();
+        if !metered.is_empty() {
+            self.notes.push(format!("quotas are not simulated: those of {} are left out", metered.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// The number of a pool: the first device that is in it.
+    pub(super) fn pool(&self, name: &str) -> Option<u16> {
+        self.devices.iter().position(|device| device.pool.as_deref() == Some(name)).map(|first| first as u16)
+    }
+
     fn take(&mut self, line: Line, dropped: &mut u64) -> Result<(), String> {
         match line {
-            Line::Header { format, devices, tenants, queue_len_max, .. } => {
-                if format != FORMAT {
-                    return Err(format!("format {format}; this program reads format {FORMAT}"));
+            Line::Header { format, devices, tenants, queue_len_max, locality_quantum, .. } => {
+                if !FORMATS.contains(&format) {
+                    let (first, last) = (FORMATS.start(), FORMATS.end());
+                    return Err(format!("format {format}; this program reads formats {first} to {last}"));
                 }
-                (self.devices, self.tenants, self.queue_len_max) = (devices, tenants, queue_len_max);
+                if format < 2 {
+                    let note = "it is of format 1, which has no targets, pools, priorities, quotas or bounds of the cache: none are simulated";
+                    self.notes.push(note.into());
+                }
+                (self.devices, self.tenants) = (devices, tenants);
+                (self.queue_len_max, self.locality_quantum) = (queue_len_max, locality_quantum);
+                self.check_plans()?;
             }
             Line::Model { model, name, blocks, rows_max, tokens_max, context_len_max, .. } => {
                 let at = usize::from(model);
@@ -315,7 +377,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const HEAD: &str = concat!(
-        r#"{"kind":"header","format":1,"weir":"0.1.0","devices":[{"name":"cpu:0","step_latency_max":200000000}],"tenants":["#,
+        r#"{"kind":"header","format":2,"weir":"0.1.0","devices":[{"name":"cpu:0","step_latency_max":200000000}],"tenants":["#,
         r#"{"name":"a","weight":1,"queue_len_max":256,"running_max":64,"kv_blocks_floor":0,"kv_blocks_ceiling":null},"#,
         r#"{"name":"b","weight":1,"queue_len_max":256,"running_max":64,"kv_blocks_floor":0,"kv_blocks_ceiling":null}],"#,
         r#""queue_len_max":1024}"#,
@@ -359,6 +421,49 @@ pub(crate) mod tests {
         assert!(trace.notes[0].starts_with("3 lines were dropped"), "{:?}", trace.notes);
     }
 
+    fn fixture(name: &str) -> Trace {
+        Trace::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures").join(name)).unwrap()
+    }
+
+    #[test]
+    fn every_line_that_a_server_writes_is_read() {
+        let trace = fixture("trace-2.ndjson");
+        assert_eq!((trace.queue_len_max, trace.locality_quantum), (64, Some(250_000_000)));
+        let devices: Vec<_> = trace.devices.iter().map(|d| (d.step_latency_max, d.pool.as_deref())).collect();
+        assert_eq!(devices, [(200_000_000, None), (100_000_000, Some("gold"))]);
+        let plan = &trace.tenants[1];
+        assert_eq!((plan.name.as_str(), plan.weight, plan.queue_len_max, plan.running_max), ("b", 3, 8, 7));
+        assert_eq!((plan.kv_blocks_floor, plan.kv_blocks_ceiling, plan.priority_ceiling), (4, Some(40), 2));
+        assert_eq!((plan.cache_blocks_floor, plan.cache_blocks_ceiling), (3, Some(30)));
+        assert_eq!((plan.ttft_target, plan.itl_target), (Some(2_000_000_000), Some(50_000_000)));
+        assert_eq!((plan.pool.as_deref(), plan.pool_only, trace.pool("gold")), (Some("gold"), true, Some(1)));
+        let quota = (plan.device_time_per_hour, plan.device_time_per_day, plan.device_time_per_month);
+        assert_eq!(quota, (Some(600_000_000_000), Some(6_000_000_000_000), Some(60_000_000_000_000)));
+        assert!(!trace.tenants[0].has_quota() && trace.tenants[0].ttft_target.is_none());
+        let model = trace.models[0].as_ref().unwrap();
+        let limits = ModelLimits { blocks: 5, rows_max: 6, tokens_max: 7, context_len_max: 8 };
+        assert_eq!((model.name.as_str(), model.limits), ("m", limits));
+        assert_eq!(trace.steps[0].rows, 2);
+        let ends: Vec<RecordedEnd> = trace.requests.iter().map(|request| request.end).collect();
+        use RecordedEnd::{Cancelled, Failed, Finished, Refused};
+        assert_eq!(ends, [Finished, Cancelled, Failed, Refused, Finished]);
+        let text = &trace.requests[0];
+        assert_eq!((text.prompt_len, text.new_tokens_max, &text.drawn[..], text.priority), (70, 16, &[3, 4][..], 1));
+        assert_eq!((&text.blocks[..], text.cached_tokens, text.ttft), (&[(0, 2)][..], 32, Some(5)));
+        assert_eq!((text.took, text.device_time), (9, 7));
+        assert_eq!(trace.requests[4].lens, [3, 4]);
+        assert_eq!(trace.notes.len(), 3, "quotas, what was dropped, and the end: {:?}", trace.notes);
+    }
+
+    #[test]
+    fn what_older_servers_wrote_is_read_and_what_it_lacks_is_said() {
+        let trace = fixture("trace-1.ndjson");
+        assert_eq!((trace.requests.len(), trace.steps.len(), trace.locality_quantum), (1, 1, None));
+        let plan = &trace.tenants[0];
+        assert_eq!((plan.kv_blocks_ceiling, plan.cache_blocks_ceiling, plan.pool_only), (Some(40), None, false));
+        assert!(trace.notes.len() == 1 && trace.notes[0].contains("format 1"), "{:?}", trace.notes);
+    }
+
     #[test]
     fn an_error_names_its_line() {
         let good = request(1, 0, 10, 1);
@@ -377,8 +482,10 @@ pub(crate) mod tests {
             assert!(reason.contains(part), "{bad}: {reason}");
         }
         assert_eq!(Trace::parse(&b""[..]).unwrap_err().0, None);
-        let newer = HEAD.replace("\"format\":1", "\"format\":2");
-        assert!(Trace::parse(newer.as_bytes()).unwrap_err().1.contains("format 2"));
+        let newer = HEAD.replace("\"format\":2", "\"format\":3");
+        assert!(Trace::parse(newer.as_bytes()).unwrap_err().1.contains("format 3"));
+        let lost = HEAD.replacen("\"weight\":1", "\"pool\":\"gold\",\"weight\":1", 1);
+        assert!(Trace::parse(lost.as_bytes()).unwrap_err().1.contains("pool `gold`"));
         let (line, reason) = Trace::parse(good.as_bytes()).unwrap_err();
         assert_eq!((line, reason.as_str()), (Some(1), "a trace begins with its header"));
         let other = good.replace("\"model\":0", "\"model\":7");

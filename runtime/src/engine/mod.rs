@@ -431,17 +431,34 @@ fn recorder(config: &EngineConfig, metrics: &Metrics) -> Result<(Recorder, Optio
     let Some(record) = &config.record else { return Ok((Recorder::default(), None)) };
     let devices = config.devices.iter().map(|device| DeviceLine {
         name: device.name.clone(),
-        step_latency_max: device.step_latency_max.as_nanos() as u64,
+        step_latency_max: nanos(device.step_latency_max).0,
+        pool: device.pool.clone(),
     });
+    let time = |time: Option<Duration>| time.map(|time| nanos(time).0);
     let tenants = config.tenants.iter().map(|tenant| TenantLine {
         name: tenant.name.clone(),
         weight: tenant.weight,
         queue_len_max: tenant.queue_len_max,
         running_max: tenant.running_max,
+        priority_ceiling: tenant.priority_ceiling,
         kv_blocks_floor: tenant.kv_blocks_floor,
         kv_blocks_ceiling: tenant.kv_blocks_ceiling,
+        cache_blocks_floor: tenant.cache_blocks_floor,
+        cache_blocks_ceiling: tenant.cache_blocks_ceiling,
+        ttft_target: time(tenant.ttft_target),
+        itl_target: time(tenant.itl_target),
+        pool: tenant.pool.clone(),
+        pool_only: tenant.pool_only,
+        device_time_per_hour: time(tenant.quota.hour),
+        device_time_per_day: time(tenant.quota.day),
+        device_time_per_month: time(tenant.quota.month),
     });
-    let header = Header { devices: devices.collect(), tenants: tenants.collect(), queue_len_max: config.queue_len_max };
+    let header = Header {
+        devices: devices.collect(),
+        tenants: tenants.collect(),
+        queue_len_max: config.queue_len_max,
+        locality_quantum: nanos(config.locality_quantum).0,
+    };
     let (written, dropped) = metrics.trace_lines();
     Recorder::start(record, &header, written, dropped)
         .map(|(recorder, draft)| (recorder, Some(draft)))

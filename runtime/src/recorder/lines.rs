@@ -4,7 +4,7 @@ use serde::Serialize;
 use weir_scheduler::{ModelLimits, PlanRow, RowKind};
 
 /// The version of the format.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// What a trace says first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -15,22 +15,37 @@ pub(crate) struct Header {
     pub(crate) tenants: Vec<TenantLine>,
     /// Requests that may wait on the node.
     pub(crate) queue_len_max: u32,
+    /// Device time for which what is cached goes first.
+    pub(crate) locality_quantum: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct DeviceLine {
     pub(crate) name: String,
     pub(crate) step_latency_max: u64,
+    /// The pool that it is reserved for.
+    pub(crate) pool: Option<String>,
 }
 
+/// A plan: what the tenant bought, as the configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct TenantLine {
     pub(crate) name: String,
     pub(crate) weight: u32,
     pub(crate) queue_len_max: u32,
     pub(crate) running_max: u32,
+    pub(crate) priority_ceiling: u8,
     pub(crate) kv_blocks_floor: u32,
     pub(crate) kv_blocks_ceiling: Option<u32>,
+    pub(crate) cache_blocks_floor: u32,
+    pub(crate) cache_blocks_ceiling: Option<u32>,
+    pub(crate) ttft_target: Option<u64>,
+    pub(crate) itl_target: Option<u64>,
+    pub(crate) pool: Option<String>,
+    pub(crate) pool_only: bool,
+    pub(crate) device_time_per_hour: Option<u64>,
+    pub(crate) device_time_per_day: Option<u64>,
+    pub(crate) device_time_per_month: Option<u64>,
 }
 
 /// How a request ended.

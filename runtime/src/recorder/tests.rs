@@ -5,20 +5,61 @@ use weir_scheduler::{BlockRange, ModelLimits, PlanRow, RequestId, RowKind};
 use super::*;
 
 fn header() -> Header {
-    let tenant = TenantLine {
+    let plain = TenantLine {
         name: "a".into(),
-        weight: 2,
-        queue_len_max: 9,
-        running_max: 8,
+        weight: 1,
+        queue_len_max: 256,
+        running_max: 64,
+        priority_ceiling: 0,
         kv_blocks_floor: 0,
         kv_blocks_ceiling: None,
+        cache_blocks_floor: 0,
+        cache_blocks_ceiling: None,
+        ttft_target: None,
+        itl_target: None,
+        pool: None,
+        pool_only: false,
+        device_time_per_hour: None,
+        device_time_per_day: None,
+        device_time_per_month: None,
     };
-    let device = DeviceLine { name: "cpu:0".into(), step_latency_max: 200_000_000 };
-    Header { devices: vec![device], tenants: vec![tenant], queue_len_max: 64 }
+    let whole = TenantLine {
+        name: "b".into(),
+        weight: 3,
+        queue_len_max: 8,
+        running_max: 7,
+        priority_ceiling: 2,
+        kv_blocks_floor: 4,
+        kv_blocks_ceiling: Some(40),
+        cache_blocks_floor: 3,
+        cache_blocks_ceiling: Some(30),
+        ttft_target: Some(2_000_000_000),
+        itl_target: Some(50_000_000),
+        pool: Some("gold".into()),
+        pool_only: true,
+        device_time_per_hour: Some(600_000_000_000),
+        device_time_per_day: Some(6_000_000_000_000),
+        device_time_per_month: Some(60_000_000_000_000),
+    };
+    let device = |name: &str, step_latency_max, pool: Option<&str>| DeviceLine {
+        name: name.into(),
+        step_latency_max,
+        pool: pool.map(str::to_owned),
+    };
+    Header {
+        devices: vec![device("cpu:0", 200_000_000, None), device("cuda:0", 100_000_000, Some("gold"))],
+        tenants: vec![plain, whole],
+        queue_len_max: 64,
+        locality_quantum: 250_000_000,
+    }
 }
 
 fn request(at: u64) -> Note {
-    Note::Request(RequestNote {
+    Note::Request(request_note(at))
+}
+
+fn request_note(at: u64) -> RequestNote {
+    RequestNote {
         at,
         tenant: 0,
         model: 0,
@@ -33,7 +74,7 @@ fn request(at: u64) -> Note {
         ttft: Some(5),
         took: 9,
         device_nanos: 7,
-    })
+    }
 }
 
 fn step(at: u64) -> Note {
@@ -57,23 +98,41 @@ fn written(bytes_max: u64, drops: u64, notes: Vec<Note>) -> (String, u64) {
     (String::from_utf8(out).expect("text"), lines.get())
 }
 
+/// The reader's tests read the same file, so neither side can change the format alone.
 #[test]
-fn the_lines_are_exactly_these() {
+fn the_lines_are_exactly_those_of_the_fixture() {
     let limits = ModelLimits { blocks: 5, rows_max: 6, tokens_max: 7, context_len_max: 8 };
     let model = Note::Model { at: 1, device: 0, model: 0, name: "m".into(), limits };
-    let (text, lines) = written(1 << 20, 0, vec![model, request(2), step(3), request(4)]);
-    let version = env!("CARGO_PKG_VERSION");
-    let expected = [
-        format!(
-            r#"{{"kind":"header","format":1,"weir":"{version}","devices":[{{"name":"cpu:0","step_latency_max":200000000}}],"tenants":[{{"name":"a","weight":2,"queue_len_max":9,"running_max":8,"kv_blocks_floor":0,"kv_blocks_ceiling":null}}],"queue_len_max":64}}"#
-        ),
-        r#"{"kind":"model","at":1,"device":0,"model":0,"name":"m","blocks":5,"rows_max":6,"tokens_max":7,"context_len_max":8}"#.into(),
-        r#"{"kind":"request","at":2,"tenant":0,"model":0,"prompt_len":70,"new_tokens_max":16,"drawn":[3,4],"blocks":[[0,2]],"cached_tokens":32,"end":"finished","ttft":5,"took":9,"device_time":7}"#.into(),
-        r#"{"kind":"step","at":3,"device":0,"model":0,"decode":[1,101],"prefill":[1,4,4,10],"embed":[0,0,0],"device_time":6,"wall":8}"#.into(),
-        r#"{"kind":"request","at":4,"tenant":0,"model":0,"prompt_len":70,"new_tokens_max":16,"drawn":[3,4],"blocks":[[0,2]],"cached_tokens":32,"end":"finished","ttft":5,"took":9,"device_time":7}"#.into(),
+    let ended = |at, end| Note::Request(RequestNote { end, ..request_note(at) });
+    let refused =
+        RequestNote { drawn: vec![0], cached_tokens: 0, ttft: None, took: 0, device_nanos: 0, ..request_note(5) };
+    let list = RequestNote {
+        tenant: 1,
+        prompt_len: 0,
+        new_tokens_max: 0,
+        drawn: Vec::new(),
+        lens: vec![3, 4],
+        blocks: Vec::new(),
+        cached_tokens: 0,
+        ..request_note(6)
+    };
+    let too_long = RequestNote { drawn: vec![1; 4_000], ..request_note(9) };
+    let notes = vec![
+        model,
+        Note::Request(RequestNote { priority: 1, ..request_note(2) }),
+        ended(3, RequestEnd::Cancelled),
+        ended(4, RequestEnd::Failed),
+        Note::Request(RequestNote { end: RequestEnd::Refused, ..refused }),
+        Note::Request(list),
+        step(8),
+        Note::Request(too_long),
     ];
-    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
-    assert_eq!(lines, 5);
+    let (text, lines) = written(8_000, 3, notes);
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/trace-2.ndjson");
+    let expected = fs::read_to_string(fixture).expect("fixture");
+    let expected = expected.replace("\"weir\":\"0.0.0\"", concat!("\"weir\":\"", env!("CARGO_PKG_VERSION"), "\""));
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>());
+    assert_eq!(lines, 10);
 }
 
 #[test]
@@ -86,7 +145,7 @@ fn what_was_dropped_is_said_where_it_is_missing() {
 
 #[test]
 fn a_trace_ends_at_its_size_and_says_so() {
-    for bytes_max in [600, 601, 650, 700, 1000, 5000] {
+    for bytes_max in [1400, 1401, 1450, 1500, 2000, 5000] {
         let (text, _) = written(bytes_max, 0, (0..1000).map(request).collect());
         assert!(text.len() as u64 <= bytes_max, "{} of {bytes_max}", text.len());
         assert_eq!(text.lines().last(), Some(format!(r#"{{"kind":"end","bytes_max":{bytes_max}}}"#).as_str()));
