@@ -16,6 +16,7 @@ mod child;
 mod codec;
 mod complaint;
 mod config;
+mod cost_metrics;
 mod device_metrics;
 pub mod devices;
 mod doctor;

@@ -15,7 +15,12 @@ use prometheus_client::{
 use weir_scheduler::{Cause, DeviceId, Nanos, Scheduler, Times};
 
 use crate::{
-    device_metrics::DeviceMetrics, devices::DeviceStatus, node::NodeModel, stream::Outbox, submission::Usage,
+    cost_metrics::{CostMetrics, Decision},
+    device_metrics::DeviceMetrics,
+    devices::DeviceStatus,
+    node::NodeModel,
+    stream::Outbox,
+    submission::Usage,
     telemetry::Board,
 };
 
@@ -132,6 +137,7 @@ pub(crate) struct Metrics {
     block_seconds: Family<BlocksLabel, Counter<f64, AtomicU64>>,
     demand: Seconds,
     gap_bound: Seconds,
+    costs: CostMetrics,
     preemptions: Counter,
     restarts: Counter,
     hangs: Counter,
@@ -201,6 +207,7 @@ impl Metrics {
         let gap_bound = Seconds::default();
         let help = "Most device time, divided by weight, that one of two tenants with work waiting can be served ahead of the other";
         registry.register_with_unit("service_gap_bound", help, Unit::Seconds, gap_bound.clone());
+        let costs = CostMetrics::new(&mut registry);
         let preemptions = Counter::default();
         registry.register("preemptions", "Running requests that had to give their KV blocks back", preemptions.clone());
         let restarts = Counter::default();
@@ -272,6 +279,7 @@ impl Metrics {
             block_seconds,
             demand,
             gap_bound,
+            costs,
             preemptions,
             restarts,
             hangs,
@@ -407,6 +415,11 @@ impl Metrics {
         self.step_tokens.get_or_create(&label).observe(tokens as f64);
     }
 
+    /// The scheduler has decided about a step.
+    pub(crate) fn decided(&self, decision: Decision, took: Duration) {
+        self.costs.decided(decision, took);
+    }
+
     /// Who the tenants are.
     pub(crate) fn name_tenants(&self, names: Vec<String>) {
         *self.tenants.write().unwrap_or_else(PoisonError::into_inner) = names;
@@ -438,6 +451,7 @@ impl Metrics {
         let stats = scheduler.stats();
         self.demand.set(stats.demand.0 as f64 / 1e9);
         self.gap_bound.set(scheduler.gap_bound().0 as f64 / 1e9);
+        self.costs.observe(&stats, models, devices);
         let queries: u64 = stats.models.iter().map(|m| m.prefix_queries).sum();
         let hits: u64 = stats.models.iter().map(|m| m.prefix_hits).sum();
         // Counted by the scheduler; a model that was loaded again counts from nothing, and this goes on.

@@ -265,6 +265,29 @@ async fn device_time_adds_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn prices_and_decisions_are_told() {
+    let engine = start(&["fake:step=2ms,token=50us"], |_| {}).await;
+    for len in [3, 40, 300, 90, 500, 7] {
+        complete(&engine, rig::text(&engine, "a", "x".repeat(len), 30)).await;
+    }
+    let price = async |of: &str| {
+        metric(&engine, &format!("weir_fitted_price_seconds{{device=\"cpu:0\",model=\"fake\",of=\"{of}\"}}")).await
+    };
+    // What a fake step costs it is said to cost, so the fit finds it.
+    assert!((price("step").await / 0.002 - 1.0).abs() < 0.05, "{}", price("step").await);
+    assert!((price("token").await / 50e-6 - 1.0).abs() < 0.05, "{}", price("token").await);
+    for of in ["row", "context", "read"] {
+        assert!((0.0..5e-6).contains(&price(of).await), "{of}: {}", price(of).await);
+    }
+    let steps = metric(&engine, "weir_device_steps_total{").await;
+    for decision in ["plan", "settle"] {
+        let counted =
+            metric(&engine, &format!("weir_scheduler_decision_seconds_count{{decision=\"{decision}\"}}")).await;
+        assert!(counted >= steps && counted <= steps + 2.0, "{decision}: {counted} of {steps}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_has_ended_leaves_a_whole_trace() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("trace.ndjson");

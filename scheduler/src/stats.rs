@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use crate::cost::Load;
 use crate::ids::{DeviceId, ModelId, Nanos, TenantId};
 use crate::request::State;
 use crate::scheduler::Scheduler;
@@ -50,8 +51,14 @@ pub struct ModelStats {
     pub evictions: u64,
     /// The fitted constant of a step.
     pub step_cost: Nanos,
+    /// The fitted cost of 1,000 rows, each beside what it computes.
+    pub kilorow_cost: Nanos,
     /// The fitted cost of 1,000 new tokens, without what attention reads.
     pub kilotoken_cost: Nanos,
+    /// The fitted cost of 1,000 positions of context.
+    pub kilocontext_cost: Nanos,
+    /// The fitted cost of 1,000,000 reads, pairs of a new token and a position that it looks at.
+    pub megaread_cost: Nanos,
 }
 
 /// Everything countable, at one moment.
@@ -115,7 +122,10 @@ impl Scheduler {
                     prefix_hits: model.prefix_hits,
                     evictions: model.pool.evictions,
                     step_cost: model.cost.step(),
-                    kilotoken_cost: model.cost.marginal(crate::cost::Load { tokens: 1_000, ..Default::default() }),
+                    kilorow_cost: model.cost.marginal(Load { rows: 1_000, ..Load::default() }),
+                    kilotoken_cost: model.cost.marginal(Load { tokens: 1_000, ..Load::default() }),
+                    kilocontext_cost: model.cost.marginal(Load { context: 1_000, ..Load::default() }),
+                    megaread_cost: model.cost.marginal(Load { reads: 1_000_000, ..Load::default() }),
                 });
             }
         }

@@ -10,6 +10,7 @@ use super::{
     group::Output,
 };
 use crate::{
+    cost_metrics::Decision,
     error::FailureKind,
     executor::wire::{Batch, BatchRow, OpenSequence, Report, RowResult, ToExecutor},
 };
@@ -20,7 +21,7 @@ impl Node {
         while self.devices[device].is_ready() {
             let is_dry = self.turn_lane(device);
             let first = self.devices[device].lane.front().copied();
-            if !self.scheduler.next_step(self.now(), DeviceId(device as u16), &mut plan) {
+            if !self.planned(device, &mut plan) {
                 let given = self.has_given();
                 // The lane's first may have ended for want of a grant, and then others have their turn.
                 let ended = self.devices[device].lane.front().copied() != first;
@@ -48,6 +49,16 @@ impl Node {
             });
         }
         self.plan = plan;
+    }
+
+    /// Asks the scheduler for a step, and notes how long it took to say which.
+    fn planned(&mut self, device: usize, plan: &mut StepPlan) -> bool {
+        let asked = Instant::now();
+        let planned = self.scheduler.next_step(self.now(), DeviceId(device as u16), plan);
+        if planned {
+            self.metrics.decided(Decision::Plan, asked.elapsed());
+        }
+        planned
     }
 
     /// Adds to a plan what the scheduler never sees: the ids.
@@ -103,7 +114,9 @@ impl Node {
         self.metrics.step(step.model, device_time, step.rows.len(), step.tokens);
         let summary = StepReport { step: step.step, device_time: Nanos(report.device_nanos), rows: &outcomes };
         let now = self.now();
+        let told = Instant::now();
         let known = self.scheduler.finish_step(now, DeviceId(device as u16), &summary, &mut self.events);
+        self.metrics.decided(Decision::Settle, told.elapsed());
         self.outcomes = outcomes;
         if !known {
             return self.executor_down(device, "the executor reported a step that was not planned".into());
