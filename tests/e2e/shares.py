@@ -16,6 +16,16 @@ from server import CHAT, FAKE, Server, figure
 
 # What steps of a CPU are cut to by default, the fake's too.
 STEP_CAP_MS = 200
+# How much later than alone, in step caps and in the median, a tenant inside its share has its first token beside two that saturate the
+# device.
+TTFT_CAPS_MAX = 2
+# Of 64 tenants in a minute, how far one may be from its share. The least share, of weight 1 of 128, is 0.45 s, and the longest
+# requests are charged 16 ms, 3.6 % of that. A request counts where it ends, and a tenant's oldest goes first, so at either edge of the
+# window about one is counted that was served outside, or the other way round. The rest is what the order leaves open at any
+# moment: a row's turn. (The bound on the gap, 2.5 s and more at weight 1, says nothing of one minute of so many.)
+TENANT_OFF_MAX = 0.05
+# How far the mean of all tenants of a weight may be from their share: there the edges even out.
+CLASS_OFF_MAX = 0.02
 KEY = "weir-e2e-shares-{}"
 NUMBERS = itertools.count()
 
@@ -140,25 +150,25 @@ def three_to_one(world, name, model, source, engine, lengths, clients, warm, win
     ratio = seconds["heavy"] / seconds["light"]
     figure(f"6.ratio_{name}", round(ratio, 3), window_s=window, heavy_s=round(seconds["heavy"], 2),
            light_s=round(seconds["light"], 2), off_percent=round(100 * abs(ratio / 3 - 1), 2))
+    later = (middle(beside) - middle(solo)) / STEP_CAP_MS
     figure(f"6.third_ttft_ms_{name}", round(middle(beside), 1), p90=round(beside[len(beside) * 9 // 10], 1),
-           solo_ms=round(middle(solo), 1), step_cap_ms=STEP_CAP_MS,
-           in_step_caps=round((middle(beside) - middle(solo)) / STEP_CAP_MS, 2))
-    return ratio
+           solo_ms=round(middle(solo), 1), step_cap_ms=STEP_CAP_MS, in_step_caps=round(later, 2))
+    assert abs(ratio / 3 - 1) < world.size(0.2, 0.02), ratio
+    # Times are looked at in the proofs only: they are of a machine that does nothing else.
+    assert not world.full or later <= TTFT_CAPS_MAX, (middle(beside), middle(solo))
 
 
 def test_two_tenants_of_a_fake_model_share_it_three_to_one(world):
     # Twice as many clients as rows on each side, so that both always want more.
-    ratio = three_to_one(world, "fake", FAKE, "fake:step=10ms,token=400us", "rows_max = 8", {
+    three_to_one(world, "fake", FAKE, "fake:step=10ms,token=400us", "rows_max = 8", {
         "heavy": (3, 16), "light": (12, 3)}, 16, world.size(2, 10), world.size(8, 60))
-    assert abs(ratio / 3 - 1) < world.size(0.2, 0.02), ratio
 
 
 def test_two_tenants_of_a_real_model_share_it_three_to_one(world):
     if not world.full:
         return
-    ratio = three_to_one(world, "smollm2", CHAT, world.models / CHAT, "rows_max = 8", {
+    three_to_one(world, "smollm2", CHAT, world.models / CHAT, "rows_max = 8", {
         "heavy": (12, 24), "light": (24, 8)}, 16, 15, 60)
-    assert abs(ratio / 3 - 1) < 0.02, ratio
 
 
 def test_64_tenants_of_a_fake_model_get_their_shares(world):
@@ -178,9 +188,15 @@ def test_64_tenants_of_a_fake_model_get_their_shares(world):
         server.close()
     each = {name: seconds[name] / weight for name, weight in weights.items()}
     mean = sum(seconds.values()) / sum(weights.values())
-    off = max(abs(one / mean - 1) for one in each.values())
-    ratio = 3 * (sum(each[name] for name in weights if weights[name] == 3)
-                 / sum(each[name] for name in weights if weights[name] == 1))
-    figure(f"6.ratio_{count}_tenants", round(ratio, 3), window_s=window, worst_tenant_off_percent=round(100 * off, 2),
+    off = {name: abs(one / mean - 1) for name, one in each.items()}
+    worst = max(off, key=off.get)
+    of_weight = {weight: [each[name] for name in weights if weights[name] == weight] for weight in (1, 3)}
+    class_off = max(abs(sum(some) / len(some) / mean - 1) for some in of_weight.values())
+    ratio = 3 * sum(of_weight[3]) / sum(of_weight[1])
+    longest = max(charge for client in crowd for ended, charge in client.seen if begin < ended <= end)
+    figure(f"6.ratio_{count}_tenants", round(ratio, 3), window_s=window, worst_tenant_off_percent=round(100 * off[worst], 2),
+           class_off_percent=round(100 * class_off, 2), least_share_s=round(mean, 3), longest_request_s=round(longest, 4),
            charged_s=round(sum(seconds.values()), 2))
     assert abs(ratio / 3 - 1) < world.size(0.2, 0.02), each
+    assert class_off < world.size(0.2, CLASS_OFF_MAX), of_weight
+    assert not world.full or off[worst] < TENANT_OFF_MAX, (worst, each[worst], mean)
