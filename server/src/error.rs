@@ -363,6 +363,12 @@ mod tests {
                 "rate_limit_error",
                 "insufficient_quota",
             ),
+            (
+                ApiError::TargetUnmet { message: message.clone(), retry_after: wait },
+                503,
+                "server_error",
+                "latency_target_unmet",
+            ),
             (ApiError::Overloaded { message, retry_after: wait }, 503, "server_error", "overloaded"),
             (ApiError::TimedOut(600), 504, "server_error", "request_timeout"),
             (ApiError::Internal("m".into()), 500, "server_error", "internal_error"),
