@@ -34,6 +34,7 @@ pub mod make_model;
 mod memory;
 mod metrics;
 mod node;
+mod outlet;
 pub mod probe;
 mod recorder;
 mod sampler;

@@ -1,6 +1,6 @@
 //! One request of a client while it runs: `n` choices, or a list of inputs to embed, and the one ending it gets.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use weir_scheduler::{RequestId, TenantId};
 
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::{
     error::{FailureKind, RequestFailure},
-    stream::Outbox,
+    outlet::Outlet,
     submission::Usage,
 };
 
 /// Where a request's output goes.
 pub(crate) enum Output {
     /// Text, to a reader.
-    Text(Arc<Outbox>),
+    Text(Outlet),
     /// Vectors, all at once.
     Vectors { inputs: Vec<Vec<u32>>, vectors: Vec<Vec<f32>>, reply: Option<EmbedReply> },
     /// Nowhere: the operator's own canary.

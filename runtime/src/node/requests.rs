@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::{FailureKind, SubmitError},
     metrics::Outcome,
+    outlet::Outlet,
     submission::Usage,
 };
 
@@ -65,7 +66,7 @@ impl Node {
                 let sequences: Vec<Option<Sequence>> =
                     choices.into_iter().map(|spec| Some(Sequence::new(spec, &prompt, Some(named.clone())))).collect();
                 prompt_tokens = prompt.len() as u32;
-                (admissions, sequences, Output::Text(outbox))
+                (admissions, sequences, Output::Text(Outlet::new(outbox)))
             }
             SubmitWork::Embed { inputs, reply } => {
                 let lens: Vec<u32> = inputs.iter().map(|input| input.len() as u32).collect();
