@@ -164,6 +164,13 @@ impl Scheduler {
         Ok(id)
     }
 
+    /// It may go to any device, and run beside others while one that is to run alone waits for a grant.
+    pub fn unpin(&mut self, id: RequestId) {
+        if let Some(slot) = self.requests.find(id) {
+            self.requests.get_mut(slot).pinned = false;
+        }
+    }
+
     /// Takes back a request that [`Scheduler::device_lost`] ended: onto the best device there is, or onto that one and no other. No
     /// queue's bound and no drain stands against it, for it was accepted before; it keeps its place in its tenant's order.
     /// Computing its first tokens once more is the operator's, and costs the tenant nothing.

@@ -115,6 +115,9 @@ pub(crate) struct Device {
     pub(crate) in_flight: VecDeque<Step>,
     /// Nothing but rows of this request is planned; see [`crate::Scheduler::run_alone`].
     pub(crate) alone: Option<RequestId>,
+    /// While a step is planned: the one that is to run alone waits for a grant, or has just ended, and others run meanwhile; but none that was
+    /// given this device by name, for it may be waiting to run alone, too.
+    pub(crate) alone_waits: bool,
     /// It was too early to plan another step, until then; see [`crate::ahead`].
     pub(crate) put_off: Option<Nanos>,
     /// The last step planned.
@@ -163,6 +166,7 @@ impl Device {
             clock: 0,
             in_flight: VecDeque::new(),
             alone: None,
+            alone_waits: false,
             put_off: None,
             last_step: StepId(0),
             spare: Vec::new(),

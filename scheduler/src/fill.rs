@@ -63,12 +63,14 @@ impl Scheduler {
         };
         // Nobody waits for one that runs alone and cannot for want of a grant.
         let waits = self.lone_is_dry(d).then(|| self.devices[d].alone.take()).flatten();
+        self.devices[d].alone_waits = waits.is_some();
         let mut planned = self.plan_next(now, d, plan);
         while self.end_outgrown(now) && !planned {
             // Others of their tenants may have stood behind them.
             planned = self.plan_next(now, d, plan);
         }
         self.devices[d].alone = waits.or(self.devices[d].alone);
+        self.devices[d].alone_waits = false;
         self.end_broke(now);
         planned
     }
@@ -85,7 +87,9 @@ impl Scheduler {
         let device = &mut self.devices[d];
         device.tell_time(now);
         if device.alone.is_some_and(|id| self.requests.find(id).is_none()) {
+            // It has ended, and who runs alone next is not for us to say.
             device.set_alone(&mut self.requests, d as u32, None);
+            device.alone_waits = true;
         }
         if device.alone.is_some() && !device.in_flight.is_empty() {
             return false;

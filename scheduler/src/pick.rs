@@ -103,7 +103,8 @@ impl Fill<'_> {
         let (lane, turns) = (&mut lanes[tenant as usize], &turns[tenant as usize]);
         while let Some(slot) = lane.at_cursor(self.requests, turns) {
             let request = self.requests.get(slot);
-            let barred = self.device.alone.is_some_and(|alone| self.requests.id(slot) != alone);
+            let barred = self.device.alone.is_some_and(|alone| self.requests.id(slot) != alone)
+                || self.device.alone_waits && request.pinned;
             if !barred && request.ready_len() > 0 && (request.is_list || request.last_step != self.id) {
                 self.requests.wait(slot, Cause::Share);
                 return Some(slot);
@@ -139,6 +140,10 @@ impl Fill<'_> {
             lane.tell_first(self.requests, Cause::Queue);
             return None;
         }
+        if self.device.alone_waits && lane.waiting.head().is_some_and(|(_, slot)| self.requests.get(slot).pinned) {
+            lane.tell_first(self.requests, Cause::Placement);
+            return None;
+        }
         lane.tell_first(self.requests, if self.no_room { Cause::Memory } else { Cause::Share });
         if closed {
             lane.short = true;
@@ -146,7 +151,8 @@ impl Fill<'_> {
         }
         let (rank, slot) = lane.waiting.head()?;
         // Its kin go in its place.
-        Some((rank, self.device.models[self.m].kin.next(tenant).unwrap_or(slot)))
+        let kin = self.device.models[self.m].kin.next(tenant).filter(|_| !self.device.alone_waits);
+        Some((rank, kin.unwrap_or(slot)))
     }
 
     /// The same while the device runs one request alone: that one starts wherever it stands in its line.

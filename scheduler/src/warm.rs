@@ -13,7 +13,9 @@ impl Fill<'_> {
     /// Lets requests go first that hit the cache and whose tenants are less than a quantum ahead of those that are short; see
     /// [`crate::kin`].
     pub(crate) fn start_kin(&mut self) {
-        let Some(least) = self.device.least.filter(|_| self.device.alone.is_none()) else { return };
+        let Some(least) = self.device.least.filter(|_| self.device.alone.is_none() && !self.device.alone_waits) else {
+            return;
+        };
         let until = least.saturating_add(virtual_time(self.locality_quantum, 1)).min(self.rival);
         // Tenants that may start nothing for now; a few of them.
         let (mut aside, mut refused) = ([NONE; ASIDE_MAX], 0);

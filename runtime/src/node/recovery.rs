@@ -231,6 +231,7 @@ impl Node {
                 if let Some(live) = self.sequences.get_mut(&request) {
                     live.suspect = false;
                 }
+                self.scheduler.unpin(request);
                 self.head_lane(device);
             }
         }

@@ -176,6 +176,7 @@ impl World<'_> {
         if let Some(client) = self.clients.get_mut(id) {
             client.suspect = false;
         }
+        self.scheduler.unpin(id);
         if self.machines[d].lane.front() == Some(&id) {
             self.machines[d].lane.pop_front();
             self.scheduler.run_alone(DeviceId(d as u16), self.machines[d].lane.front().copied());
