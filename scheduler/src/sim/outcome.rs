@@ -109,6 +109,8 @@ pub struct Outcome {
     pub wait_per_mille: u64,
     /// The most requests of its own tenant that ever started before a request although they should have come later.
     pub overtaken_max: u64,
+    /// The most that such a number came to of what it may be, in thousandths.
+    pub overtaken_per_mille: u64,
     /// The longest time in which a device that takes newcomers stood idle while requests waited.
     pub idle_waiting_max: Nanos,
     /// By tenant, in order of first appearance.

@@ -34,10 +34,26 @@ pub(super) struct Mark {
 /// A request's place in its tenant's order: its model, when it counts as having come, its number.
 type Key = (u16, Nanos, u64);
 
+/// How many of its tenant's requests for the model may start before a request although they should come later: each that is older may be overtaken for four
+/// quanta of device time for what is cached (see [`crate::kin`]), which is a second, and so may the request itself; and while its device
+/// stands still, others of its tenant start elsewhere. What the worlds ask takes 50 ms each and more. It depends on what was there when the request
+/// came, and not on how long the history is.
+const OVERTAKEN_MAX: u64 = 400;
+const OVERTAKEN_EACH_MAX: u64 = 20;
+
+/// What a request that never started has seen.
+#[derive(Clone, Copy, Debug)]
+struct Passed {
+    /// How many stood before it when it came.
+    older: u64,
+    /// How many that should come later have started before it.
+    by: u64,
+}
+
 #[derive(Debug)]
 pub(super) struct Waits {
-    /// By place: those that never started, and how many that should come later have started before them.
-    waiting: Vec<BTreeMap<Key, u64>>,
+    /// By place: those that never started.
+    waiting: Vec<BTreeMap<Key, Passed>>,
     changes: u64,
 }
 
@@ -67,7 +83,9 @@ impl World<'_> {
 
     pub(super) fn note_wait(&mut self, client: &Client) {
         let (place, key) = self.key(client);
-        self.waits.waiting[place].insert(key, 0);
+        let first = (key.0, Nanos::ZERO, 0);
+        let older = self.waits.waiting[place].range(first..key).count() as u64;
+        self.waits.waiting[place].insert(key, Passed { older, by: 0 });
     }
 
     /// It ended, or it started.
@@ -80,13 +98,16 @@ impl World<'_> {
         let client = self.clients.get(id).expect("only live requests start");
         let (place, key) = self.key(client);
         let mark = client.mark;
-        let Some(overtaken) = self.waits.waiting[place].remove(&key) else {
+        let Some(passed) = self.waits.waiting[place].remove(&key) else {
             return; // It started before, on a device that was lost.
         };
-        self.outcome.overtaken_max = self.outcome.overtaken_max.max(overtaken);
+        let most = OVERTAKEN_MAX + OVERTAKEN_EACH_MAX * passed.older;
+        assert!(passed.by <= most, "a request behind {} was overtaken by {} that came later", passed.older, passed.by);
+        self.outcome.overtaken_max = self.outcome.overtaken_max.max(passed.by);
+        self.outcome.overtaken_per_mille = self.outcome.overtaken_per_mille.max(passed.by * 1_000 / most);
         let first = (key.0, Nanos::ZERO, 0);
-        for (_, overtaken) in self.waits.waiting[place].range_mut(first..key) {
-            *overtaken += 1;
+        for (_, passed) in self.waits.waiting[place].range_mut(first..key) {
+            passed.by += 1;
         }
         self.check_wait(place, mark);
     }

