@@ -22,6 +22,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod http;
+pub mod identity;
 pub mod keys;
 pub mod openai;
 mod openapi;

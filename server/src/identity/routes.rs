@@ -1,0 +1,162 @@
+//! Which scope each route needs, as data: the guards of both listeners look here, so a route that is not in its table
+//! is nobody's, and tests are made of the tables.
+
+use super::{Caller, Door, Scope};
+
+/// A route and what it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Its method.
+    pub method: &'static str,
+    /// Its path, as the router spells it.
+    pub path: &'static str,
+    /// What a caller needs; `None` is no more than being somebody.
+    pub scope: Option<Scope>,
+}
+
+const fn route(method: &'static str, path: &'static str, scope: Scope) -> Route {
+    Route { method, path, scope: Some(scope) }
+}
+
+const fn anyone(method: &'static str, path: &'static str) -> Route {
+    Route { method, path, scope: None }
+}
+
+/// The API.
+pub const API: &[Route] = &[
+    route("POST", "/v1/chat/completions", Scope::Inference),
+    route("POST", "/v1/completions", Scope::Inference),
+    route("POST", "/v1/embeddings", Scope::Inference),
+    route("GET", "/v1/models", Scope::ModelsRead),
+    route("GET", "/v1/models/{*id}", Scope::ModelsRead),
+    route("GET", "/v1/requests/{*id}", Scope::RequestsRead),
+    anyone("GET", "/version"),
+    anyone("GET", "/openapi.json"),
+];
+
+/// The operators' listener.
+pub const ADMIN: &[Route] = &[
+    route("GET", "/admin/v1/models", Scope::ModelsRead),
+    route("POST", "/admin/v1/models", Scope::ModelsWrite),
+    route("GET", "/admin/v1/devices", Scope::DevicesRead),
+    route("POST", "/admin/v1/devices/{name}/drain", Scope::DevicesWrite),
+    route("POST", "/admin/v1/devices/{name}/resume", Scope::DevicesWrite),
+    route("GET", "/admin/v1/requests/{*id}", Scope::RequestsRead),
+];
+
+/// What a listener's table says about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The caller may.
+    Allowed,
+    /// The caller may not; nor may anyone where the path is not in the table.
+    Forbidden,
+    /// The path has no such method.
+    NoSuchMethod,
+}
+
+/// Looks a request up. `path` is as the router spells it.
+pub fn access(door: Door, caller: &Caller, method: &str, path: &str) -> Access {
+    let mut of_path = table(door).iter().filter(|route| route.path == path).peekable();
+    if of_path.peek().is_none() {
+        return Access::Forbidden;
+    }
+    // A GET without its body.
+    let method = if method == "HEAD" { "GET" } else { method };
+    match of_path.find(|route| route.method == method) {
+        None => Access::NoSuchMethod,
+        Some(Route { scope: Some(scope), .. }) if !caller.may(*scope) => Access::Forbidden,
+        Some(_) => Access::Allowed,
+    }
+}
+
+/// The methods of a path, for `Allow`.
+pub fn methods(door: Door, path: &str) -> String {
+    let table = table(door).iter().filter(|route| route.path == path);
+    let words: Vec<&str> = table.map(|route| if route.method == "GET" { "GET,HEAD" } else { route.method }).collect();
+    words.join(",")
+}
+
+const fn table(door: Door) -> &'static [Route] {
+    match door {
+        Door::Api => API,
+        Door::Admin => ADMIN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use weir_runtime::TenantId;
+
+    use super::*;
+    use crate::identity::{Role, Scopes};
+
+    /// What each role may do, written out once more by hand: the tables and the roles must say the same.
+    const OUTCOMES: &str = "
+        POST /v1/chat/completions              member tenant_admin
+        POST /v1/completions                   member tenant_admin
+        POST /v1/embeddings                    member tenant_admin
+        GET  /v1/models                        member tenant_admin
+        GET  /v1/models/{*id}                  member tenant_admin
+        GET  /v1/requests/{*id}                member tenant_admin
+        GET  /version                          member tenant_admin
+        GET  /openapi.json                     member tenant_admin
+        GET  /admin/v1/models                  operator auditor
+        POST /admin/v1/models                  operator
+        GET  /admin/v1/devices                 operator auditor
+        POST /admin/v1/devices/{name}/drain    operator
+        POST /admin/v1/devices/{name}/resume   operator
+        GET  /admin/v1/requests/{*id}          operator auditor
+    ";
+
+    #[test]
+    fn every_route_says_who_may() {
+        let mut listed = BTreeSet::new();
+        for line in OUTCOMES.lines().filter(|line| !line.trim().is_empty()) {
+            let mut words = line.split_whitespace();
+            let (method, path) = (words.next().expect("a method"), words.next().expect("a path"));
+            let allowed: BTreeSet<&str> = words.collect();
+            let door = if path.starts_with("/admin/") { Door::Admin } else { Door::Api };
+            for role in Role::ALL {
+                let caller = Caller::with_role(TenantId(1), "a", role);
+                let may = role.door() == door && access(door, &caller, method, path) == Access::Allowed;
+                assert_eq!(may, allowed.contains(role.word()), "{role} {method} {path}");
+            }
+            assert!(listed.insert((method, path)));
+        }
+        let known: BTreeSet<_> = API.iter().chain(ADMIN).map(|route| (route.method, route.path)).collect();
+        assert_eq!(listed, known);
+    }
+
+    #[test]
+    fn a_scope_opens_its_routes_and_no_others() {
+        for (door, table) in [(Door::Api, API), (Door::Admin, ADMIN)] {
+            for scope in Scope::ALL {
+                let caller =
+                    Caller { scopes: Scopes::of(&[*scope]), ..Caller::with_role(TenantId(1), "a", Role::Operator) };
+                for route in table {
+                    let expected = match route.scope.is_none_or(|needed| needed == *scope) {
+                        true => Access::Allowed,
+                        false => Access::Forbidden,
+                    };
+                    assert_eq!(access(door, &caller, route.method, route.path), expected, "{} {route:?}", scope.word());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_nobodys() {
+        let operator = Caller::with_role(TenantId::OPERATOR, "operator", Role::Operator);
+        for (door, path) in [(Door::Admin, "/v1/models"), (Door::Api, "/admin/v1/models"), (Door::Admin, "/admin/v1/x")]
+        {
+            assert_eq!(access(door, &operator, "GET", path), Access::Forbidden, "{path}");
+        }
+        assert_eq!(access(Door::Admin, &operator, "DELETE", "/admin/v1/models"), Access::NoSuchMethod);
+        assert_eq!(access(Door::Admin, &operator, "HEAD", "/admin/v1/models"), Access::Allowed);
+        assert_eq!(methods(Door::Admin, "/admin/v1/models"), "GET,HEAD,POST");
+        assert_eq!(methods(Door::Api, "/v1/embeddings"), "POST");
+    }
+}
