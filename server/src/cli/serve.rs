@@ -98,17 +98,17 @@ async fn serve(
     // Before the first connection is accepted: from then on a signal means an orderly end.
     let mut signals = Signals::new()?;
     let (phase, phases) = watch::channel(Phase::Serving);
-    let api = tokio::spawn(http::serve(listener, router(app.clone()), app.connections().clone(), phases));
+    let api = tokio::spawn(http::serve(listener, router(app.clone()), None, app.connections().clone(), phases));
     // The metrics are there to the end: they show how the drain goes.
     let (metrics_phase, metrics_phases) = watch::channel(Phase::Serving);
     let metrics = metrics.map(|listener| {
         let connections = Connections::new(METRICS_CONNECTIONS_MAX);
-        tokio::spawn(http::serve(listener, metrics_router(app.clone()), connections, metrics_phases.clone()))
+        tokio::spawn(http::serve(listener, metrics_router(app.clone()), None, connections, metrics_phases.clone()))
     });
     // So is the operators' own.
     let admin = admin.map(|(listener, admin)| {
         let router = admin_router(app.clone(), admin.key, admin.root);
-        tokio::spawn(http::serve(listener, router, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
+        tokio::spawn(http::serve(listener, router, None, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
     });
     tracing::info!(%address, models = engine_config.models.len(), "loading");
     let engine = tokio::select! {

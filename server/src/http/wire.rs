@@ -4,7 +4,7 @@
 //! * **Pace.** hyper asks a body for frames until its own buffer is full, which would be 32 KiB for each slow reader.
 //!   [`Paced`] gives it the next frame when the socket has taken the one before ([`Pace`]), so a connection holds one frame.
 //! * **Stall.** hyper has no limit on how long a write may take: a client that takes nothing at all for `stall_max` is
-//!   cut off, whether it reads a stream or a body.
+//!   cut off, whether it reads a stream or a body. (Through TLS: that does not take what one frame became.)
 //! * **Silence before the first request.** When it cannot read a head, hyper answers without a body. Until a request was
 //!   understood nothing is written, and the caller says what happened in the API's own words.
 
@@ -12,7 +12,7 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use tokio::{
     net::TcpStream,
     time::{Sleep, sleep},
 };
+use tokio_rustls::server::TlsStream;
 
 /// What the parts of one connection know of each other. All of them run in the connection's task, so the lock is free.
 #[derive(Debug, Default)]
@@ -68,22 +69,40 @@ impl Pace {
     }
 }
 
+/// What a connection is made of: TCP, or TLS over it.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// The connection beneath.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Socket for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Socket for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
 /// The socket.
-pub(super) struct Wire<'a> {
-    stream: &'a mut TcpStream,
+pub(super) struct Wire<'a, S> {
+    stream: &'a mut S,
     pace: Arc<Pace>,
     stall_max: Duration,
     /// Runs while the socket takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<'a> Wire<'a> {
-    pub(super) fn new(stream: &'a mut TcpStream, pace: Arc<Pace>, stall_max: Duration) -> Self {
+impl<'a, S: Socket> Wire<'a, S> {
+    pub(super) fn new(stream: &'a mut S, pace: Arc<Pace>, stall_max: Duration) -> Self {
         Wire { stream, pace, stall_max, stalled: None }
     }
 
     /// Runs the clock of a write that did not end.
-    fn timed(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn timed<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
@@ -97,7 +116,7 @@ impl<'a> Wire<'a> {
     }
 }
 
-impl AsyncRead for Wire<'_> {
+impl<S: Socket> AsyncRead for Wire<'_, S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
@@ -109,7 +128,7 @@ impl AsyncRead for Wire<'_> {
     }
 }
 
-impl AsyncWrite for Wire<'_> {
+impl<S: Socket> AsyncWrite for Wire<'_, S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.pace.nothing_said() {
@@ -136,9 +155,14 @@ impl AsyncWrite for Wire<'_> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes when its own buffer is empty: the socket has taken everything.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut state = self.pace.lock();
+    /// hyper flushes when its own buffer is empty: the socket has taken everything, once TLS has passed on what it holds.
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.pace.nothing_said() {
+            let flushed = Pin::new(&mut *this.stream).poll_flush(context);
+            ready!(this.timed(context, flushed))?;
+        }
+        let mut state = this.pace.lock();
         state.unsent = false;
         let body = state.body.take();
         drop(state);
