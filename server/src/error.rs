@@ -15,6 +15,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use weir_runtime::{FailureKind, RequestFailure, SubmitError};
 
+use crate::identity::Denied;
+
 /// How much of a client's own words an error repeats.
 const ECHO_LEN_MAX: usize = 64;
 
@@ -254,6 +256,27 @@ impl IntoResponse for ApiError {
     }
 }
 
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        let forbidden = |message: &str| ApiError::Forbidden(message.to_owned());
+        match denied {
+            Denied::Missing => ApiError::Unauthenticated(
+                "You didn't provide an API key. Send it in a header: 'Authorization: Bearer YOUR_KEY'.",
+            ),
+            Denied::Repeated => ApiError::Unauthenticated("More than one Authorization header."),
+            Denied::Malformed => ApiError::Unauthenticated("The Authorization header must read 'Bearer YOUR_KEY'."),
+            Denied::Unknown => ApiError::Unauthenticated("Incorrect API key provided."),
+            Denied::TooMany(retry_after) => {
+                ApiError::RateLimited { message: "Too many keys from your address were refused.".into(), retry_after }
+            }
+            Denied::Address => forbidden("Your tenant does not accept requests from your address."),
+            Denied::Suspended => forbidden("Your tenant is suspended."),
+            Denied::Pending(why) => ApiError::Forbidden(format!("Your tenant is not active yet: {why}")),
+            Denied::Confined => forbidden("The tenant that was named is not yours, or one has to be named."),
+        }
+    }
+}
+
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
@@ -324,6 +347,26 @@ mod tests {
         for (millis, seconds) in cases {
             assert_eq!(seconds_rounded_up(Duration::from_millis(millis)), seconds, "{millis} ms");
         }
+    }
+
+    #[test]
+    fn whoever_is_nobody_hears_the_same() {
+        let body = |denied| ApiError::from(denied).body();
+        assert!(body(Denied::Unknown).contains("Incorrect API key provided."));
+        for (denied, status) in [
+            (Denied::Missing, 401),
+            (Denied::Repeated, 401),
+            (Denied::Malformed, 401),
+            (Denied::Unknown, 401),
+            (Denied::Address, 403),
+            (Denied::Suspended, 403),
+            (Denied::Pending("x".into()), 403),
+            (Denied::Confined, 403),
+            (Denied::TooMany(Duration::from_millis(1)), 429),
+        ] {
+            assert_eq!(ApiError::from(denied.clone()).status(), status, "{denied:?}");
+        }
+        assert!(body(Denied::Pending("The contract.".into())).contains("The contract."));
     }
 
     #[test]

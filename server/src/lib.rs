@@ -1,6 +1,6 @@
 //! HTTP, SSE, wire types, identity, configuration and the `weir` command: the composition root.
 //!
-//! A request comes in through [`http`] (timers and caps), gets an id and a caller in [`api`], is parsed by [`openai`]
+//! A request comes in through [`http`] (timers and caps), gets an id and a caller ([`identity`]) in [`api`], is parsed by [`openai`]
 //! into what the engine takes, and goes out again as OpenAI's clients expect it. HTTP status codes are named in
 //! [`error`] and nowhere else.
 //!
@@ -8,14 +8,13 @@
 //! merely pass on, and never waits for a model on a thread that serves connections. What it accepts it carries out;
 //! what it cannot carry out it refuses by name.
 //!
-//! Main types: [`config::Config`], [`auth::KeyRing`], [`error::ApiError`], [`openai::chat::ChatRequest`],
+//! Main types: [`config::Config`], [`identity::Identity`], [`error::ApiError`], [`openai::chat::ChatRequest`],
 //! [`api::App`].
 //!
 //! How to test: `cargo test --release -p weir-server`. Wire formats and streams are tested as data; the routes on an
 //! engine with a `fake:` model; configuration on temporary folders.
 
 pub mod api;
-pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod error;

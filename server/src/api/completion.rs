@@ -17,8 +17,8 @@ use super::{
     unix_now,
 };
 use crate::{
-    auth::Caller,
     error::{ApiError, ErrorBody},
+    identity::Caller,
     keys::random_id,
     openai::{
         answer::{Answer, Head},

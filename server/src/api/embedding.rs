@@ -15,8 +15,8 @@ use super::{
     respond::{self, Deadline, within},
 };
 use crate::{
-    auth::Caller,
     error::{ApiError, ErrorBody},
+    identity::Caller,
     openai::{
         completion::TextOrTokens,
         embedding::{EmbeddingRequest, EncodingFormat},

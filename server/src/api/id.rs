@@ -12,8 +12,8 @@ use axum::{
 };
 
 use crate::{
-    auth::Caller,
     error::{BodyUnread, excerpt},
+    identity::Caller,
     keys::random_id,
 };
 

@@ -25,7 +25,8 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderValue, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -34,9 +35,12 @@ use sha2::{Digest, Sha256};
 use weir_runtime::{Engine, ModelCard, SubmitError};
 
 use crate::{
-    auth::{Caller, KeyRing},
-    error::{ApiError, excerpt},
-    http::Connections,
+    error::{ApiError, BodyUnread, excerpt},
+    http::{Connections, Peer},
+    identity::{
+        Caller, Door, Identity, Now,
+        routes::{Access, access, methods},
+    },
     openapi,
 };
 pub use admin::{ModelsRoot, admin_router};
@@ -48,7 +52,7 @@ pub const PUBLIC: [&str; 2] = ["/health", "/ready"];
 /// What all handlers share.
 pub struct App {
     engine: OnceLock<Engine>,
-    keys: KeyRing,
+    identity: Arc<Identity>,
     limits: Limits,
     connections: Arc<Connections>,
     draining: AtomicBool,
@@ -67,9 +71,9 @@ pub struct Limits {
 
 impl App {
     /// An application whose engine is still loading.
-    pub fn new(keys: KeyRing, limits: Limits) -> Arc<Self> {
+    pub fn new(identity: Arc<Identity>, limits: Limits) -> Arc<Self> {
         let connections = Connections::new(limits.connections_max);
-        Arc::new(App { engine: OnceLock::new(), keys, limits, connections, draining: AtomicBool::new(false) })
+        Arc::new(App { engine: OnceLock::new(), identity, limits, connections, draining: AtomicBool::new(false) })
     }
 
     /// The API's connections.
@@ -134,12 +138,13 @@ pub fn metrics_router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Turns the key into a [`Caller`] before anything of the body is read.
+/// Turns the key into a [`Caller`], and asks whether it may, before anything of the body is read.
 async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     if PUBLIC.contains(&request.uri().path()) {
         return next.run(request).await;
     }
-    match app.keys.identify(request.headers()) {
+    let outcome = app.identify(Door::Api, &mut request).await;
+    match outcome.and_then(|caller| permitted(Door::Api, &caller, &request).map(|()| caller)) {
         // Before anything of the body is read: whoever balances the load has to try elsewhere anyway.
         Ok(_) if app.draining.load(Ordering::Relaxed) => ApiError::from(SubmitError::Draining).into_response(),
         Ok(caller) => {
@@ -149,8 +154,40 @@ async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
             response.extensions_mut().insert(caller);
             response
         }
-        Err(error) => error.into_response(),
+        Err(error) => refused(Door::Api, error, &request),
     }
+}
+
+impl App {
+    /// Who asks. The request is borrowed as if to change it, because a body cannot be shared between threads.
+    async fn identify(&self, door: Door, request: &mut Request) -> Result<Caller, ApiError> {
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+        Ok(self.identity.identify(request.headers(), peer, door, Now::read()).await?)
+    }
+}
+
+/// Whether the route is the caller's to use. A path that is no route is let through: its answer is that there is none.
+fn permitted(door: Door, caller: &Caller, request: &Request) -> Result<(), ApiError> {
+    let Some(path) = request.extensions().get::<MatchedPath>() else { return Ok(()) };
+    match access(door, caller, request.method().as_str(), path.as_str()) {
+        Access::Allowed => Ok(()),
+        Access::Forbidden => Err(ApiError::Forbidden("Your key does not allow this.".into())),
+        Access::NoSuchMethod => Err(ApiError::MethodNotAllowed(what_was_asked(request))),
+    }
+}
+
+/// A refusal that leaves the body unread.
+fn refused(door: Door, error: ApiError, request: &Request) -> Response {
+    let allowed = match (&error, request.extensions().get::<MatchedPath>()) {
+        (ApiError::MethodNotAllowed(_), Some(path)) => HeaderValue::from_str(&methods(door, path.as_str())).ok(),
+        _ => None,
+    };
+    let mut response = error.into_response();
+    response.extensions_mut().insert(BodyUnread);
+    if let Some(allowed) = allowed {
+        response.headers_mut().insert(header::ALLOW, allowed);
+    }
+    response
 }
 
 async fn unknown_route(request: Request) -> ApiError {

@@ -13,8 +13,8 @@ use weir_runtime::ModelCard;
 
 use super::{App, respond};
 use crate::{
-    auth::Caller,
     error::{ApiError, ErrorBody},
+    identity::Caller,
 };
 
 /// The models the caller may use.

@@ -13,8 +13,8 @@ use weir_runtime::{Cause, Explanation};
 
 use super::{App, respond};
 use crate::{
-    auth::Caller,
     error::{ApiError, ErrorBody},
+    identity::Caller,
 };
 
 /// Where a request's time went. Of several choices or prompts, state, place and times are the slowest one's; charge, preemptions

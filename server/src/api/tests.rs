@@ -8,17 +8,22 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;
-use weir_runtime::{DeviceConfig, EngineConfig, ExecutorMode, LOCALITY_QUANTUM, TenantId, TenantSpec};
+use weir_runtime::{DeviceConfig, EngineConfig, ExecutorMode, LOCALITY_QUANTUM, TenantSpec};
 
 use super::*;
-use crate::keys::KeyHash;
+use people::app;
 
+mod access;
 mod controls;
 mod matrix;
+mod people;
 mod requests;
 
 pub(super) const KEY: &str = "weir-key-of-a";
 const OTHER_KEY: &str = "weir-key-of-b";
+const TENANT_ADMIN: &str = "weir-key-of-as-admin";
+pub(super) const OPERATOR: &str = "weir-operators-key";
+const AUDITOR: &str = "weir-auditors-key";
 
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -47,14 +52,6 @@ impl Answer {
         let parse = |event: &str| serde_json::from_str(event.strip_prefix("data: ").expect("data")).expect("JSON");
         data.into_iter().map(parse).collect()
     }
-}
-
-fn app(limits: Limits) -> Arc<App> {
-    let mut keys = KeyRing::default();
-    let all = Caller { tenant: TenantId(1), name: "a".into(), models: None };
-    let some = Caller { tenant: TenantId(2), name: "b".into(), models: Some(Arc::new(BTreeSet::from(["m".into()]))) };
-    assert!(keys.add(KeyHash::of(KEY.as_bytes()), all) && keys.add(KeyHash::of(OTHER_KEY.as_bytes()), some));
-    App::new(keys, limits)
 }
 
 pub(super) const LIMITS: Limits =

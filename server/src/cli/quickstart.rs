@@ -7,9 +7,9 @@ use weir_runtime::{Engine, ModelCard};
 use crate::config::{DEMO_KEY_FILE, DEMO_TENANT, TenantTable};
 
 /// The lines.
-pub(super) fn text(engine: &Engine, address: SocketAddr, tenants: &[TenantTable]) -> String {
+pub(super) fn text(engine: &Engine, address: SocketAddr, tls: bool, tenants: &[TenantTable]) -> String {
     let models: Vec<ModelCard> = engine.models().iter().map(|card| (**card).clone()).collect();
-    render(&models, address, key_of(tenants).as_deref())
+    render(&models, address, if tls { "https" } else { "http" }, key_of(tenants).as_deref())
 }
 
 /// A key file that the lines may read: the demo tenant's, or else the first there is.
@@ -23,14 +23,14 @@ fn key_of(tenants: &[TenantTable]) -> Option<String> {
     plain.then(|| path.into_owned())
 }
 
-fn render(models: &[ModelCard], address: SocketAddr, key_file: Option<&str>) -> String {
+fn render(models: &[ModelCard], address: SocketAddr, scheme: &str, key_file: Option<&str>) -> String {
     // Every address of this machine is also this one.
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
         std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
         std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
     };
-    let base = format!("http://{}/v1", SocketAddr::new(host, address.port()));
+    let base = format!("{scheme}://{}/v1", SocketAddr::new(host, address.port()));
     let (key, python_key) = match key_file {
         Some(path) => (format!("$(cat {path})"), format!("open(\"{path}\").read().strip()")),
         None => ("$WEIR_API_KEY".to_owned(), "os.environ[\"WEIR_API_KEY\"]".to_owned()),
@@ -118,20 +118,20 @@ mod tests {
     #[test]
     fn lines_name_only_what_is_there() {
         let any = "0.0.0.0:8000".parse().expect("address");
-        let both = render(&[card("chat", true), card("embed", false)], any, Some(DEMO_KEY_FILE));
+        let both = render(&[card("chat", true), card("embed", false)], any, "http", Some(DEMO_KEY_FILE));
         assert!(both.contains("http://127.0.0.1:8000/v1/chat/completions"));
         assert!(both.contains("Bearer $(cat .weir/demo.key)"));
         assert!(both.contains("client.embeddings.create(model=\"embed\""));
-        let one = render(&[card("embed", false)], "[::]:80".parse().expect("address"), None);
+        let one = render(&[card("embed", false)], "[::]:80".parse().expect("address"), "https", None);
         assert!(!one.contains("chat"));
-        assert!(one.contains("http://[::1]:80/v1/embeddings") && one.contains("import os\n"));
-        let none = render(&[], any, None);
+        assert!(one.contains("https://[::1]:80/v1/embeddings") && one.contains("import os\n"));
+        let none = render(&[], any, "http", None);
         assert!(!none.contains("curl") && !none.contains("python"));
     }
 
     #[test]
     fn bodies_are_json() {
-        let text = render(&[card("c", true), card("e", false)], "127.0.0.1:1".parse().expect("address"), None);
+        let text = render(&[card("c", true), card("e", false)], "127.0.0.1:1".parse().expect("address"), "http", None);
         let bodies: Vec<&str> = text.lines().filter_map(|l| l.split_once("-d '")?.1.strip_suffix('\'')).collect();
         assert_eq!(bodies.len(), 2);
         crate::openai::chat::ChatRequest::parse(bodies[0].as_bytes()).expect("chat body");

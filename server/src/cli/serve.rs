@@ -1,5 +1,7 @@
 //! `weir serve`: from a configuration to a running server, and down again.
 
+mod everybody;
+
 use std::{
     collections::BTreeSet,
     env, fs,
@@ -19,18 +21,19 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, RecordConfig, TenantId, devices};
+use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, RecordConfig, devices};
 
+use self::everybody::{Everybody, covered, keep_certificate_fresh, keep_tokens_fresh, tls};
 use super::{Start, put, quickstart};
 use crate::{
     api::{App, Limits, ModelsRoot, admin_router, metrics_router, router},
-    auth::{Caller, KeyRing},
     config::{
-        ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, KeySource, ModelEntry, PoolTable,
-        STARTER_FILE, TenantTable, starter_text,
+        ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, ModelEntry, PoolTable, STARTER_FILE,
+        TenantTable, starter_text,
     },
     http::{self, Connections, Phase},
-    keys::{Key, KeyHash, read_key_file, write_key_file},
+    identity::{Identity, Tls},
+    keys::{Key, write_key_file},
 };
 
 /// Time after the drain's deadline for the last events to leave. The process ends within two seconds of the deadline.
@@ -48,14 +51,21 @@ const DESCRIPTORS_APART: u64 = 64;
 pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
     let (engine_config, without) = engine_config(&config)?;
     make_demo_key(&config)?;
-    let keys = key_ring(&config.tenants)?;
-    let admin = admin(&config, &keys)?;
+    let admin = admin(&config)?;
+    let everybody = Everybody::of(&config)?;
+    let identity = everybody.identity(&config)?;
+    let tls = tls(&config)?;
     if start == Start::First {
         leave_starter(&config.models.value);
     }
     raise_descriptor_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir-http").build()?;
-    let outcome = runtime.block_on(serve(&config, engine_config, &without, keys, admin));
+    runtime.spawn(everybody.keep_fresh(identity.clone()));
+    runtime.spawn(keep_tokens_fresh(identity.clone()));
+    if let Some(tls) = &tls {
+        runtime.spawn(keep_certificate_fresh(tls.clone()));
+    }
+    let outcome = runtime.block_on(serve(&config, engine_config, &without, identity, tls, admin));
     // What still runs has had its time.
     runtime.shutdown_background();
     outcome
@@ -64,7 +74,6 @@ pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
 /// What the operators' listener needs.
 struct Admin {
     address: SocketAddr,
-    key: KeyHash,
     root: Option<ModelsRoot>,
 }
 
@@ -72,12 +81,14 @@ async fn serve(
     config: &Config,
     engine_config: EngineConfig,
     without: &[String],
-    keys: KeyRing,
+    identity: Arc<Identity>,
+    tls: Option<Arc<Tls>>,
     admin: Option<Admin>,
 ) -> anyhow::Result<()> {
     // Ports first: the answer to "is it running already?" should not take as long as loading a model.
     let listener = bind(&config.host.value, config.port.value, "--port").await?;
     let address = listener.local_addr()?;
+    covered(config, "the API", address, tls.is_some())?;
     let metrics = match config.metrics_address() {
         Some(address) => Some(bind(&address.ip().to_string(), address.port(), "--metrics").await.context("metrics")?),
         None => None,
@@ -85,6 +96,7 @@ async fn serve(
     let admin = match admin {
         Some(admin) => {
             let (host, port) = (admin.address.ip().to_string(), admin.address.port());
+            covered(config, "the operators' API", admin.address, tls.is_some())?;
             Some((bind(&host, port, "--admin").await.context("admin")?, admin))
         }
         None => None,
@@ -94,11 +106,12 @@ async fn serve(
         request_timeout: config.request_timeout.value.0,
         connections_max: config.connections_max.value as usize,
     };
-    let app = App::new(keys, limits);
+    let app = App::new(identity, limits);
     // Before the first connection is accepted: from then on a signal means an orderly end.
     let mut signals = Signals::new()?;
     let (phase, phases) = watch::channel(Phase::Serving);
-    let api = tokio::spawn(http::serve(listener, router(app.clone()), None, app.connections().clone(), phases));
+    let shown = tls.clone();
+    let api = tokio::spawn(http::serve(listener, router(app.clone()), shown, app.connections().clone(), phases));
     // The metrics are there to the end: they show how the drain goes.
     let (metrics_phase, metrics_phases) = watch::channel(Phase::Serving);
     let metrics = metrics.map(|listener| {
@@ -107,8 +120,10 @@ async fn serve(
     });
     // So is the operators' own.
     let admin = admin.map(|(listener, admin)| {
-        let router = admin_router(app.clone(), admin.key, admin.root);
-        tokio::spawn(http::serve(listener, router, None, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
+        let router = admin_router(app.clone(), admin.root);
+        // On this machine its key is nobody else's to read, and no certificate names it.
+        let tls = tls.clone().filter(|_| !admin.address.ip().to_canonical().is_loopback());
+        tokio::spawn(http::serve(listener, router, tls, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
     });
     tracing::info!(%address, models = engine_config.models.len(), "loading");
     let engine = tokio::select! {
@@ -117,7 +132,7 @@ async fn serve(
         _ = signals.next() => return Ok(()),
     };
     app.set_engine(engine.clone());
-    put(&quickstart::text(&engine, address, &config.tenants));
+    put(&quickstart::text(&engine, address, tls.is_some(), &config.tenants));
     for line in without {
         put(&format!("{line}\n"));
     }
@@ -328,44 +343,16 @@ fn make_demo_key(config: &Config) -> anyhow::Result<()> {
 }
 
 /// The operators' listener, unless it is off. Its key is made at the first start, as the demo tenant's is.
-fn admin(config: &Config, keys: &KeyRing) -> anyhow::Result<Option<Admin>> {
+fn admin(config: &Config) -> anyhow::Result<Option<Admin>> {
     let Some(address) = config.admin.value.0 else { return Ok(None) };
     let path = config.admin_key_file.value.as_path();
     if path.ends_with(ADMIN_KEY_FILE) && !path.exists() {
         write_key_file(path, &Key::random()?)?;
         tracing::info!(path = %path.display(), "wrote a new key for operators");
     }
-    let key = read_key_file(path)?.hash();
-    if keys.holds(&key) {
-        bail!("the operators' key is a tenant's, too: make another one with `weir key new`");
-    }
     let root = config.models_root.value.0.as_deref();
     let open = |root: &Path| ModelsRoot::open(root).with_context(|| format!("models_root {}", root.display()));
-    Ok(Some(Admin { address, key, root: root.map(open).transpose()? }))
-}
-
-fn key_ring(tenants: &[TenantTable]) -> anyhow::Result<KeyRing> {
-    let mut ring = KeyRing::default();
-    for (index, tenant) in (1u32..).zip(tenants) {
-        let caller = Caller {
-            tenant: TenantId(index),
-            name: tenant.name.as_str().into(),
-            models: tenant.models.clone().map(Arc::new),
-        };
-        for key in &tenant.keys {
-            let hash: KeyHash = match key.source().map_err(anyhow::Error::msg)? {
-                KeySource::Hash(hash) => hash,
-                KeySource::File(path) => {
-                    read_key_file(&path).with_context(|| format!("tenant `{}`", tenant.name))?.hash()
-                }
-            };
-            if !ring.add(hash, caller.clone()) {
-                let name = key.name.as_deref().unwrap_or("without a name");
-                bail!("tenant `{}`: its key ({name}) is there already, or there are too many keys", tenant.name);
-            }
-        }
-    }
-    Ok(ring)
+    Ok(Some(Admin { address, root: root.map(open).transpose()? }))
 }
 
 /// Leaves a file to start from. Not being able to is no reason not to serve.

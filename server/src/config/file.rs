@@ -11,7 +11,13 @@ use serde::Deserialize;
 use weir_runtime::{DeviceQuota, TenantSpec};
 
 use super::{EngineSettings, ModelEntry, ServerSettings, Settings, Span};
-use crate::keys::KeyHash;
+use crate::{
+    identity::{
+        CidrList, Door, Role,
+        jwt::{ISSUERS_LEN_MAX, JwtTable},
+    },
+    keys::KeyHash,
+};
 
 /// Largest file that is read.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -63,6 +69,8 @@ pub struct FileSettings {
     pub models: Vec<ModelEntry>,
     /// `[[pools]]`.
     pub pools: Vec<PoolTable>,
+    /// `[[auth.jwt]]`.
+    pub jwt: Vec<JwtTable>,
     /// `[[tenants]]`.
     pub tenants: Vec<TenantTable>,
 }
@@ -79,7 +87,16 @@ struct Document {
     #[serde(default)]
     pools: Vec<PoolTable>,
     #[serde(default)]
+    auth: AuthTable,
+    #[serde(default)]
     tenants: Vec<TenantTable>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuthTable {
+    #[serde(default)]
+    jwt: Vec<JwtTable>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -139,6 +156,10 @@ pub struct TenantTable {
     pub pool_only: Option<bool>,
     /// Served names it may use; absent is all.
     pub models: Option<BTreeSet<String>>,
+    /// Where its clients come from; absent is everywhere.
+    pub ip_allow: Option<CidrList>,
+    /// A host name of its own.
+    pub domain: Option<String>,
     /// Its keys.
     #[serde(default)]
     pub keys: Vec<KeyTable>,
@@ -154,6 +175,8 @@ pub struct KeyTable {
     pub sha256: Option<String>,
     /// File with the key in the clear.
     pub key_file: Option<PathBuf>,
+    /// `member`, which it is when nothing is said, or `tenant_admin`.
+    pub role: Option<String>,
 }
 
 /// Where a key's hash comes from.
@@ -175,6 +198,14 @@ impl KeyTable {
             (None, Some(path)) => Ok(KeySource::File(path.clone())),
             _ => Err("a key has either sha256 or key_file".into()),
         }
+    }
+}
+
+impl KeyTable {
+    /// What the key is.
+    pub fn role(&self) -> Result<Role, String> {
+        let role = self.role.as_deref().map_or(Some(Role::Member), Role::parse);
+        role.filter(|role| role.door() == Door::Api).ok_or_else(|| "a key's role is member or tenant_admin".into())
     }
 }
 
@@ -253,7 +284,10 @@ impl TenantTable {
         if self.pool_only == Some(true) && self.pool.is_none() {
             return Err("pool_only needs a pool".into());
         }
-        self.keys.iter().try_for_each(|key| key.source().map(|_| ()))
+        if self.ip_allow.as_ref().is_some_and(|ranges| ranges.0.is_empty()) {
+            return Err("ip_allow is empty: leave it out to allow every address".into());
+        }
+        self.keys.iter().try_for_each(|key| key.source().and(key.role().map(|_| ())))
     }
 }
 
@@ -305,6 +339,25 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     if let Some(file) = server.record.as_mut().and_then(|file| file.0.as_mut()) {
         *file = folder.join(&*file);
     }
+    if let Some(file) = server.pepper_file.as_mut() {
+        *file = folder.join(&*file);
+    }
+    for file in [&mut server.tls.certificate, &mut server.tls.key] {
+        if let Some(file) = file.as_mut().and_then(|file| file.0.as_mut()) {
+            *file = folder.join(&*file);
+        }
+    }
+    let mut jwt = document.auth.jwt;
+    if jwt.len() > ISSUERS_LEN_MAX {
+        return Err(wrong(String::new(), format!("more than {ISSUERS_LEN_MAX} issuers in [[auth.jwt]]")));
+    }
+    for table in &mut jwt {
+        if let Some(file) = table.jwks_file.as_mut() {
+            *file = folder.join(&*file);
+        }
+        let issuer = table.issuer.escape_debug();
+        table.checked().map_err(|m| wrong(String::new(), format!("issuer `{issuer}`: {m}")))?;
+    }
     let mut engine = document.engine;
     if let Some(file) = engine.gpu_executor.as_mut().and_then(|file| file.0.as_mut()) {
         *file = folder.join(&*file);
@@ -331,7 +384,7 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
         let source = if beside.exists() { beside.to_string_lossy().into_owned() } else { model.source };
         ModelEntry { name: model.name, source, devices: model.devices }
     });
-    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine }, pools, tenants })
+    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine }, pools, jwt, tenants })
 }
 
 #[cfg(test)]
@@ -364,6 +417,16 @@ mod tests {
             ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nsha256 = \"abc\"\n", ["tenant `a`", "64"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nname = \"k\"\n", ["tenant `a`", "either"]),
             ("[[models]]\nname = \"m\"\n", ["x/weir.toml:1", "source"]),
+            ("[server]\ntrusted_proxies = [\"10.0.0.1/8\"]\n", ["x/weir.toml:2", "10.0.0.1/8"]),
+            ("[server.tls]\ncert = \"c\"\n", ["x/weir.toml:2", "cert"]),
+            ("[[tenants]]\nname = \"a\"\nip_allow = []\n", ["tenant `a`", "ip_allow"]),
+            (
+                "[[tenants]]\nname = \"a\"\n[[tenants.keys]]\nkey_file = \"k\"\nrole = \"operator\"\n",
+                ["tenant `a`", "role"],
+            ),
+            ("[[auth.jwt]]\nissuer = \"i\"\naudiences = []\njwks_file = \"k\"\n", ["issuer `i`", "audiences"]),
+            ("[[auth.jwt]]\nissuer = \"i\"\n", ["x/weir.toml:1", "audiences"]),
+            ("[auth]\ntokens = 1\n", ["x/weir.toml:2", "tokens"]),
             ("[[tenants]]\nname = \"a\"\npool = \"gold\"\n", ["tenant `a`", "no pool `gold`"]),
             ("[[tenants]]\nname = \"a\"\npool_only = true\n", ["tenant `a`", "pool_only"]),
             ("[[tenants]]\nname = \"a\"\nitl_target = \"0s\"\n", ["tenant `a`", "itl_target"]),

@@ -21,10 +21,12 @@ pub use file::{FileError, FileSettings, KeySource, PoolTable, TenantTable, read_
 pub use print::print;
 pub use settings::{
     EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFile, OptionalFolder, ServerSettings, Settings,
+    TlsSettings,
 };
-pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, STARTER_FILE, demo_tenant, starter_text};
+pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, PEPPER_FILE, STARTER_FILE, demo_tenant, starter_text};
 pub use units::{ByteSize, Span};
 
+use crate::identity::{CidrList, jwt::JwtTable};
 use weir_runtime::{
     DeviceConfig, ExecutorMode, GpuProgram, LOCALITY_QUANTUM,
     devices::{DeviceList, GpuMissing},
@@ -85,6 +87,16 @@ pub struct Config {
     pub admin: Sourced<MetricsAddress>,
     /// Where the operators' key is.
     pub admin_key_file: Sourced<PathBuf>,
+    /// Where the secret of key hashes is.
+    pub pepper_file: Sourced<PathBuf>,
+    /// Whose word on the client counts.
+    pub trusted_proxies: Sourced<CidrList>,
+    /// Whether keys may cross a network in the clear.
+    pub insecure_public: Sourced<bool>,
+    /// The listeners' certificate.
+    pub tls_certificate: Sourced<OptionalFile>,
+    /// Its key.
+    pub tls_key: Sourced<OptionalFile>,
     /// What operators may add models from.
     pub models_root: Sourced<OptionalFolder>,
     /// Largest request body.
@@ -131,6 +143,8 @@ pub struct Config {
     pub models: Sourced<Vec<ModelEntry>>,
     /// Reserved devices, from the file.
     pub pools: Vec<PoolTable>,
+    /// The issuers of tokens, from the file.
+    pub jwt: Vec<JwtTable>,
     /// The tenants, from the file.
     pub tenants: Vec<TenantTable>,
 }
@@ -168,6 +182,21 @@ impl Config {
                 t.server.admin_key_file,
                 PathBuf::from(ADMIN_KEY_FILE),
             ),
+            pepper_file: pick(f.server.pepper_file, e.server.pepper_file, t.server.pepper_file, PEPPER_FILE.into()),
+            trusted_proxies: pick(
+                f.server.trusted_proxies,
+                e.server.trusted_proxies,
+                t.server.trusted_proxies,
+                CidrList::default(),
+            ),
+            insecure_public: pick(f.server.insecure_public, e.server.insecure_public, t.server.insecure_public, false),
+            tls_certificate: pick(
+                f.server.tls.certificate,
+                e.server.tls.certificate,
+                t.server.tls.certificate,
+                OptionalFile(None),
+            ),
+            tls_key: pick(f.server.tls.key, e.server.tls.key, t.server.tls.key, OptionalFile(None)),
             models_root: pick(f.server.models_root, e.server.models_root, t.server.models_root, OptionalFolder(None)),
             body_bytes_max: pick(
                 f.server.body_bytes_max,
@@ -231,6 +260,7 @@ impl Config {
             seed: pick(f.engine.seed, e.engine.seed, t.engine.seed, 0),
             models,
             pools: file.pools,
+            jwt: file.jwt,
             tenants: file.tenants,
         }
     }

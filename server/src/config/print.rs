@@ -33,6 +33,14 @@ pub fn print(config: &Config) -> String {
             let _ = writeln!(text, "devices = {}", list(&model.devices));
         }
     }
+    for issuer in &config.jwt {
+        // There is no secret in it: what it names is public.
+        text.push_str("\n[[auth.jwt]]\n");
+        // Value by value, so that tables in it stay in its lines.
+        for (key, value) in toml::Table::try_from(issuer).unwrap_or_default() {
+            let _ = writeln!(text, "{key} = {value}");
+        }
+    }
     for pool in &config.pools {
         let _ = writeln!(text, "\n[[pools]]\nname = {}\ndevices = {}", quoted(&pool.name), list(&pool.devices));
     }
@@ -71,10 +79,19 @@ pub fn print(config: &Config) -> String {
             let list: Vec<String> = models.iter().map(|m| quoted(m)).collect();
             let _ = writeln!(text, "models = [{}]", list.join(", "));
         }
+        if let Some(ranges) = &tenant.ip_allow {
+            let _ = writeln!(text, "ip_allow = {}", list(&ranges.0));
+        }
+        if let Some(domain) = &tenant.domain {
+            let _ = writeln!(text, "domain = {}", quoted(domain));
+        }
         for key in &tenant.keys {
             text.push_str("\n[[tenants.keys]]\n");
             if let Some(name) = &key.name {
                 let _ = writeln!(text, "name = {}", quoted(name));
+            }
+            if let Some(role) = &key.role {
+                let _ = writeln!(text, "role = {}", quoted(role));
             }
             if let Some(hash) = &key.sha256 {
                 let _ = writeln!(text, "sha256 = {}", quoted(&masked(hash)));
@@ -106,6 +123,11 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.metrics", &c.metrics),
         text("server.admin", &c.admin),
         ("server.admin_key_file", quoted(&c.admin_key_file.value.to_string_lossy()), c.admin_key_file.origin),
+        ("server.pepper_file", quoted(&c.pepper_file.value.to_string_lossy()), c.pepper_file.origin),
+        ("server.trusted_proxies", list(&c.trusted_proxies.value.0), c.trusted_proxies.origin),
+        plain("server.insecure_public", &c.insecure_public),
+        text("server.tls.certificate", &c.tls_certificate),
+        text("server.tls.key", &c.tls_key),
         text("server.models_root", &c.models_root),
         text("server.body_bytes_max", &c.body_bytes_max),
         plain("server.connections_max", &c.connections_max),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 use weir_runtime::devices::{DeviceList, GpuMissing};
 
 use super::{ByteSize, Span};
+use crate::identity::CidrList;
 
 /// Both tables.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -45,6 +46,21 @@ pub struct ServerSettings {
     /// File with the operators' key; made at the first start where it has its default place [default: .weir/admin.key]
     #[arg(long, value_name = "FILE")]
     pub admin_key_file: Option<PathBuf>,
+    /// File with the secret that key hashes are made with; made at the first start where it has its default place
+    /// [default: .weir/pepper]
+    #[arg(long, value_name = "FILE")]
+    pub pepper_file: Option<PathBuf>,
+    /// Addresses of proxies whose word on the client counts (X-Forwarded-For, Forwarded, X-Forwarded-Host, x-weir-tenant), as
+    /// 10.0.0.0/8,2001:db8::/32; or `none` [default: none]
+    #[arg(long, value_name = "RANGES")]
+    pub trusted_proxies: Option<CidrList>,
+    /// Listen where others can reach it without TLS or a trusted proxy: keys cross the network in the clear [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure_public: Option<bool>,
+    /// `[server.tls]`.
+    #[command(flatten)]
+    #[serde(default)]
+    pub tls: TlsSettings,
     /// Folder that operators may add models from, or `off` [default: off]
     #[arg(long, value_name = "FOLDER")]
     pub models_root: Option<OptionalFolder>,
@@ -70,6 +86,18 @@ pub struct ServerSettings {
     /// Where the trace ends [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     pub record_bytes_max: Option<ByteSize>,
+}
+
+/// `[server.tls]`: what the listeners show of themselves.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// File with the certificate and those it is signed with, in PEM; read again when it changes; or `off` [default: off]
+    #[arg(long = "tls-certificate", value_name = "FILE")]
+    pub certificate: Option<OptionalFile>,
+    /// File with its key, in PEM; or `off` [default: off]
+    #[arg(long = "tls-key", value_name = "FILE")]
+    pub key: Option<OptionalFile>,
 }
 
 /// `[engine]`: what runs, and how much of it at once.

@@ -13,12 +13,15 @@ pub const DEMO_TENANT: &str = "demo";
 pub const DEMO_KEY_FILE: &str = ".weir/demo.key";
 /// Where the operators' key is.
 pub const ADMIN_KEY_FILE: &str = ".weir/admin.key";
+/// Where the secret that key hashes are made with is.
+pub const PEPPER_FILE: &str = ".weir/pepper";
 /// The file that is read when no other is named, and left when there is none.
 pub const STARTER_FILE: &str = "weir.toml";
 
 /// The tenant of a server that was told of none.
 pub fn demo_tenant() -> TenantTable {
-    let key = KeyTable { name: Some("first".into()), sha256: None, key_file: Some(PathBuf::from(DEMO_KEY_FILE)) };
+    let key =
+        KeyTable { name: Some("first".into()), sha256: None, key_file: Some(PathBuf::from(DEMO_KEY_FILE)), role: None };
     TenantTable {
         name: DEMO_TENANT.into(),
         weight: None,
@@ -37,6 +40,8 @@ pub fn demo_tenant() -> TenantTable {
         pool: None,
         pool_only: None,
         models: None,
+        ip_allow: None,
+        domain: None,
         keys: vec![key],
     }
 }
@@ -72,6 +77,11 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # metrics = "127.0.0.1:8002"     # Prometheus text, for operators: it shows every tenant. Or "off"
 # admin = "127.0.0.1:8001"       # for operators, with the key below: models are added here. Or "off"
 # admin_key_file = ".weir/admin.key"
+# pepper_file = ".weir/pepper"   # the secret that key hashes are made with: keep a copy
+# trusted_proxies = []           # "10.0.0.0/8": whose word on the client's address, host and tenant counts
+# insecure_public = false        # true: listen where others can reach it, without TLS and without a proxy
+# tls.certificate = "off"        # a file in PEM, read again when it changes
+# tls.key = "off"
 # models_root = "off"            # the folder that models may be added from
 # body_bytes_max = "4MiB"
 # connections_max = 1024
@@ -172,6 +182,8 @@ mod tests {
         // Paths in a file are meant from its folder.
         assert_eq!(shown.admin_key_file.value, folder.path().join(ADMIN_KEY_FILE));
         shown.admin_key_file.value = PathBuf::from(ADMIN_KEY_FILE);
+        assert_eq!(shown.pepper_file.value, folder.path().join(PEPPER_FILE));
+        shown.pepper_file.value = PathBuf::from(PEPPER_FILE);
         let bare = Config::merge(Layer::default(), Layer::default(), None);
         assert_eq!(shown.seed.origin, Origin::File);
         assert_eq!(super::super::print::values(&shown), super::super::print::values(&bare));

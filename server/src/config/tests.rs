@@ -58,6 +58,11 @@ fn every_setting_has_its_variable() {
         ("WEIR_METRICS", "off"),
         ("WEIR_ADMIN", "127.0.0.1:1"),
         ("WEIR_ADMIN_KEY_FILE", "k"),
+        ("WEIR_PEPPER_FILE", "p"),
+        ("WEIR_TRUSTED_PROXIES", "10.0.0.0/8,::1"),
+        ("WEIR_INSECURE_PUBLIC", "true"),
+        ("WEIR_TLS_CERTIFICATE", "c"),
+        ("WEIR_TLS_KEY", "k"),
         ("WEIR_MODELS_ROOT", "models"),
         ("WEIR_BODY_BYTES_MAX", "1MiB"),
         ("WEIR_CONNECTIONS_MAX", "7"),
@@ -139,9 +144,12 @@ fn times_out_of_their_range_are_refused_wherever_they_are_said() {
 fn what_is_printed_can_be_read_and_holds_no_secret() {
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let text = format!(
-        "[server]\nport = 9\nadmin_key_file = \"/a\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
+        "[server]\nport = 9\nadmin_key_file = \"/a\"\npepper_file = \"/p\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
          models = [\"x\"]\nkv_blocks_ceiling = 5\n[[tenants.keys]]\nname = \"k\"\nsha256 = \"{hash}\"\n\
-         [[tenants.keys]]\nkey_file = \"/k\"\n"
+         [[tenants.keys]]\nkey_file = \"/k\"\nrole = \"tenant_admin\"\n[[tenants]]\nname = \"b\"\n\
+         ip_allow = [\"10.0.0.0/8\"]\ndomain = \"b.example\"\n[server.tls]\ncertificate = \"/c\"\nkey = \"/d\"\n\
+         [[auth.jwt]]\nissuer = \"i\"\naudiences = [\"weir\"]\njwks_file = \"/j\"\nrole_claim = \"r\"\n\
+         roles = {{ boss = \"operator\" }}\n"
     );
     let config = Config::merge(Layer::default(), Layer::default(), Some(file(&text)));
     let printed = print(&config);
@@ -151,6 +159,11 @@ fn what_is_printed_can_be_read_and_holds_no_secret() {
     let again = Config::merge(Layer::default(), Layer::default(), Some((path, again)));
     assert_eq!(print::values(&again), print::values(&config));
     assert_eq!(again.models.value, config.models.value);
+    assert_eq!(
+        (&again.jwt, again.jwt.len(), &again.tenants[1].ip_allow),
+        (&config.jwt, 1, &config.tenants[1].ip_allow)
+    );
+    assert_eq!(again.tenants[0].keys[1].role.as_deref(), Some("tenant_admin"));
     let specs = |c: &Config| c.tenants.iter().map(|t| (t.spec(), t.models.clone())).collect::<Vec<_>>();
     assert_eq!(specs(&again), specs(&config));
 }

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, LOCALITY_QUANTUM, TenantId, TenantSpec};
 use weir_server::{
     api::{App, Limits, router},
-    auth::{Caller, KeyRing},
+    identity::{CidrList, Identity, Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
     keys::KeyHash,
 };
 
@@ -39,11 +39,20 @@ pub(crate) async fn start() -> Router {
         seed: 1,
         record: None,
     };
-    let mut keys = KeyRing::default();
-    let caller = Caller { tenant: TenantId(1), name: Arc::from("a"), models: None };
-    assert!(keys.add(KeyHash::of(KEY.as_bytes()), caller));
+    let tenant = TenantRow {
+        id: "a".into(),
+        number: TenantId(1),
+        standing: Standing::Active,
+        models: None,
+        ip_allow: Vec::new(),
+        domain: None,
+    };
+    let hash = KeyHash::of(KEY.as_bytes());
+    let key = PlainKey { hash, tenant: TenantId(1), name: "k".into(), role: Role::Member };
+    let pepper = Pepper::random().expect("a pepper");
+    let snapshot = Snapshot::build(pepper, vec![tenant], Vec::new(), vec![key], None).expect("a snapshot");
     let app = App::new(
-        keys,
+        Arc::new(Identity::new(snapshot, Issuers::default(), CidrList::default())),
         Limits { body_bytes_max: BODY_BYTES_MAX, request_timeout: Duration::from_secs(600), connections_max: 64 },
     );
     app.set_engine(Engine::start(config).await.expect("an engine"));

@@ -17,18 +17,14 @@ use axum::{
     routing::{get, post},
 };
 use serde::Deserialize;
-use weir_runtime::{AddModelError, ModelFault, TenantId};
+use weir_runtime::{AddModelError, ModelFault};
 
 use super::{
     App, body, id, method_not_allowed,
     models::{Model, ModelList},
-    respond, unknown_route,
+    permitted, refused, respond, unknown_route,
 };
-use crate::{
-    auth::{Caller, KeyRing},
-    error::ApiError,
-    keys::KeyHash,
-};
+use crate::{error::ApiError, identity::Door};
 pub use root::ModelsRoot;
 
 /// Largest body: two names.
@@ -37,15 +33,12 @@ const BODY_BYTES_MAX: usize = 4 << 10;
 /// What the handlers share.
 struct Admin {
     app: Arc<App>,
-    keys: KeyRing,
     root: Option<ModelsRoot>,
 }
 
-/// The operators' API. `key` is the operator's; models come from beneath `root`, or not at all.
-pub fn admin_router(app: Arc<App>, key: KeyHash, root: Option<ModelsRoot>) -> Router {
-    let mut keys = KeyRing::default();
-    keys.add(key, Caller { tenant: TenantId::OPERATOR, name: "operator".into(), models: None });
-    let admin = Arc::new(Admin { app, keys, root });
+/// The operators' API. Models come from beneath `root`, or not at all.
+pub fn admin_router(app: Arc<App>, root: Option<ModelsRoot>) -> Router {
+    let admin = Arc::new(Admin { app, root });
     Router::new()
         .route("/admin/v1/models", get(list).post(add))
         .route("/admin/v1/devices", get(devices::list))
@@ -59,11 +52,15 @@ pub fn admin_router(app: Arc<App>, key: KeyHash, root: Option<ModelsRoot>) -> Ro
         .with_state(admin)
 }
 
-/// Nothing here is for anyone but the operator, not even which routes there are.
-async fn guard(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    match admin.keys.identify(request.headers()) {
-        Ok(_) => next.run(request).await,
-        Err(error) => error.into_response(),
+/// Nothing here is for anyone but operators and auditors, not even which routes there are.
+async fn guard(State(admin): State<Arc<Admin>>, mut request: Request, next: Next) -> Response {
+    let outcome = admin.app.identify(Door::Admin, &mut request).await;
+    match outcome.and_then(|caller| permitted(Door::Admin, &caller, &request).map(|()| caller)) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => refused(Door::Admin, error, &request),
     }
 }
 

@@ -5,15 +5,14 @@ use std::fs;
 use axum::http::Method;
 use serde_json::json;
 
-use super::super::tests::{Answer, KEY, LIMITS, ask, serving};
+use super::super::tests::{Answer, KEY, LIMITS, OPERATOR, ask, serving};
 use super::*;
 
-const OPERATOR: &str = "weir-operators-key";
 const PATH: &str = "/admin/v1/models";
 
 async fn admin(root: Option<ModelsRoot>) -> (Router, Router) {
     let (app, api) = serving(LIMITS, &["m=fake:step=10us,token=1us"]).await;
-    (admin_router(app, KeyHash::of(OPERATOR.as_bytes()), root), api)
+    (admin_router(app, root), api)
 }
 
 async fn post(router: &Router, body: serde_json::Value) -> Answer {
