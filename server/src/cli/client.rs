@@ -5,15 +5,16 @@ use std::{env, io, path::Path, time::Duration};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::keys::read_key_file;
+use crate::{identity::SecretSource, keys::read_key_file};
 
 /// A server that is there answers a connection at once.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// The key of a command that talks to a running server: WEIR_API_KEY, else what is in the file.
+/// The key of a command that talks to a running server: WEIR_API_KEY, or what WEIR_API_KEY_FILE names, else what is in the
+/// file.
 pub(super) fn client_key(file: &Path) -> anyhow::Result<String> {
-    if let Some(key) = env::var("WEIR_API_KEY").ok().filter(|key| !key.is_empty()) {
-        return Ok(key);
+    if let Some(source) = SecretSource::from_env(|name| env::var(name).ok(), "WEIR_API_KEY")? {
+        return Ok(source.read()?.reveal().to_owned());
     }
     let read = read_key_file(file).context("no key: start `weir serve` here first, or set WEIR_API_KEY")?;
     Ok(read.reveal().to_owned())
