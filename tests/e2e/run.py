@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE))
 import server as servers  # noqa: E402 - after the path it is found by
 
 MODULES = ["chat", "completions", "embeddings", "refusals", "sharing", "operations", "executors", "devices", "first_start",
-           "hub", "fetching", "toolkit", "mutations", "load", "connections", "storms", "drains", "files", "gpu",
+           "hub", "fetching", "toolkit", "mutations", "load", "connections", "identity", "storms", "drains", "files", "gpu",
            "gpu_bench", "why", "plans", "quotas", "shares", "simulate"]
 
 
