@@ -39,6 +39,7 @@ pub mod probe;
 mod recorder;
 mod sampler;
 mod status;
+pub mod store;
 mod stream;
 mod submission;
 mod telemetry;
