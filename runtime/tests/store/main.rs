@@ -1,0 +1,54 @@
+//! The store: one suite on SQLite and on PostgreSQL.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod cases;
+mod catalogue;
+mod fixture;
+mod opening;
+mod postgres;
+mod rights;
+mod sql;
+
+/// Each case as a test of its own on each database.
+macro_rules! on_both {
+    ($($case:ident,)*) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $case() {
+                crate::cases::$case(crate::fixture::Fixture::sqlite().await).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test]
+            async fn $case() {
+                crate::cases::$case(crate::fixture::Fixture::postgres().await).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    built_in_plans_are_there,
+    plans_are_made_edited_and_removed,
+    an_edit_from_an_old_version_is_a_conflict,
+    a_plan_in_use_stays,
+    tenants_keep_every_field,
+    tenant_numbers_are_dense_and_never_used_again,
+    nonsense_is_refused_by_field,
+    a_deleted_tenant_stays_and_stays_deleted,
+    a_tenant_and_its_key_are_made_together_or_not_at_all,
+    lists_go_on_after_a_key,
+    keys_are_revoked_rotated_and_foreign_ones_unknown,
+    last_use_is_written_in_batches_and_never_goes_back,
+    prices_are_set_and_removed,
+    the_log_tells_who_did_what,
+    a_flipped_byte_of_the_log_is_named,
+    rows_cut_from_the_log_are_missed,
+    changes_are_told_in_the_order_of_commits,
+    changes_at_once_wait_for_each_other,
+    an_idempotency_key_is_taken_once,
+    deliveries_are_taken_once_and_tried_again,
+    a_second_opening_finds_everything,
+    a_newer_schema_is_refused,
+    windows_cannot_be_overspent,
+}

@@ -1,0 +1,146 @@
+//! A private PostgreSQL for tests: own data folder, own port, an unprivileged user, gone with the test process.
+//!
+//! Its programs are looked for in `WEIR_POSTGRES_BIN`, in `PATH`, in Debian's folders and where `scripts/postgres.py` puts them. A
+//! machine without any fails the tests that need one: they are never skipped.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    thread,
+};
+
+/// How to get one, for whoever has none.
+const ADVICE: &str = "these tests need PostgreSQL 13 or later: run `python3 scripts/postgres.py`, which fetches one into .weir/py, \
+                      or install one (Debian: apt-get install postgresql), or set WEIR_POSTGRES_BIN to the folder of initdb and postgres";
+
+/// The end of standard input tells the shell that the tests are over, however they ended: it stops the server and removes its folder.
+const KEEPER: &str = r#"
+server=$1; data=$2; port=$3
+"$server" -D "$data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories="$data" -c max_connections=300 \
+    -c logging_collector=off -c shared_buffers=32MB -c autovacuum=off < /dev/null &
+cat > /dev/null
+kill -QUIT $!
+wait $!
+rm -rf "$data"
+"#;
+
+/// A running server. Dropping it stops it.
+#[derive(Debug)]
+pub struct Postgres {
+    port: u16,
+    keeper: Child,
+    /// Closed first, which ends the server; then the keeper is waited for.
+    open: Option<ChildStdin>,
+}
+
+impl Postgres {
+    /// Makes a data folder and starts a server on it, which trusts everybody on this machine. Its superuser is `postgres`.
+    pub fn start() -> Self {
+        let programs = programs().unwrap_or_else(|| panic!("{ADVICE}"));
+        let data = tempfile::Builder::new().prefix("weir-postgres-").tempdir().expect("a temporary folder").keep();
+        let user = unprivileged();
+        if let Some((uid, gid)) = user {
+            std::os::unix::fs::chown(&data, Some(uid), Some(gid)).expect("gives the folder away");
+        }
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).expect("makes the folder private");
+        let command = |program: &Path| {
+            let mut command = Command::new(program);
+            command.current_dir(&data).env("LC_ALL", "C").env_remove("PGDATA").process_group(0);
+            if let Some((uid, gid)) = user {
+                command.uid(uid).gid(gid);
+            }
+            command
+        };
+
+        let mut initdb = command(&programs.join("initdb"));
+        initdb
+            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(&data);
+        let made = initdb.output().unwrap_or_else(|e| panic!("initdb does not start ({e}): {ADVICE}"));
+        assert!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
+
+        // Somebody else may take the port between the two lines; the next one is as good.
+        for _ in 0..5 {
+            let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let port = free.local_addr().expect("its number").port();
+            drop(free);
+            let mut keeper = command(Path::new("sh"));
+            keeper.arg("-c").arg(KEEPER).arg("sh").arg(programs.join("postgres")).arg(&data).arg(port.to_string());
+            keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+            let mut keeper = keeper.spawn().expect("sh starts");
+            let open = keeper.stdin.take();
+            let mut said = BufReader::new(keeper.stderr.take().expect("its words")).lines();
+            let ready = said.by_ref().map_while(Result::ok).any(|line| line.contains("ready to accept connections"));
+            if ready {
+                // It would stop on a full pipe.
+                thread::spawn(move || said.for_each(drop));
+                return Postgres { port, keeper, open };
+            }
+            drop(open);
+            let _ = keeper.wait();
+        }
+        panic!(
+            "PostgreSQL does not start: run {} -D {} to see why",
+            programs.join("postgres").display(),
+            data.display()
+        );
+    }
+
+    /// Where `user` logs in to `database`.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        drop(self.open.take());
+        let _ = self.keeper.wait();
+    }
+}
+
+/// The folder of `initdb` and `postgres`.
+fn programs() -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os("WEIR_POSTGRES_BIN").filter(|folder| !folder.is_empty()) {
+        return Some(PathBuf::from(folder));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let mut debian: Vec<(u32, PathBuf)> = entries("/usr/lib/postgresql")
+        .filter_map(|folder| Some((folder.file_name()?.to_str()?.parse().ok()?, folder.join("bin"))))
+        .collect();
+    debian.sort();
+    folders.extend(debian.into_iter().rev().map(|(_, folder)| folder));
+    // As scripts/postgres.py leaves it.
+    if let Ok(folder) = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.weir/postgres-bin")) {
+        folders.push(PathBuf::from(folder.trim()));
+    }
+    folders.into_iter().find(|folder| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file()))
+}
+
+fn entries(folder: &str) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// PostgreSQL refuses to run as root: whom it runs as there. None where we are not root.
+fn unprivileged() -> Option<(u32, u32)> {
+    let me = fs::metadata("/proc/self").map(|own| own.uid()).unwrap_or(1);
+    if me != 0 {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let find = |name: &str| {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut numbers = line.split(':').skip(2);
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    };
+    // The programs ask for the name of their user, so a number alone will not do.
+    Some(find("postgres").or_else(|| find("nobody")).expect("/etc/passwd has a user `postgres` or `nobody`"))
+}
