@@ -119,10 +119,9 @@ fn programs() -> Option<PathBuf> {
     debian.sort();
     folders.extend(debian.into_iter().rev().map(|(_, folder)| folder));
     // As scripts/postgres.py leaves it.
-    if let Ok(folder) = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.weir/postgres-bin")) {
-        folders.push(PathBuf::from(folder.trim()));
-    }
-    folders.into_iter().find(|folder| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file()))
+    folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.weir/postgres/bin"));
+    let complete = |folder: &PathBuf| ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file());
+    folders.into_iter().find(complete)?.canonicalize().ok()
 }
 
 fn entries(folder: &str) -> impl Iterator<Item = PathBuf> {
