@@ -15,6 +15,8 @@ use super::{
 
 /// The version of what the hash covers.
 const SCHEMA: i64 = 1;
+/// Characters of anything that an actor says of itself.
+const TOLD_LEN_MAX: usize = 500;
 const ZERO: [u8; 32] = [0; 32];
 
 /// What kind of actor.
@@ -285,6 +287,11 @@ impl AuditRow {
     }
 }
 
+/// What a client says of itself, without what a terminal or a database would stumble over, and not without end.
+fn bounded(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(TOLD_LEN_MAX).collect()
+}
+
 /// Adds a row to the log, in the transaction of what it tells of.
 pub(super) async fn append(
     tx: &mut Tx,
@@ -299,6 +306,7 @@ pub(super) async fn append(
         None => ZERO,
     };
     let owned = |text: Option<&str>| text.map(str::to_owned);
+    let told = |text: &Option<String>| text.as_deref().map(bounded);
     let mut row = AuditRow {
         seq,
         at_us,
@@ -306,16 +314,16 @@ pub(super) async fn append(
         // Unique, and says where in the chain it stands.
         event: format!("ev_{seq:016x}"),
         actor_kind: actor.kind.word().to_owned(),
-        actor: actor.id.clone(),
-        credential: actor.credential.clone(),
+        actor: bounded(&actor.id),
+        credential: told(&actor.credential),
         tenant: owned(event.tenant),
-        method: actor.method.clone(),
-        issuer: actor.issuer.clone(),
-        source: actor.source.clone(),
-        proxies: actor.proxies.clone(),
-        agent: actor.agent.clone(),
-        request: actor.request.clone(),
-        trace: actor.trace.clone(),
+        method: told(&actor.method),
+        issuer: told(&actor.issuer),
+        source: told(&actor.source),
+        proxies: told(&actor.proxies),
+        agent: told(&actor.agent),
+        request: told(&actor.request),
+        trace: told(&actor.trace),
         action: event.action.to_owned(),
         target_kind: event.target_kind.to_owned(),
         target: event.target.to_owned(),

@@ -22,12 +22,7 @@ pub struct Change {
 }
 
 impl Change {
-    pub(super) async fn begin(
-        mut tx: Tx,
-        actor: Actor,
-        origin: Arc<Origin>,
-        at_us: i64,
-    ) -> Result<Self, StoreError> {
+    pub(super) async fn begin(mut tx: Tx, actor: Actor, origin: Arc<Origin>, at_us: i64) -> Result<Self, StoreError> {
         if tx.is_postgres() {
             tx.row("SELECT value FROM counters WHERE name = 'audit' FOR UPDATE", args![]).await?;
         }

@@ -36,7 +36,9 @@ pub enum StoreError {
         known: i64,
     },
     /// The schema must be brought up to date first, by whoever may.
-    #[error("the store has schema {found} of {known}, and this role may not migrate it: give the owner's address ({why})")]
+    #[error(
+        "the store has schema {found} of {known}, and this role may not migrate it: give the owner's address ({why})"
+    )]
     SchemaOlder {
         /// What the store has; 0 is nothing.
         found: i64,

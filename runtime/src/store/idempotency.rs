@@ -45,13 +45,16 @@ pub enum Begun {
     Known(Idempotent),
 }
 
+/// Bytes of a key at most.
+const KEY_LEN_MAX: usize = 255;
 const RUNNING: &str = "running";
 
 fn idempotent(row: &Row) -> Result<Idempotent, StoreError> {
     let mut at = row.fields();
     let (fingerprint, state, request, epoch) = (at.hash("idempotency")?, at.text()?, at.text()?, at.int()?);
     let (status, usage, body) = (at.int_or_none()?, at.text_or_none()?, at.bytes_or_none()?);
-    let status = u32::try_from(status.unwrap_or_default()).map_err(|e| StoreError::corrupt("idempotency", &request, e))?;
+    let status =
+        u32::try_from(status.unwrap_or_default()).map_err(|e| StoreError::corrupt("idempotency", &request, e))?;
     let outcome = (state != RUNNING).then_some(Outcome { status, usage, body });
     Ok(Idempotent { fingerprint, request, epoch, outcome, created_us: at.int()?, expires_us: at.int()? })
 }
@@ -59,6 +62,10 @@ fn idempotent(row: &Row) -> Result<Idempotent, StoreError> {
 impl Store {
     /// Takes a tenant's key for `new` (which has no outcome), or says what has it at `new.created_us`. An expired one is as none.
     pub async fn idempotency_begin(&self, tenant: &str, key: &str, new: &Idempotent) -> Result<Begun, StoreError> {
+        if key.is_empty() || key.len() > KEY_LEN_MAX || key.chars().any(char::is_control) {
+            let message = format!("must be 1 to {KEY_LEN_MAX} bytes without control characters");
+            return Err(StoreError::invalid("idempotency-key", message));
+        }
         let mut tx = self.write().await?;
         let now_us = new.created_us;
         // One statement: of two that come at once, one inserts and the other changes nothing.

@@ -205,7 +205,8 @@ impl Change {
         check_id("id", &new.id)?;
         check_name("name", &new.name)?;
         if new.role.is_of_tenant() != new.tenant.is_some() {
-            let message = format!("{} is {}of a tenant", new.role.word(), if new.tenant.is_some() { "not " } else { "" });
+            let message =
+                format!("{} is {}of a tenant", new.role.word(), if new.tenant.is_some() { "not " } else { "" });
             return Err(StoreError::invalid("role", message));
         }
         let told = Told {
@@ -258,7 +259,12 @@ impl Change {
     }
 
     /// Revokes a key for ever; once is as good as twice. With a tenant, another's key is as one that does not exist.
-    pub async fn revoke_key(&mut self, tenant: Option<&str>, id: &str, reason: Option<&str>) -> Result<Key, StoreError> {
+    pub async fn revoke_key(
+        &mut self,
+        tenant: Option<&str>,
+        id: &str,
+        reason: Option<&str>,
+    ) -> Result<Key, StoreError> {
         let before = self.tx().key(tenant, id).await?;
         if before.revoked_us.is_some() {
             return Ok(before);

@@ -190,7 +190,8 @@ mod tests {
         ] {
             assert_eq!(read(text).unwrap().check().unwrap_err().field, field, "{text}");
         }
-        let open = r#"{"device_ns_per_month":9223372036854775807,"weight":10000,"kv_blocks_floor":8,"kv_blocks_ceiling":8}"#;
+        let open =
+            r#"{"device_ns_per_month":9223372036854775807,"weight":10000,"kv_blocks_floor":8,"kv_blocks_ceiling":8}"#;
         read(open).unwrap().check().unwrap();
     }
 

@@ -21,6 +21,7 @@ mod error;
 mod idempotency;
 mod keys;
 mod limits;
+mod meta;
 mod plans;
 mod postgres;
 mod prices;
@@ -163,6 +164,10 @@ enum Address {
 fn address(url: &str) -> Result<Address, StoreError> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         return Ok(Address::Postgres);
+    }
+    // A name with a question mark would be somebody's `?mode=rwc`, which would go unnoticed.
+    if url.starts_with("sqlite:") && url.contains('?') {
+        return Err(StoreError::invalid("sqlite:PATH", "takes nothing after a question mark"));
     }
     let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
     match path {

@@ -7,7 +7,7 @@ use super::{
     error::StoreError,
     limits::Limits,
     page,
-    tenants::check_id,
+    tenants::{check_id, from_json},
     value::{Row, args},
 };
 
@@ -81,6 +81,7 @@ impl Change {
     pub async fn update_plan(&mut self, id: &str, version: i64, limits: &Limits) -> Result<Plan, StoreError> {
         let text = checked(limits)?;
         let before = self.tx().plan(id).await?;
+        self.check_tenants(id, limits).await?;
         let at_us = self.at_us();
         let sql = "UPDATE plans SET limits = $3, version = version + 1, updated_us = $4 WHERE id = $1 AND version = $2";
         let changed = self.tx().execute(sql, args![id, version, &text, at_us]).await?;
@@ -95,6 +96,20 @@ impl Change {
         let old = checked(&before.limits)?;
         self.record(Event::of("plan.update", "plan", id).before(&old).after(&text)).await?;
         Ok(Plan { limits: limits.clone(), version: version + 1, updated_us: at_us, ..before })
+    }
+
+    /// The plan's new limits agree with what each of its tenants has instead of them.
+    async fn check_tenants(&mut self, id: &str, limits: &Limits) -> Result<(), StoreError> {
+        let sql = "SELECT id, overrides FROM tenants WHERE plan = $1 AND status <> 'deleted' ORDER BY id";
+        for row in self.tx().rows(sql, args![id]).await? {
+            let mut at = row.fields();
+            let (tenant, overrides) = (at.text()?, at.text()?);
+            let overrides = from_json("tenants", &tenant, &overrides)?;
+            Limits::effective(limits, &overrides)
+                .check()
+                .map_err(|e| StoreError::invalid(e.field, format!("with tenant `{tenant}`: {}", e.message)))?;
+        }
+        Ok(())
     }
 
     /// Removes a plan that no tenant has, or had when it was deleted.

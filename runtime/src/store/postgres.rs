@@ -27,7 +27,6 @@ pub(super) struct Postgres {
 
 impl Postgres {
     pub(super) async fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
-        // Statement texts are ours and few; the driver's own log of slow ones would be a second log.
         let login = PgConnectOptions::from_str(url)?;
         let owner = match &options.owner_url {
             Some(url) => PgConnectOptions::from_str(url)?,
@@ -98,7 +97,9 @@ async fn check(connection: &mut PgConnection) -> Result<(), StoreError> {
     let row = sqlx::query(sql).fetch_one(&mut *connection).await?;
     let (bypasses, owns): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     if bypasses {
-        return Err(StoreError::Rights("weir_server passes by row security: ALTER ROLE weir_server NOSUPERUSER NOBYPASSRLS".into()));
+        return Err(StoreError::Rights(
+            "weir_server passes by row security: ALTER ROLE weir_server NOSUPERUSER NOBYPASSRLS".into(),
+        ));
     }
     if owns {
         return Err(StoreError::Rights("weir_server owns tables: give them to the owner's role".into()));

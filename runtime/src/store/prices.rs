@@ -134,7 +134,8 @@ mod tests {
             of("m", ANY, ANY, 20, 4),
             of(ANY, "starter", "h200", 0, 5),
         ];
-        let micros = |model, plan, class, at| Price::find(&all, model, plan, class, at).map(|p| p.micros_per_device_hour);
+        let micros =
+            |model, plan, class, at| Price::find(&all, model, plan, class, at).map(|p| p.micros_per_device_hour);
         assert_eq!(micros("x", "own", "cpu", 0), Some(1));
         assert_eq!(micros("x", "starter", "cpu", 0), Some(2));
         assert_eq!(micros("m", "starter", "cpu", 9), Some(2));

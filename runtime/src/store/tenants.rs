@@ -141,14 +141,17 @@ impl TenantSettings {
                 return invalid("domain", "must be a host name in lower case, without a port");
             }
         }
-        if self.reason.as_ref().is_some_and(|reason| reason.len() > 1000) {
-            return invalid("reason", "must be at most 1000 bytes long");
+        if self.reason.as_ref().is_some_and(|reason| reason.len() > 1000 || reason.chars().any(char::is_control)) {
+            return invalid("reason", "must be at most 1000 bytes without control characters");
         }
         if self.price_ppm.values().any(|ppm| *ppm > MULTIPLIER_PPM_MAX) {
             return invalid("price_ppm", "a multiplier is at most 100,000,000 (100 times the price)");
         }
         if let Some(bad) = self.ip_allow.iter().find(|entry| !is_network(entry)) {
-            return Err(StoreError::invalid("ip_allow", format!("`{bad}` is not an address or a network such as 10.0.0.0/8")));
+            return Err(StoreError::invalid(
+                "ip_allow",
+                format!("`{bad}` is not an address or a network such as 10.0.0.0/8"),
+            ));
         }
         if self.retention_days.is_some_and(|days| days > RETENTION_DAYS_MAX) {
             return invalid("retention_days", "must be at most 3653");
@@ -190,7 +193,6 @@ pub(super) fn check_name(field: &str, name: &str) -> Result<(), StoreError> {
 /// A value as JSON text, within bounds.
 pub(super) fn json<T: Serialize>(field: &str, value: &T) -> Result<String, StoreError> {
     let text = serde_json::to_string(value).map_err(|e| StoreError::invalid(field, e.to_string()))?;
-    // PostgreSQL's text cannot hold it; as JSON it would come back as a character.
     if text.len() > JSON_LEN_MAX {
         return Err(StoreError::invalid(field, format!("must be at most {JSON_LEN_MAX} bytes as JSON")));
     }
@@ -233,7 +235,8 @@ fn tenant(row: &Row) -> Result<Tenant, StoreError> {
     let mut at = row.fields();
     let id = at.text()?;
     let number = at.int()?;
-    let number = u32::try_from(number).map_err(|_| StoreError::corrupt("tenants", &id, "its number is out of range"))?;
+    let number =
+        u32::try_from(number).map_err(|_| StoreError::corrupt("tenants", &id, "its number is out of range"))?;
     let (name, domain, status, reason, plan) =
         (at.text()?, at.text_or_none()?, at.text()?, at.text_or_none()?, at.text()?);
     let status = Status::parse(&status).ok_or_else(|| StoreError::corrupt("tenants", &id, "its status is unknown"))?;

@@ -52,6 +52,7 @@ impl Tx {
 
     /// Runs a statement; how many rows it changed.
     pub async fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<u64, StoreError> {
+        check(values)?;
         match &mut self.of {
             Of::Sqlite(tx) => Ok(bound!(sqlx::query::<Sqlite>(sql), values).execute(&mut **tx).await?.rows_affected()),
             Of::Postgres(tx) => {
@@ -62,6 +63,7 @@ impl Tx {
 
     /// Runs a statement and reads all of its rows: the statement bounds how many.
     pub async fn rows(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<Vec<Row>, StoreError> {
+        check(values)?;
         match &mut self.of {
             Of::Sqlite(tx) => {
                 let rows = bound!(sqlx::query::<Sqlite>(sql), values).fetch_all(&mut **tx).await?;
@@ -76,6 +78,7 @@ impl Tx {
 
     /// Its first row, if there is one.
     pub async fn row(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<Option<Row>, StoreError> {
+        check(values)?;
         match &mut self.of {
             Of::Sqlite(tx) => {
                 Ok(bound!(sqlx::query::<Sqlite>(sql), values).fetch_optional(&mut **tx).await?.map(Row::Sqlite))
@@ -104,4 +107,10 @@ impl Tx {
         };
         done.map_err(|error| StoreError::CommitUnknown(error.to_string()))
     }
+}
+
+/// PostgreSQL's text cannot hold a zero byte, and a refusal should not depend on the database.
+fn check(values: &[Value<'_>]) -> Result<(), StoreError> {
+    let zero = |value: &Value<'_>| matches!(value, Value::Text(Some(text)) if text.contains('\0'));
+    if values.iter().any(zero) { Err(StoreError::invalid("text", "has a zero byte in it")) } else { Ok(()) }
 }

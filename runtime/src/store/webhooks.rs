@@ -107,8 +107,7 @@ fn webhook(row: &Row) -> Result<Webhook, StoreError> {
 
 fn delivery(row: &Row) -> Result<Delivery, StoreError> {
     let mut at = row.fields();
-    let (id, webhook, tenant, event, body) =
-        (at.int()?, at.text()?, at.text_or_none()?, at.text()?, at.text()?);
+    let (id, webhook, tenant, event, body) = (at.int()?, at.text()?, at.text_or_none()?, at.text()?, at.text()?);
     let state = match at.text()?.as_str() {
         "delivered" => DeliveryState::Delivered,
         "dead" => DeliveryState::Dead,
@@ -137,7 +136,12 @@ impl Tx {
     }
 
     /// Webhooks in the order of their ids, those after `after`: a tenant's, or everybody's.
-    pub async fn webhooks(&mut self, tenant: Option<&str>, after: &str, limit: u32) -> Result<Vec<Webhook>, StoreError> {
+    pub async fn webhooks(
+        &mut self,
+        tenant: Option<&str>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Webhook>, StoreError> {
         let all = "SELECT id, tenant, url, secret, events, enabled, version, created_us, updated_us FROM webhooks \
                    WHERE id > $1 ORDER BY id LIMIT $2";
         let own = "SELECT id, tenant, url, secret, events, enabled, version, created_us, updated_us FROM webhooks \
@@ -206,7 +210,8 @@ impl Store {
     /// Writes down how a try went, and when the next one is.
     pub async fn delivery_tried(&self, tried: &Delivery, now_us: i64) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let sql = "UPDATE deliveries SET state = $2, next_us = $3, status = $4, error = $5, updated_us = $6 WHERE id = $1";
+        let sql =
+            "UPDATE deliveries SET state = $2, next_us = $3, status = $4, error = $5, updated_us = $6 WHERE id = $1";
         let d = tried;
         tx.execute(sql, args![d.id, d.state.word(), d.next_us, d.status, &d.error, now_us]).await?;
         tx.commit().await

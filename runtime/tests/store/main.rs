@@ -51,4 +51,7 @@ on_both! {
     a_second_opening_finds_everything,
     a_newer_schema_is_refused,
     windows_cannot_be_overspent,
+    single_values_are_kept,
+    a_plan_that_contradicts_a_tenant_is_refused,
+    what_no_row_can_hold_is_refused_alike,
 }
