@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+import postgres
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WEIR_FOLDER = os.path.join(ROOT, ".weir")
 MODELS = os.path.join(WEIR_FOLDER, "models")
@@ -82,6 +84,8 @@ def main():
     environment = dict(os.environ, WEIR_TEST_MODELS=MODELS, **({"WEIR_PROOFS": "full"} if prove else {}))
     started = time.monotonic()
     packages = install()
+    # The tests start a server of their own from these programs, and fail without them.
+    environment["WEIR_POSTGRES_BIN"] = postgres.available()
 
     # One build for both: the same packages, targets and so features, else cargo would compile the dependencies twice.
     print("==> build", flush=True)
