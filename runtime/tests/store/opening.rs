@@ -1,8 +1,8 @@
 //! Opening a store: who may, and who is told why not.
 
-use std::os::unix::fs::PermissionsExt;
+use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use weir_runtime::store::{Store, StoreError, StoreOptions};
+use weir_runtime::store::{Actor, Limits, Store, StoreError, StoreOptions};
 
 use crate::{fixture::Fixture, postgres::Postgres};
 
@@ -27,7 +27,7 @@ async fn the_file_is_its_owners_alone() {
     std::fs::write(on.path(), b"").unwrap();
     std::fs::set_permissions(on.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
     let store = on.open().await;
-    store.change(&weir_runtime::store::Actor::system(), 0).await.unwrap().commit().await.unwrap();
+    store.change(&Actor::system(), 0).await.unwrap().commit().await.unwrap();
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let path = format!("{}{suffix}", on.path().display());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{path}");
@@ -108,5 +108,31 @@ async fn one_address_is_enough_on_a_fresh_server() {
         assert_eq!(row.fields().text().unwrap(), "weir_server");
         drop(tx);
         store.close().await;
+    }
+}
+
+/// What was committed is there after the server lost everything but its disk, and the same handle goes on.
+#[tokio::test]
+async fn commits_outlive_the_server() {
+    let mut server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
+    let options = StoreOptions { patience: Duration::from_secs(30), ..StoreOptions::default() };
+    let store = Store::open(&server.url("postgres", "postgres"), &options).await.unwrap();
+    for round in 1..=3 {
+        let id = format!("plan{round}");
+        let mut change = store.change(&Actor::system(), round).await.unwrap();
+        change.create_plan(&id, &Limits::default()).await.unwrap();
+        change.commit().await.unwrap();
+        let mut lost = store.change(&Actor::system(), round).await.unwrap();
+        lost.create_plan("lost", &Limits::default()).await.unwrap();
+        server = tokio::task::spawn_blocking(move || {
+            server.crash();
+            server
+        })
+        .await
+        .unwrap();
+        assert!(matches!(lost.commit().await, Err(StoreError::CommitUnknown(_))));
+        store.plan(&id).await.unwrap();
+        assert!(matches!(store.plan("lost").await, Err(StoreError::Missing { .. })));
+        assert_eq!(store.audit_verify().await.unwrap().unwrap().rows, round as u64);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::TcpListener,
     os::unix::{
         fs::{MetadataExt, PermissionsExt},
@@ -13,21 +13,34 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver},
     thread,
+    time::Duration,
 };
 
 /// How to get one, for whoever has none.
 const ADVICE: &str = "these tests need PostgreSQL 13 or later: run `python3 scripts/postgres.py`, which fetches one into .weir/py, \
                       or install one (Debian: apt-get install postgresql), or set WEIR_POSTGRES_BIN to the folder of initdb and postgres";
 
-/// The end of standard input tells the shell that the tests are over, however they ended: it stops the server and removes its folder.
+/// A start on a busy machine, recovery among it.
+const START_MAX: Duration = Duration::from_secs(60);
+
+/// Each line of standard input stops the server at once, as if its machine had lost power but for what the disk has, and starts it again.
+/// The end of standard input tells that the tests are over, however they ended: the server is stopped and its folder removed.
 const KEEPER: &str = r#"
 server=$1; data=$2; port=$3
-"$server" -D "$data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories="$data" -c max_connections=300 \
-    -c logging_collector=off -c shared_buffers=32MB -c autovacuum=off < /dev/null &
-cat > /dev/null
-kill -QUIT $!
-wait $!
+start() {
+    "$server" -D "$data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories="$data" -c max_connections=300 \
+        -c logging_collector=off -c shared_buffers=32MB -c autovacuum=off < /dev/null &
+    pid=$!
+}
+stop() {
+    kill -QUIT $pid
+    wait $pid
+}
+start
+while read -r line; do stop; start; done
+stop
 rm -rf "$data"
 "#;
 
@@ -36,6 +49,8 @@ rm -rf "$data"
 pub struct Postgres {
     port: u16,
     keeper: Child,
+    /// Something for each time that it has come up.
+    ready: Receiver<()>,
     /// Closed first, which ends the server; then the keeper is waited for.
     open: Option<ChildStdin>,
 }
@@ -76,12 +91,21 @@ impl Postgres {
             keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
             let mut keeper = keeper.spawn().expect("sh starts");
             let open = keeper.stdin.take();
-            let mut said = BufReader::new(keeper.stderr.take().expect("its words")).lines();
-            let ready = said.by_ref().map_while(Result::ok).any(|line| line.contains("ready to accept connections"));
-            if ready {
-                // It would stop on a full pipe.
-                thread::spawn(move || said.for_each(drop));
-                return Postgres { port, keeper, open };
+            let said = BufReader::new(keeper.stderr.take().expect("its words")).lines();
+            let (up, ready) = mpsc::channel();
+            // Read to the end: the server would stop on a full pipe.
+            thread::spawn(move || {
+                for line in said.map_while(Result::ok) {
+                    if line.contains("ready to accept connections") {
+                        let _ = up.send(());
+                    } else if line.contains("FATAL") && line.contains("lock file") || line.contains("could not bind") {
+                        // The keeper itself would wait on.
+                        break;
+                    }
+                }
+            });
+            if ready.recv_timeout(START_MAX).is_ok() {
+                return Postgres { port, keeper, ready, open };
             }
             drop(open);
             let _ = keeper.wait();
@@ -91,6 +115,14 @@ impl Postgres {
             programs.join("postgres").display(),
             data.display()
         );
+    }
+
+    /// Stops it at once, without its finishing anything, and starts it again on what the disk has.
+    #[allow(dead_code, reason = "not every suite that borrows this file needs it")]
+    pub fn crash(&mut self) {
+        let open = self.open.as_mut().expect("it is open until it is dropped");
+        open.write_all(b"again\n").expect("the keeper lives");
+        self.ready.recv_timeout(START_MAX).expect("it comes up again");
     }
 
     /// Where `user` logs in to `database`.
