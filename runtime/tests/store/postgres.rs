@@ -19,7 +19,7 @@ use std::{
 };
 
 /// How to get one, for whoever has none.
-const ADVICE: &str = "these tests need PostgreSQL 13 or later: run `python3 scripts/postgres.py`, which fetches one into .weir/py, \
+const ADVICE: &str = "these tests need PostgreSQL 13 or later: run `python3 scripts/postgres.py`, which fetches one into .weir/postgres, \
                       or install one (Debian: apt-get install postgresql), or set WEIR_POSTGRES_BIN to the folder of initdb and postgres";
 
 /// A start on a busy machine, recovery among it.
@@ -49,8 +49,8 @@ rm -rf "$data"
 pub struct Postgres {
     port: u16,
     keeper: Child,
-    /// Something for each time that it has come up.
-    ready: Receiver<()>,
+    /// Each time that it has come up, and what it says when it does not.
+    ready: Receiver<Result<(), String>>,
     /// Closed first, which ends the server; then the keeper is waited for.
     open: Option<ChildStdin>,
 }
@@ -59,7 +59,21 @@ impl Postgres {
     /// Makes a data folder and starts a server on it, which trusts everybody on this machine. Its superuser is `postgres`.
     pub fn start() -> Self {
         let programs = programs().unwrap_or_else(|| panic!("{ADVICE}"));
-        let data = tempfile::Builder::new().prefix("weir-postgres-").tempdir().expect("a temporary folder").keep();
+        let mut said = String::new();
+        // Somebody else may take the free port before the server does; the next one is as good.
+        for _ in 0..5 {
+            match Postgres::attempt(&programs) {
+                Ok(server) => return server,
+                Err(why) => said = why,
+            }
+        }
+        panic!("PostgreSQL does not start ({}): {said}", programs.display());
+    }
+
+    /// The error is what the server said last.
+    fn attempt(programs: &Path) -> Result<Self, String> {
+        let folder = tempfile::Builder::new().prefix("weir-postgres-").tempdir().expect("a temporary folder");
+        let data = folder.path().to_owned();
         let user = unprivileged();
         if let Some((uid, gid)) = user {
             std::os::unix::fs::chown(&data, Some(uid), Some(gid)).expect("gives the folder away");
@@ -75,46 +89,40 @@ impl Postgres {
         };
 
         let mut initdb = command(&programs.join("initdb"));
-        initdb
-            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
-            .arg(&data);
-        let made = initdb.output().unwrap_or_else(|e| panic!("initdb does not start ({e}): {ADVICE}"));
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"]);
+        let made = initdb.arg(&data).output().unwrap_or_else(|e| panic!("initdb does not start ({e}): {ADVICE}"));
         assert!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
 
-        // Somebody else may take the port between the two lines; the next one is as good.
-        for _ in 0..5 {
-            let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            let port = free.local_addr().expect("its number").port();
-            drop(free);
-            let mut keeper = command(Path::new("sh"));
-            keeper.arg("-c").arg(KEEPER).arg("sh").arg(programs.join("postgres")).arg(&data).arg(port.to_string());
-            keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-            let mut keeper = keeper.spawn().expect("sh starts");
-            let open = keeper.stdin.take();
-            let said = BufReader::new(keeper.stderr.take().expect("its words")).lines();
-            let (up, ready) = mpsc::channel();
-            // Read to the end: the server would stop on a full pipe.
-            thread::spawn(move || {
-                for line in said.map_while(Result::ok) {
-                    if line.contains("ready to accept connections") {
-                        let _ = up.send(());
-                    } else if line.contains("FATAL") && line.contains("lock file") || line.contains("could not bind") {
-                        // The keeper itself would wait on.
-                        break;
-                    }
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("its number").port();
+        drop(free);
+        let mut keeper = command(Path::new("sh"));
+        keeper.arg("-c").arg(KEEPER).arg("sh").arg(programs.join("postgres")).arg(&data).arg(port.to_string());
+        let keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut keeper = keeper.expect("sh starts");
+        // From here on the keeper removes it.
+        let _ = folder.keep();
+        let open = keeper.stdin.take();
+        let said = BufReader::new(keeper.stderr.take().expect("its words")).lines();
+        let (tell, ready) = mpsc::channel();
+        // Read to the end: the server would stop on a full pipe.
+        thread::spawn(move || {
+            for line in said.map_while(Result::ok) {
+                if line.contains("ready to accept connections") {
+                    let _ = tell.send(Ok(()));
+                } else if line.contains("FATAL") || line.contains("PANIC") {
+                    // What clients are told while it starts again is among these, and nobody listens then.
+                    let _ = tell.send(Err(line));
                 }
-            });
-            if ready.recv_timeout(START_MAX).is_ok() {
-                return Postgres { port, keeper, ready, open };
             }
-            drop(open);
-            let _ = keeper.wait();
-        }
-        panic!(
-            "PostgreSQL does not start: run {} -D {} to see why",
-            programs.join("postgres").display(),
-            data.display()
-        );
+        });
+        let server = Postgres { port, keeper, ready, open };
+        server.wait().map(|()| server)
+    }
+
+    /// Waits until it has come up.
+    fn wait(&self) -> Result<(), String> {
+        self.ready.recv_timeout(START_MAX).unwrap_or_else(|_| Err(format!("nothing for {START_MAX:?}")))
     }
 
     /// Stops it at once, without its finishing anything, and starts it again on what the disk has.
@@ -122,7 +130,14 @@ impl Postgres {
     pub fn crash(&mut self) {
         let open = self.open.as_mut().expect("it is open until it is dropped");
         open.write_all(b"again\n").expect("the keeper lives");
-        self.ready.recv_timeout(START_MAX).expect("it comes up again");
+        loop {
+            match self.wait() {
+                Ok(()) => return,
+                // What it told clients that it sent away.
+                Err(said) if said.contains("FATAL") => {}
+                Err(said) => panic!("it does not come up again: {said}"),
+            }
+        }
     }
 
     /// Where `user` logs in to `database`.
@@ -141,7 +156,8 @@ impl Drop for Postgres {
 /// The folder of `initdb` and `postgres`.
 fn programs() -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("WEIR_POSTGRES_BIN").filter(|folder| !folder.is_empty()) {
-        return Some(PathBuf::from(folder));
+        let folder = PathBuf::from(folder);
+        return Some(folder.canonicalize().unwrap_or(folder));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
