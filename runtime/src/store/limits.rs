@@ -18,7 +18,7 @@ pub struct LimitError {
 /// Names the type, its fields with their ranges, and what is done with each field in turn: all from one list, so that none is
 /// forgotten.
 macro_rules! limits {
-    ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $least:literal..=$most:expr;)*) => {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $least:tt..=$most:expr;)*) => {
         /// Limits; see the module. Unknown fields are refused.
         #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
@@ -59,18 +59,20 @@ macro_rules! limits {
 
 /// The database's whole numbers have a sign.
 const MOST: u64 = i64::MAX as u64;
-/// A shorter window of device time than one step can take would never let anything run.
+/// A window with less device time than one step can take would never let anything run.
+const WINDOW_NS_MIN: u64 = 100_000_000;
+/// The longest target.
 const DAY_US: u64 = 86_400_000_000;
 /// Blocks of 32 positions on one device.
 const BLOCKS_MOST: u32 = 1 << 30;
 
 limits! {
     /// Device time in a month of the calendar (UTC), in nanoseconds at the rate of the device's class.
-    device_ns_per_month: u64 = 1_000_000..=MOST;
+    device_ns_per_month: u64 = WINDOW_NS_MIN..=MOST;
     /// In a day.
-    device_ns_per_day: u64 = 1_000_000..=MOST;
+    device_ns_per_day: u64 = WINDOW_NS_MIN..=MOST;
     /// In an hour.
-    device_ns_per_hour: u64 = 1_000_000..=MOST;
+    device_ns_per_hour: u64 = WINDOW_NS_MIN..=MOST;
     /// Requests in a month of the calendar.
     requests_per_month: u64 = 1..=MOST;
     /// Requests in any minute.
@@ -104,7 +106,7 @@ limits! {
     /// Its share of each device against the others'.
     weight: u32 = 1..=10_000;
     /// The most urgent priority class that its requests count as; 0 is the most urgent of all.
-    priority_ceiling: u8 = 0..=u8::MAX;
+    priority_ceiling: u8 = 0..=9;
     /// How far an hour or a day may go over its limit, in hundredths of it, while the windows around it last; and the same of the
     /// minutes' rates.
     burst_percent: u32 = 0..=1_000;
@@ -183,9 +185,11 @@ mod tests {
             (r#"{"weight":0}"#, "weight"),
             (r#"{"weight":10001}"#, "weight"),
             (r#"{"device_ns_per_month":9223372036854775808}"#, "device_ns_per_month"),
+            (r#"{"device_ns_per_hour":99999999}"#, "device_ns_per_hour"),
+            (r#"{"priority_ceiling":10}"#, "priority_ceiling"),
             (r#"{"soft_limit_percent":0}"#, "soft_limit_percent"),
             (r#"{"kv_blocks_floor":9,"kv_blocks_ceiling":8}"#, "kv_blocks_floor"),
-            (r#"{"device_ns_per_hour":2000000,"device_ns_per_day":1000000}"#, "device_ns_per_hour"),
+            (r#"{"device_ns_per_hour":200000000,"device_ns_per_day":100000000}"#, "device_ns_per_hour"),
             (r#"{"pool":""}"#, "pool"),
         ] {
             assert_eq!(read(text).unwrap().check().unwrap_err().field, field, "{text}");
