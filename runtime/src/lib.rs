@@ -30,6 +30,7 @@ mod gpu_program;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod inspect;
+pub mod ledger;
 pub mod make_model;
 mod memory;
 mod metrics;

@@ -1,0 +1,32 @@
+//! The ledger: who was charged what, in rows that can be checked by anybody, and that add up.
+//!
+//! One chain of [`Row`]s per *epoch*, a life of an engine. A request leaves one row when it ends ([`Settle`]), each
+//! device one a second ([`Checkpoint`]). At every checkpoint
+//!
+//! ```text
+//! wall time of the device = idle + operator + bills before it in the chain + what running requests were charged
+//! ```
+//!
+//! to the nanosecond, and [`Verifier`] checks that, the chain and the order in one pass. After a crash the next start
+//! closes the epoch ([`recover`]); a month is closed by a signed statement ([`Month`]), after which its rows can be
+//! archived.
+//!
+//! **Never** reads a clock or knows the scheduler; See `docs/ledger.md`.
+
+mod anchor;
+mod book;
+mod month;
+mod record;
+mod recover;
+mod row;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use anchor::{Anchor, first_bad_anchor};
+pub use book::{Account, Book, Stage, Unsettled};
+pub use month::{Accounts, ChainEnd, Closing, Month, MonthFault, PublicKey, SigningKey, Usage};
+pub use record::{Checkpoint, Kind, Lost, Open, OperatorKind, OperatorTimes, Record, Running, Settle, Share, Text};
+pub use recover::{STOPPED_BY_CRASH, recover};
+pub use row::{Chain, Hash, ROW_VERSION, Row};
+pub use verify::{BadRow, Fault, Head, Start, Verified, Verifier, verify};
