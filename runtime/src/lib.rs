@@ -37,6 +37,7 @@ mod metrics;
 mod node;
 mod outlet;
 pub mod probe;
+pub mod quota;
 mod recorder;
 mod sampler;
 mod status;
