@@ -7,7 +7,8 @@
 -- * counters: one row per number that grows by one in the order of commits (the row is locked until then, which a
 --   sequence does not do). `audit` numbers the audit log, and replicas poll it to learn what changed; `tenant` makes
 --   tenants.number dense; `grant` and `epoch` and `delivery` number their tables.
--- * windows.carried: what the window before left over, where the plan lets it; the limit is the plan's plus this.
+-- * windows.carried: what the window before left over, where the plan lets it, or below zero what it used too much; the
+--   limit is the plan's plus this.
 -- * grants.epoch: whose life of a replica took it; a grant of an ended epoch can be closed at once.
 -- * usage_days has the class of the device and the plan of the day, because prices depend on both and plans change.
 -- * ledger.tenant is null for the operator. It has no foreign key: tenants are never deleted, and the ledger outlives all.
@@ -99,7 +100,7 @@ CREATE TABLE windows (
     spent INTEGER NOT NULL,
     carried INTEGER NOT NULL,
     PRIMARY KEY (tenant, unit, period, begins_us),
-    CHECK (spent >= 0 AND spent <= granted AND carried >= 0)
+    CHECK (spent >= 0 AND spent <= granted)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE epochs (
