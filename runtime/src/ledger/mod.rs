@@ -15,18 +15,25 @@
 
 mod anchor;
 mod book;
+mod error;
 mod month;
+mod read;
 mod record;
 mod recover;
 mod row;
+mod sql;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod writer;
 
 pub use anchor::{Anchor, first_bad_anchor};
 pub use book::{Account, Book, Stage, Unsettled};
+pub use error::LedgerError;
 pub use month::{Accounts, ChainEnd, Closing, Month, MonthFault, PublicKey, SigningKey, Usage};
+pub use read::{begin, close, verify_store};
 pub use record::{Checkpoint, Kind, Lost, Open, OperatorKind, OperatorTimes, Record, Running, Settle, Share, Text};
 pub use recover::{STOPPED_BY_CRASH, recover};
 pub use row::{Chain, Hash, ROW_VERSION, Row};
 pub use verify::{BadRow, Fault, Head, Start, Verified, Verifier, verify};
+pub use writer::{Done, Entry, GROUP_LEN_MAX, RECORDS_WAITING_MAX, Writer, WriterOptions};

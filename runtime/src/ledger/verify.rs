@@ -37,6 +37,9 @@ pub enum Fault {
         /// The replica's next epoch, which names the last row.
         next: i64,
     },
+    /// The epoch ends before its last row.
+    #[error("it is missing: the last row of the epoch is known to have another hash than the one before it")]
+    End,
     /// It is not what was noted of it elsewhere.
     #[error("its hash is not the one that {noted} has noted")]
     Noted {
@@ -168,6 +171,7 @@ pub struct Verifier {
     starts: BTreeMap<i64, Start>,
     noted: BTreeMap<(i64, i64), (Hash, &'static str)>,
     ends: BTreeMap<i64, Head>,
+    last: BTreeMap<i64, Hash>,
     epoch: Option<Start>,
     /// The last rows of the epochs that were read.
     heads: BTreeMap<i64, Head>,
@@ -190,6 +194,7 @@ impl Verifier {
             starts: BTreeMap::new(),
             noted: BTreeMap::new(),
             ends: BTreeMap::new(),
+            last: BTreeMap::new(),
             epoch: None,
             heads: BTreeMap::new(),
             settled: HashSet::new(),
@@ -212,6 +217,11 @@ impl Verifier {
             let end = self.ends.entry(head.epoch).or_insert(head);
             *end = (*end).max(head);
         }
+    }
+
+    /// The hash of an epoch's last row, as it was noted with every group of rows.
+    pub fn expect_end(&mut self, epoch: i64, hash: Hash) {
+        self.last.insert(epoch, hash);
     }
 
     /// Reads the next row.
@@ -319,6 +329,14 @@ impl Verifier {
             let seq = read.filter(|head| head.epoch == epoch).map_or(start, |head| head.seq);
             if end.seq > seq {
                 return Err(BadRow { epoch, seq: seq + 1, index, fault: Box::new(Fault::Missing { last: end.seq }) });
+            }
+        }
+        while let Some(entry) = self.last.first_entry().filter(|entry| *entry.key() < next || next == i64::MAX) {
+            let (epoch, hash) = entry.remove_entry();
+            let head = read.filter(|head| head.epoch == epoch).or(self.starts.get(&epoch).map(|start| start.head));
+            if head.is_none_or(|head| head.hash != hash) {
+                let seq = head.map_or(0, |head| head.seq) + 1;
+                return Err(BadRow { epoch, seq, index, fault: Box::new(Fault::End) });
             }
         }
         self.noted = self.noted.split_off(&(next, i64::MIN));

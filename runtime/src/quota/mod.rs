@@ -7,9 +7,12 @@
 pub mod calendar;
 mod grants;
 mod limit;
+mod store;
 #[cfg(test)]
 mod tests;
 
 pub use calendar::Period;
 pub use grants::{Ask, Grant, Grants, Report, Reported, Taken, WindowKey};
 pub use limit::{Answer, Limits, Unit, Window, Windows};
+pub(crate) use store::report_in;
+pub use store::{ReportOf, report, take};

@@ -44,6 +44,7 @@ pub use plans::Plan;
 pub use prices::{ANY, Price};
 pub use tenants::{NewTenant, Status, Tenant, TenantSettings};
 pub use tx::Tx;
+pub(crate) use value::args;
 pub use value::{Fields, Row, Value};
 pub use webhooks::{Delivery, DeliveryState, Webhook, WebhookSettings};
 

@@ -4,6 +4,7 @@
 mod cases;
 mod catalogue;
 mod fixture;
+mod ledger;
 mod opening;
 mod postgres;
 mod rights;
@@ -11,23 +12,24 @@ mod sql;
 
 /// Each case as a test of its own on each database.
 macro_rules! on_both {
-    ($($case:ident,)*) => {
-        mod on_sqlite {
+    ($cases:ident: $on_sqlite:ident, $on_postgres:ident; $($case:ident,)*) => {
+        mod $on_sqlite {
             $(#[tokio::test]
             async fn $case() {
-                crate::cases::$case(crate::fixture::Fixture::sqlite().await).await;
+                crate::$cases::$case(crate::fixture::Fixture::sqlite().await).await;
             })*
         }
-        mod on_postgres {
+        mod $on_postgres {
             $(#[tokio::test]
             async fn $case() {
-                crate::cases::$case(crate::fixture::Fixture::postgres().await).await;
+                crate::$cases::$case(crate::fixture::Fixture::postgres().await).await;
             })*
         }
     };
 }
 
 on_both! {
+    cases: on_sqlite, on_postgres;
     built_in_plans_are_there,
     plans_are_made_edited_and_removed,
     an_edit_from_an_old_version_is_a_conflict,
@@ -54,4 +56,15 @@ on_both! {
     single_values_are_kept,
     a_plan_that_contradicts_a_tenant_is_refused,
     what_no_row_can_hold_is_refused_alike,
+}
+
+on_both! {
+    ledger: ledger_on_sqlite, ledger_on_postgres;
+    records_are_written_in_groups_and_verified,
+    the_next_start_recovers_once,
+    a_writer_whose_epoch_was_ended_acknowledges_nothing,
+    a_request_is_never_settled_twice,
+    a_byte_flipped_in_the_store_is_found_and_named,
+    of_five_hundred_at_once_exactly_ten_get_a_place,
+    grants_in_rows_do_what_grants_in_memory_do,
 }

@@ -47,7 +47,7 @@ fn key_of(tenant: &str, id: &str) -> NewKey {
 }
 
 /// Makes tenants, each in a change of its own.
-async fn with_tenants(store: &Store, ids: &[&str]) {
+pub(crate) async fn with_tenants(store: &Store, ids: &[&str]) {
     for id in ids {
         let mut change = store.change(&actor(), NOW).await.unwrap();
         change.create_tenant(&tenant_of(id)).await.unwrap();

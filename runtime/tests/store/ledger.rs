@@ -1,0 +1,240 @@
+//! The ledger and grants, on either database.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, AtomicU64, Ordering},
+};
+
+use weir_runtime::{
+    ledger::{
+        self, Checkpoint, Entry, LedgerError, OperatorTimes, Record, Running, Settle, Share, Writer, WriterOptions,
+    },
+    quota::{self, Answer, Ask, Limits, ReportOf, Taken, Unit},
+    store::{Dialect, Store, Value},
+};
+
+use crate::{cases::with_tenants, fixture::Fixture};
+
+const AT_US: i64 = 1_795_000_000_000_000;
+
+fn settle(number: i64, ns: i64) -> Record<'static> {
+    Record::Settle(Settle {
+        tenant: "acme".into(),
+        request: format!("req \"{number}\"").into(),
+        model: "tiny".into(),
+        key: "wk_a".into(),
+        plan: "starter".into(),
+        split: vec![Share { device: "d".into(), class: "cpu".into(), ns }],
+        prompt_tokens: 3,
+        completion_tokens: 5,
+        stop: "stop".into(),
+    })
+}
+
+fn checkpoint(wall: i64, running: i64) -> Record<'static> {
+    let running = Running {
+        tenant: "acme".into(),
+        request: "long".into(),
+        model: "tiny".into(),
+        key: "wk_a".into(),
+        plan: "starter".into(),
+        ns: running,
+    };
+    let operator = OperatorTimes::default();
+    let (device, class) = ("d".into(), "cpu".into());
+    Record::Checkpoint(Checkpoint { device, class, wall, idle: 0, operator, running: vec![running] })
+}
+
+/// Writes records and waits for all of them; how many were acknowledged.
+async fn write(store: &Store, chain: ledger::Chain, records: Vec<Record<'static>>) -> (u64, Result<(), LedgerError>) {
+    let (writer, task) = Writer::start(store.clone(), chain, WriterOptions::default());
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    for record in records {
+        let count = acknowledged.clone();
+        let done = Box::new(move |written: bool| {
+            count.fetch_add(u64::from(written), Ordering::Relaxed);
+        });
+        writer.send(Entry { at_us: AT_US, record, grants: Vec::new(), done: Some(done) }).await;
+    }
+    drop(writer);
+    let end = task.await.unwrap();
+    (acknowledged.load(Ordering::Relaxed), end.map(|_| ()))
+}
+
+async fn numbers(store: &Store, sql: &'static str, columns: usize) -> Vec<i64> {
+    let mut tx = store.read().await.unwrap();
+    let row = tx.row(sql, &[]).await.unwrap().unwrap();
+    let mut fields = row.fields();
+    (0..columns).map(|_| fields.int().unwrap()).collect()
+}
+
+const USAGE: &str = "SELECT CAST(sum(requests) AS BIGINT), CAST(sum(device_ns) AS BIGINT), \
+                     CAST(sum(completion_tokens) AS BIGINT) FROM usage_days \
+                     WHERE tenant = 'acme' AND device_class = 'cpu'";
+const USAGE_SQLITE: &str = "SELECT sum(requests), sum(device_ns), sum(completion_tokens) FROM usage_days \
+                            WHERE tenant = 'acme' AND device_class = 'cpu'";
+
+async fn usage(on: &Fixture, store: &Store) -> Vec<i64> {
+    let sql = if on.dialect == Dialect::Sqlite { USAGE_SQLITE } else { USAGE };
+    numbers(store, sql, 3).await
+}
+
+pub(crate) async fn records_are_written_in_groups_and_verified(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let mut records: Vec<_> = (0..1_500).map(|number| settle(number, 10)).collect();
+    records.push(checkpoint(15_007, 7));
+    let (acknowledged, end) = write(&store, chain, records).await;
+    assert!(end.is_ok(), "{end:?}");
+    assert_eq!(acknowledged, 1_501);
+    let verified = ledger::verify_store(&store, None).await.unwrap();
+    assert_eq!((verified.rows, verified.requests, verified.charged_ns), (1_502, 1_500, 15_000));
+    assert_eq!(usage(&on, &store).await, [1_500, 15_000, 7_500]);
+}
+
+pub(crate) async fn the_next_start_recovers_once(on: Fixture) {
+    let store = on.open().await;
+    let (chain, none) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    assert!(none.is_empty());
+    let epoch = chain.epoch;
+    let (_, end) = write(&store, chain, vec![settle(1, 10), checkpoint(17, 7)]).await;
+    assert!(end.is_ok());
+    let (next, recovered) = ledger::begin(&store, "one", AT_US + 1_000_000).await.unwrap();
+    assert_eq!((next.epoch, recovered), (epoch + 1, vec![epoch]));
+    assert_eq!(usage(&on, &store).await, [2, 17, 5], "the long request is billed what the checkpoint says");
+    let before = ledger::verify_store(&store, None).await.unwrap();
+    ledger::close(&store, epoch, AT_US + 9_000_000).await.unwrap();
+    assert_eq!(ledger::verify_store(&store, None).await.unwrap(), before);
+    let (_, other) = ledger::begin(&store, "two", AT_US).await.unwrap();
+    assert!(other.is_empty(), "another replica's epochs are its own");
+}
+
+pub(crate) async fn a_writer_whose_epoch_was_ended_acknowledges_nothing(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    ledger::begin(&store, "one", AT_US + 1).await.unwrap();
+    let (acknowledged, end) = write(&store, chain.clone(), vec![settle(1, 10)]).await;
+    assert_eq!(acknowledged, 0);
+    assert!(matches!(end, Err(LedgerError::Ended { epoch }) if epoch == chain.epoch), "{end:?}");
+}
+
+pub(crate) async fn a_request_is_never_settled_twice(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let (acknowledged, end) = write(&store, chain, vec![settle(1, 10), settle(1, 10)]).await;
+    assert_eq!(acknowledged, 0);
+    assert!(end.is_err());
+}
+
+pub(crate) async fn a_byte_flipped_in_the_store_is_found_and_named(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let epoch = chain.epoch;
+    write(&store, chain, (0..20).map(|number| settle(number, 10)).collect()).await.1.unwrap();
+    if on.dialect == Dialect::Sqlite {
+        on.tamper("DROP TRIGGER ledger_stays").await;
+    }
+    on.tamper("UPDATE ledger SET model = 'tinx' WHERE seq = 9").await;
+    let Err(LedgerError::BadRow(bad)) = ledger::verify_store(&store, None).await else { panic!("not found") };
+    assert_eq!((bad.epoch, bad.seq), (epoch, 9));
+    on.tamper("UPDATE ledger SET model = 'tiny' WHERE seq = 9").await;
+    assert!(ledger::verify_store(&store, None).await.is_ok());
+    on.tamper("DELETE FROM ledger WHERE seq = 21").await;
+    let Err(LedgerError::BadRow(bad)) = ledger::verify_store(&store, None).await else { panic!("not found") };
+    assert_eq!((bad.epoch, bad.seq), (epoch, 21), "{bad}");
+}
+
+fn ask(id: i64, epoch: i64, wanted: i64, at_us: i64) -> Ask {
+    Ask {
+        id,
+        tenant: "acme".into(),
+        unit: Unit::Requests,
+        replica: "one".into(),
+        epoch,
+        wanted,
+        least: 1,
+        at_us,
+        expires_us: at_us + 5_000_000,
+    }
+}
+
+/// 500 at once want one request each, and there is room for ten.
+pub(crate) async fn of_five_hundred_at_once_exactly_ten_get_a_place(on: Fixture) {
+    let store = on.open().await;
+    with_tenants(&store, &["acme"]).await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let epoch = chain.epoch;
+    let limits = Limits { amounts: [Some(10), None, Some(1_000_000)], ..Limits::default() };
+    let ids = Arc::new(AtomicI64::new(1));
+    let full = std::env::var("WEIR_PROOFS").is_ok_and(|size| size == "full");
+    for round in 0..if full { 1_000 } else { 3 } {
+        // Each round is an hour of its own.
+        let at_us = AT_US + round * 3_600_000_000;
+        let tasks: Vec<_> = (0..500)
+            .map(|_| {
+                let (store, ids) = (store.clone(), ids.clone());
+                tokio::spawn(async move {
+                    loop {
+                        let id = ids.fetch_add(1, Ordering::Relaxed);
+                        match quota::take(&store, &ask(id, epoch, 1, at_us), &limits, 0).await {
+                            Ok(Taken::Answer(Answer::Granted { amount, .. })) => return amount,
+                            Ok(_) => return 0,
+                            // Too many wait for a connection: nothing has happened.
+                            Err(weir_runtime::store::StoreError::Unavailable(_)) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut got = 0;
+        for task in tasks {
+            got += task.await.unwrap();
+        }
+        assert_eq!(got, 10, "round {round}");
+    }
+}
+
+pub(crate) async fn grants_in_rows_do_what_grants_in_memory_do(on: Fixture) {
+    let store = on.open().await;
+    with_tenants(&store, &["acme"]).await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let limits =
+        Limits { amounts: [Some(40), Some(60), Some(200)], burst_percent: 25, carry_percent: 50, ..Limits::default() };
+    let skew_us = 1_000_000;
+    let mut model = quota::Grants::new(skew_us);
+    let (mut seed, mut at_us) = (7u64, AT_US);
+    let mut below = |end: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((seed >> 33) % end) as i64
+    };
+    for _ in 0..300 {
+        at_us += below(1_200) * 1_000_000;
+        let id = below(60);
+        if below(2) == 0 {
+            let ask = ask(id, chain.epoch, 1 + below(20), at_us);
+            assert_eq!(quota::take(&store, &ask, &limits, skew_us).await.unwrap(), model.take(&ask, &limits));
+        } else {
+            let report = ReportOf { id, spent: below(20), expires_us: at_us + 5_000_000, closes: below(2) == 0 };
+            let expected = match report.closes {
+                true => model.give_back(id, report.spent),
+                false => model.extend(id, report.spent, report.expires_us),
+            };
+            assert_eq!(quota::report(&store, &[report]).await.unwrap(), [expected]);
+        }
+    }
+    let mut tx = store.read().await.unwrap();
+    let sql = "SELECT granted, spent, carried FROM windows WHERE tenant = $1 AND unit = $2 AND period = $3 \
+               AND begins_us = $4";
+    for ((tenant, unit, period, begins_us), window) in model.windows() {
+        // A window in which all was refused has no row.
+        if window.granted == 0 && window.spent == 0 {
+            continue;
+        }
+        let values = [Value::from(tenant), unit.name().into(), period.name().into(), (*begins_us).into()];
+        let row = tx.row(sql, &values).await.unwrap().unwrap();
+        let mut fields = row.fields();
+        let found = (fields.int().unwrap(), fields.int().unwrap(), fields.int().unwrap());
+        assert_eq!(found, (window.granted, window.spent, window.brought), "{period:?} {begins_us}");
+    }
+}
