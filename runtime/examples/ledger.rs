@@ -1,0 +1,93 @@
+//! Measures the ledger: settles a second through the writer, the same with 5 ms added to every commit, and the time to
+//! verify all rows. `cargo run --release --example ledger [ROWS] [postgres://...]`; without an address, SQLite in a
+//! new folder.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use weir_runtime::{
+    ledger::{self, Checkpoint, Entry, OperatorTimes, Record, Settle, Share, Writer, WriterOptions},
+    store::{Store, StoreOptions},
+};
+
+type Failure = Box<dyn std::error::Error>;
+
+/// A made-up minute of 2026.
+const AT_US: i64 = 1_795_000_000_000_000;
+
+fn settle(epoch: i64, number: i64) -> Settle<'static> {
+    Settle {
+        tenant: format!("tenant-{}", number % 20).into(),
+        request: format!("req-{epoch}-{number:012}").into(),
+        model: ["smollm2-360m", "qwen2.5-7b"][(number % 2) as usize].into(),
+        key: format!("wk_abcdefgh2345{:04}", number % 20).into(),
+        plan: "professional".into(),
+        split: vec![Share { device: "gpu0".into(), class: "h200".into(), ns: 1_000_000 + number % 1000 }],
+        prompt_tokens: 120,
+        completion_tokens: 34,
+        stop: "stop".into(),
+    }
+}
+
+/// Settles `rows` requests, with a checkpoint in every ten thousand; settles a second until all are acknowledged.
+async fn settles(store: &Store, rows: i64, options: WriterOptions) -> Result<f64, Failure> {
+    let (chain, _) = ledger::begin(store, "bench", AT_US).await?;
+    let epoch = chain.epoch;
+    let (writer, task) = Writer::start(store.clone(), chain, options);
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let mut charged = 0;
+    let begin = Instant::now();
+    let send = |record, at_us| {
+        let acknowledged = acknowledged.clone();
+        let done = Box::new(move |written: bool| {
+            acknowledged.fetch_add(u64::from(written), Ordering::Relaxed);
+        });
+        writer.send(Entry { at_us, record, grants: Vec::new(), done: Some(done) })
+    };
+    let mut sent = 0;
+    for number in 0..rows {
+        let at_us = AT_US + number * 50;
+        let settle = settle(epoch, number);
+        charged += settle.total();
+        send(Record::Settle(settle), at_us).await.ok_or("the writer has stopped")?;
+        sent += 1;
+        if number % 10_000 == 9_999 || number + 1 == rows {
+            let (device, class) = ("gpu0".into(), "h200".into());
+            let operator = OperatorTimes::default();
+            let checkpoint = Checkpoint { device, class, wall: charged, idle: 0, operator, running: Vec::new() };
+            send(Record::Checkpoint(checkpoint), at_us).await.ok_or("the writer has stopped")?;
+            sent += 1;
+        }
+    }
+    send(Record::Close, AT_US + rows * 50).await.ok_or("the writer has stopped")?;
+    drop(writer);
+    task.await??;
+    let took = begin.elapsed();
+    match acknowledged.load(Ordering::Relaxed) == sent + 1 {
+        true => Ok(rows as f64 / took.as_secs_f64()),
+        false => Err("not all was acknowledged".into()),
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let mut args = std::env::args().skip(1);
+    let rows: i64 = args.next().map_or(Ok(1_000_000), |rows| rows.parse())?;
+    let folder = tempfile::tempdir()?;
+    let url = args.next().unwrap_or_else(|| format!("sqlite:{}", folder.path().join("weir.db").display()));
+    let store = Store::open(&url, &StoreOptions::default()).await?;
+    println!("figure=5.settles value={:.0}", settles(&store, rows, WriterOptions::default()).await?);
+    let begin = Instant::now();
+    let verified = ledger::verify_store(&store, None).await?;
+    let seconds = begin.elapsed().as_secs_f64();
+    println!("figure=5.verify_rows value={}", verified.rows);
+    println!("figure=5.verify_seconds value={seconds:.2}");
+    let options = WriterOptions { commit_delay: Duration::from_millis(5) };
+    println!("figure=5.settles_slow value={:.0}", settles(&store, rows.min(100_000), options).await?);
+    Ok(())
+}
