@@ -86,9 +86,8 @@ fn check(verifier: &mut Verifier, page: &Page) -> Option<Result<(), BadRow>> {
 
 /// Names the row of a page that cannot be read.
 async fn unreadable(tx: &mut Tx, epoch: i64, after: i64) -> Result<BadRow, StoreError> {
-    let mut expected = after;
-    for row in &tx.rows(PLAIN, args![epoch, after, PAGE_LEN]).await? {
-        expected += 1;
+    let rows = tx.rows(PLAIN, args![epoch, after, PAGE_LEN]).await?;
+    for (expected, row) in (after + 1..).zip(&rows) {
         if let Err(error) = row_of(epoch, row) {
             let what = error.to_string();
             return Ok(BadRow { epoch, seq: expected, index: 0, fault: Box::new(Fault::Unreadable { what }) });
