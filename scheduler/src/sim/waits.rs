@@ -36,10 +36,10 @@ type Key = (u16, Nanos, u64);
 
 /// How many of its tenant's requests for the model may start before a request although they should come later: each that is older may be overtaken for four
 /// quanta of device time for what is cached (see [`crate::kin`]), which is a second, and so may the request itself; and while its device
-/// stands still, others of its tenant start elsewhere. What the worlds ask takes 50 ms each and more. It depends on what was there when the request
+/// stands still, others of its tenant start elsewhere. What the worlds ask takes 20 ms each on average and more. It depends on what was there when the request
 /// came, and not on how long the history is.
 const OVERTAKEN_MAX: u64 = 400;
-const OVERTAKEN_EACH_MAX: u64 = 20;
+const OVERTAKEN_EACH_MAX: u64 = 50;
 
 /// What a request that never started has seen.
 #[derive(Clone, Copy, Debug)]
