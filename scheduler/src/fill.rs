@@ -86,8 +86,9 @@ impl Scheduler {
         }
         let device = &mut self.devices[d];
         device.tell_time(now);
-        if device.alone.is_some_and(|id| self.requests.find(id).is_none()) {
-            // It has ended, and who runs alone next is not for us to say.
+        let is_here = |slot| self.requests.get(slot).device as usize == d;
+        if device.alone.is_some_and(|id| !self.requests.find(id).is_some_and(is_here)) {
+            // It has ended or left, and who runs alone next is not for us to say.
             device.set_alone(&mut self.requests, d as u32, None);
             device.alone_waits = true;
         }

@@ -205,7 +205,8 @@ impl Scheduler {
     }
 
     /// Until further notice, the device runs rows of this request only, one step at a time: whatever happens then is its doing
-    /// alone. Everybody else waits, so it is for moments in which that matters. Ends by itself when the request does.
+    /// alone. Everybody else waits, so it is for moments in which that matters. Ends by itself when the request does, or when it goes to
+    /// another device, as one that waits may.
     pub fn run_alone(&mut self, id: DeviceId, request: Option<RequestId>) {
         if let Some(d) = self.device(id) {
             self.devices[d].set_alone(&mut self.requests, d as u32, request);

@@ -4,6 +4,7 @@
 mod admission;
 mod ahead;
 mod bound;
+mod changes;
 mod claims;
 mod devices;
 mod given;

@@ -22,11 +22,11 @@ const VECTORS: ModelId = ModelId(1);
 /// Requests of one seed.
 const EACH: u64 = 10_000;
 
-fn number(name: &str) -> Option<u64> {
+pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
 }
 
-fn is_full() -> bool {
+pub fn is_full() -> bool {
     std::env::var("WEIR_PROOFS").is_ok_and(|size| size == "full")
 }
 
