@@ -26,7 +26,7 @@ use crate::blocks::{Limits, ceiling};
 use crate::cost::Load;
 use crate::event::Event;
 use crate::fill::Fill;
-use crate::ids::BlockId;
+use crate::ids::{BlockHash, BlockId};
 use crate::pick::Start;
 use crate::request::{Rank, State};
 use crate::share::{virtual_time, whole};
@@ -84,8 +84,13 @@ impl Fill<'_> {
             return Start::NoGrant;
         };
         let wanted = positions.div_ceil(BLOCK_LEN) - cached;
+        let before = *self.preemptions;
         if let Err(why) = self.room_to_start(slot, wanted) {
             return why;
+        }
+        if *self.preemptions != before && !self.finds_its_blocks(slot) {
+            self.requests.get_mut(slot).blocks.clear();
+            return self.start_with_table(slot);
         }
         for block in &self.requests.get(slot).blocks {
             self.device.models[self.m].pool.share(block.0);
@@ -108,6 +113,15 @@ impl Fill<'_> {
         }
         self.enter(slot, cached);
         Start::Row(self.push_stretch(slot, len))
+    }
+
+    /// Whether the blocks noted for a request that starts are still there. One that starts alone may take those of its own tenant, and what
+    /// these leave in the cache may be more than the tenant may keep there.
+    fn finds_its_blocks(&self, slot: u32) -> bool {
+        let request = self.requests.get(slot);
+        let pool = &self.device.models[self.m].pool;
+        let found = |(block, hash): (&BlockId, &BlockHash)| pool.find(request.tenant, hash) == Some(block.0);
+        request.blocks.iter().zip(&request.hashes).all(found)
     }
 
     /// Whether a waiting request can never start, by limits that have changed since it was accepted.

@@ -367,6 +367,20 @@ fn a_text_at_its_tenants_ceiling_waits_for_that_and_claims_nothing() {
 }
 
 #[test]
+fn one_that_starts_alone_computes_what_its_tenant_may_not_keep() {
+    let mut rig = Rig::new(6);
+    rig.tenant(1, Tenant { cache_blocks_ceiling: Some(0), ..Tenant::default() });
+    let first = rig.ask_text(1, 7, 100, 60);
+    (0..5).for_each(|_| assert!(rig.step().is_some()));
+    // It finds three blocks of the first, and there are too few for the rest: the first loses its own, and nothing of them stays.
+    let lone = rig.ask_text(1, 7, 190, 1);
+    rig.scheduler.run_alone(DEVICE, Some(lone));
+    rig.run_dry();
+    assert_eq!((rig.cached_tokens(first), rig.cached_tokens(lone)), (Some(0), Some(0)));
+    assert!([first, lone].iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
+}
+
+#[test]
 fn a_request_that_fits_only_into_the_floors_of_others_is_refused() {
     let mut rig = Rig::new(64);
     rig.tenant(1, Tenant { kv_blocks_floor: 20, cache_blocks_floor: 4, ..Tenant::default() });
