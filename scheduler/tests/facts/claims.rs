@@ -18,7 +18,7 @@ fn source(tenant: u32, model: ModelId, backlog: u32, ask: Ask) -> Source {
     }
 }
 
-/// Three tenants that chat and one that embeds, on a quick device and one that takes four times as long.
+/// Three tenants that chat and one that embeds, on a quick device and one that takes ten times as long.
 fn uneven(requests_max: u64) -> Outcome {
     let limits = ModelLimits { blocks: 1024, rows_max: 16, tokens_max: 512, context_len_max: 2048 };
     let cost = StepCost {
@@ -35,7 +35,7 @@ fn uneven(requests_max: u64) -> Outcome {
     run(&Scenario {
         seed: 3,
         devices: 2,
-        uneven: vec![Uneven { device: OTHER, time_percent: 400, without: Vec::new() }],
+        uneven: vec![Uneven { device: OTHER, time_percent: 1_000, without: Vec::new() }],
         models: vec![
             SimModel { id: CHAT, limits, cost },
             SimModel { id: VECTORS, limits: ModelLimits { blocks: 0, context_len_max: 512, ..limits }, cost },
