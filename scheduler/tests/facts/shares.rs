@@ -72,6 +72,16 @@ fn a_returning_tenant_gets_rows_at_once_from_one_that_has_them_all() {
 }
 
 #[test]
+fn the_rows_of_one_step_go_to_tenants_in_turn() {
+    let mut rig = Rig::with(Config::default(), 400, 4, 256);
+    let of = |rig: &mut Rig, tenant| (0..8).map(|_| rig.ask(tenant, 20, 10)).collect::<Vec<_>>();
+    let (one, other) = (of(&mut rig, 1), of(&mut rig, 2));
+    let plan = rig.step().unwrap();
+    let rows = |ids: &[RequestId]| ids.iter().filter(|id| row(&plan, **id).is_some()).count();
+    assert_eq!((rows(&one), rows(&other)), (2, 2), "what it got in this step counts before it is measured");
+}
+
+#[test]
 fn a_lone_tenant_uses_the_whole_device() {
     let mut rig = Rig::with(Config::default(), 400, 4, 256);
     for _ in 0..4 {
