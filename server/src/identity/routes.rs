@@ -12,14 +12,21 @@ pub struct Route {
     pub path: &'static str,
     /// What a caller needs; `None` is no more than being somebody.
     pub scope: Option<Scope>,
+    /// Whether it answers a caller that is confined to one tenant ([`Caller::only`]), too: what it shows and does is that
+    /// tenant's alone then. All others of the operators' listener are about the whole server.
+    pub confined: bool,
 }
 
 const fn route(method: &'static str, path: &'static str, scope: Scope) -> Route {
-    Route { method, path, scope: Some(scope) }
+    Route { method, path, scope: Some(scope), confined: false }
+}
+
+const fn of_one_tenant(method: &'static str, path: &'static str, scope: Scope) -> Route {
+    Route { confined: true, ..route(method, path, scope) }
 }
 
 const fn anyone(method: &'static str, path: &'static str) -> Route {
-    Route { method, path, scope: None }
+    Route { method, path, scope: None, confined: false }
 }
 
 /// The API.
@@ -41,7 +48,7 @@ pub const ADMIN: &[Route] = &[
     route("GET", "/admin/v1/devices", Scope::DevicesRead),
     route("POST", "/admin/v1/devices/{name}/drain", Scope::DevicesWrite),
     route("POST", "/admin/v1/devices/{name}/resume", Scope::DevicesWrite),
-    route("GET", "/admin/v1/requests/{*id}", Scope::RequestsRead),
+    of_one_tenant("GET", "/admin/v1/requests/{*id}", Scope::RequestsRead),
 ];
 
 /// What a listener's table says about a request.
@@ -66,6 +73,7 @@ pub fn access(door: Door, caller: &Caller, method: &str, path: &str) -> Access {
     match of_path.find(|route| route.method == method) {
         None => Access::NoSuchMethod,
         Some(Route { scope: Some(scope), .. }) if !caller.may(*scope) => Access::Forbidden,
+        Some(route) if caller.only.is_some() && !route.confined => Access::Forbidden,
         Some(_) => Access::Allowed,
     }
 }
@@ -143,6 +151,21 @@ mod tests {
                     };
                     assert_eq!(access(door, &caller, route.method, route.path), expected, "{} {route:?}", scope.word());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_caller_confined_to_a_tenant_reaches_nothing_of_the_whole_server() {
+        for role in [Role::Operator, Role::Auditor] {
+            let free = Caller::with_role(TenantId::OPERATOR, "operator", role);
+            let confined = Caller { only: Some(TenantId(1)), ..free.clone() };
+            for route in ADMIN {
+                let expected = match (access(Door::Admin, &free, route.method, route.path), route.path) {
+                    (outcome, "/admin/v1/requests/{*id}") => outcome,
+                    _ => Access::Forbidden,
+                };
+                assert_eq!(access(Door::Admin, &confined, route.method, route.path), expected, "{role} {route:?}");
             }
         }
     }

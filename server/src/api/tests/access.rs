@@ -82,3 +82,41 @@ async fn no_route_is_missing_from_its_table() {
         }
     }
 }
+
+/// As through a proxy, with what it says of the tenant.
+async fn through_proxy(router: &Router, method: Method, path: &str, said: (&str, &str)) -> Answer {
+    let request = HttpRequest::builder().method(method).uri(path);
+    let request = request.header("authorization", format!("Bearer {OPERATOR}")).header(said.0, said.1);
+    let mut request = request.body(axum::body::Body::empty()).expect("request");
+    request.extensions_mut().insert(Peer("10.0.0.1".parse().expect("address")));
+    send(router, request).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_confined_to_a_tenant_sees_that_tenant_only() {
+    let (app, api) = loaded(LIMITS).await;
+    let admin = admin_router(app, None);
+    let chat = json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}).to_string();
+    let answer = ask(&api, Some(KEY), Method::POST, "/v1/chat/completions", chat).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let path = format!("/admin/v1/requests/{}", answer.json()["id"].as_str().expect("an id"));
+    for (said, status) in [
+        (("x-weir-tenant", "a"), 200),
+        (("x-forwarded-host", "a.example"), 200),
+        (("x-weir-tenant", "b"), 404),
+        (("x-forwarded-host", "b.example"), 404),
+        (("x-other", "b"), 200),
+    ] {
+        let found = through_proxy(&admin, Method::GET, &path, said).await;
+        assert_eq!(found.status, status, "{said:?}: {}", found.text());
+    }
+    for (method, path) in [
+        (Method::GET, "/admin/v1/devices"),
+        (Method::POST, "/admin/v1/devices/cpu:0/drain"),
+        (Method::GET, "/admin/v1/models"),
+    ] {
+        let refused = through_proxy(&admin, method, path, ("x-weir-tenant", "a")).await;
+        assert_eq!(refused.status, 403, "{path}: {}", refused.text());
+    }
+    assert_eq!(through_proxy(&admin, Method::GET, "/admin/v1/devices", ("x-other", "a")).await.status, 200);
+}

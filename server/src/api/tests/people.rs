@@ -4,9 +4,12 @@ use weir_runtime::TenantId;
 
 use super::*;
 use crate::{
-    identity::{CidrList, Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
+    identity::{Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
     keys::KeyHash,
 };
+
+/// Whose word on tenants and hosts counts.
+const PROXIES: &str = "10.0.0.0/8";
 
 /// Two tenants, of which `b` may know of one model only, and a key of each role.
 pub(super) fn app(limits: Limits) -> Arc<App> {
@@ -16,7 +19,7 @@ pub(super) fn app(limits: Limits) -> Arc<App> {
         standing: Standing::Active,
         models,
         ip_allow: Vec::new(),
-        domain: None,
+        domain: Some(format!("{id}.example")),
     };
     let key = |text: &str, number, role| PlainKey {
         hash: KeyHash::of(text.as_bytes()),
@@ -34,5 +37,5 @@ pub(super) fn app(limits: Limits) -> Arc<App> {
     ];
     let pepper = Pepper::random().expect("a pepper");
     let snapshot = Snapshot::build(pepper, tenants, Vec::new(), keys, None).expect("a snapshot");
-    App::new(Arc::new(Identity::new(snapshot, Issuers::default(), CidrList::default())), limits)
+    App::new(Arc::new(Identity::new(snapshot, Issuers::default(), PROXIES.parse().expect("ranges"))), limits)
 }
