@@ -42,6 +42,8 @@ pub(in crate::identity) enum Unfit {
     Issuer,
     #[error("it is for another audience")]
     Audience,
+    #[error("it is for a tenant that its issuer may not speak for")]
+    Tenant,
     #[error("it has expired")]
     Expired,
     #[error("it is not valid yet")]
@@ -72,6 +74,10 @@ impl Bearer {
         let tenants: BTreeSet<String> = words(tenants, "tenant claim", false)?.into_iter().map(str::to_owned).collect();
         if tenants.is_empty() || tenants.contains("") {
             return Err(Unfit::Type("tenant claim"));
+        }
+        // One name too many refuses the token: which of the others it means is not for us to guess.
+        if settings.tenants.as_ref().is_some_and(|own| !tenants.is_subset(own)) {
+            return Err(Unfit::Tenant);
         }
         let tenants = match role {
             Role::Member | Role::TenantAdmin => tenants,

@@ -32,6 +32,9 @@ pub struct JwtTable {
     /// The claim that names the tenant, or several of which a proxy's header picks one.
     #[serde(default = "tenant_claim")]
     pub tenant_claim: String,
+    /// The tenants that the issuer may speak for, `operator` for operators and auditors; without it, all of them. Where
+    /// each customer has an issuer of its own, each needs this list: its issuer signs whatever that customer likes.
+    pub tenants: Option<Vec<String>>,
     /// The claim that names roles; without it every token is a member's.
     pub role_claim: Option<String>,
     /// What the words in it mean: words that are not here mean nothing.
@@ -72,6 +75,7 @@ pub struct IssuerSettings {
     pub(super) audiences: BTreeSet<String>,
     pub(super) keys: KeyPlace,
     pub(super) tenant_claim: String,
+    pub(super) tenants: Option<BTreeSet<String>>,
     pub(super) role_claim: Option<String>,
     pub(super) roles: BTreeMap<String, Role>,
     pub(super) scopes_claim: Option<String>,
@@ -98,6 +102,9 @@ impl JwtTable {
             return Err(format!(
                 "audiences needs 1 to {WORDS_LEN_MAX} names: a token for somebody else must not count here"
             ));
+        }
+        if self.tenants.as_ref().is_some_and(|names| names.is_empty() || names.contains(&String::new())) {
+            return Err("tenants needs at least one name: leave it out to let the issuer speak for all of them".into());
         }
         if self.roles.len().max(self.scopes.len()) > WORDS_LEN_MAX {
             return Err(format!("roles and scopes have at most {WORDS_LEN_MAX} words each"));
@@ -126,6 +133,7 @@ impl JwtTable {
             audiences,
             keys,
             tenant_claim: self.tenant_claim.clone(),
+            tenants: self.tenants.as_ref().map(|names| names.iter().cloned().collect()),
             role_claim: self.role_claim.clone(),
             roles: roles.collect::<Result<_, String>>()?,
             scopes_claim: self.scopes_claim.clone(),
@@ -195,6 +203,8 @@ mod tests {
             "leeway_seconds = 31",
             "lifetime_seconds_max = 59",
             "role_claim = \"r\"",
+            "tenants = []",
+            "tenants = [\"\"]",
             "roles = { a = \"member\" }",
             "role_claim = \"r\"\nroles = { a = \"root\" }",
             "scopes_claim = \"s\"\nscopes = { a = [\"everything\"] }",

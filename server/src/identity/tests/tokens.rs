@@ -214,6 +214,35 @@ async fn roles_open_their_own_listener_only() {
 }
 
 #[tokio::test]
+async fn an_issuer_speaks_for_its_own_tenants_only() {
+    let (mint, folder) = (Mint::new(), tempfile::tempdir().expect("folder"));
+    let pepper = Pepper::random().expect("pepper");
+    for (own, cases) in [
+        (vec!["a"], [("a", Ok(1)), ("b", Err(Denied::Unknown)), ("operator", Err(Denied::Unknown))]),
+        (vec!["a", "operator"], [("a", Ok(1)), ("b", Err(Denied::Unknown)), ("operator", Ok(0))]),
+    ] {
+        let mut table = table(&mint, folder.path());
+        table.tenants = Some(own.iter().map(|name| (*name).to_owned()).collect());
+        let settings = table.checked().expect("settings");
+        let tenants = vec![tenant(1, "a"), tenant(2, "b")];
+        let snapshot = Snapshot::build(pepper.clone(), tenants, vec![], vec![], None).expect("built");
+        let issuers = Issuers::new(vec![settings]).expect("issuers");
+        let identity = Identity::new(snapshot, issuers, "192.0.2.0/24".parse().expect("ranges"));
+        for (name, outcome) in cases {
+            let (door, role) = if name == "operator" { (Door::Admin, "root") } else { (Door::Api, "") };
+            let token = mint.good(&run(json!({"tenant": name, "role": role})));
+            let found = ask_at(&identity, &token, door).await.map(|caller| caller.tenant.0);
+            assert_eq!(found, outcome, "{own:?} {name}");
+        }
+        // Nor does a trusted word for its own tenant help a token that is for others, too.
+        let token = format!("Bearer {}", mint.good(&run(json!({"tenant": ["a", "b"]}))));
+        let lines = [("authorization", token.as_str()), ("x-weir-tenant", "a"), ("x-forwarded-for", "198.51.100.1")];
+        let found = ask_with(&identity, &lines, "192.0.2.9", Door::Api).await.map(|caller| caller.tenant.0);
+        assert_eq!(found, Err(Denied::Unknown), "{own:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_token_that_was_good_is_judged_anew() {
     let (mint, identity, folder) = rig();
     let token = mint.good(&run(json!({})));
