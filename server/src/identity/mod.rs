@@ -2,8 +2,9 @@
 //!
 //! A request brings an API key ([`ApiKey`], or any text whose SHA-256 is in the configuration) or a token of an issuer
 //! that the operator named ([`jwt`]). [`Identity::identify`] turns it into a [`Caller`] or a [`Denied`], out of a
-//! [`Snapshot`] of everybody there is, which is replaced as a whole and never changed. No lock is taken and no store is
-//! asked.
+//! [`Snapshot`] of everybody there is, which is replaced as a whole and never changed. No store is asked, and for keys and
+//! for tokens by known keys nothing is waited for. A token by a key that its issuer is not known to have waits until the
+//! issuer was asked: once a minute at most, and all such tokens of an issuer wait for the one answer.
 //!
 //! * What is nobody's reads the same whatever is wrong with it: unknown, revoked, expired, forged, somebody else's, or
 //!   of the other listener. A reason is in the log at most.
@@ -146,15 +147,21 @@ impl Identity {
             return outcome;
         }
         let wait = counted.and_then(|address| self.failures.wait(address, now.at));
-        if wait.is_none() && !self.issuers.is_empty() && jwt::resembles(credential) {
-            match self.issuers.verify(credential, now.unix_us).await {
-                Ok(bearer) if bearer.role.door() == door => {
+        if !self.issuers.is_empty() && jwt::resembles(credential) {
+            // What costs a signature waits; a token that was good from anywhere costs none, as a key does.
+            let found = match wait {
+                None => Some(self.issuers.verify(credential, now.unix_us).await),
+                Some(_) => self.issuers.remembered(credential, now.unix_us),
+            };
+            match found {
+                Some(Ok(bearer)) if bearer.role.door() == door => {
                     if let Some(outcome) = self.by_token(bearer, &origin) {
                         return outcome;
                     }
                 }
-                Ok(_) => tracing::debug!("a token of the other listener"),
-                Err(reason) => tracing::debug!(%reason, "a token was refused"),
+                Some(Ok(_)) => tracing::debug!("a token of the other listener"),
+                Some(Err(reason)) => tracing::debug!(%reason, "a token was refused"),
+                None => {}
             }
         }
         if let Some(address) = counted {

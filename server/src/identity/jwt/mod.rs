@@ -115,13 +115,18 @@ impl Issuers {
         }
     }
 
+    /// Whose token this is, if it was found good by its issuer's keys of now not long ago; no signature is looked at.
+    pub(super) fn remembered(&self, text: &[u8], now_us: i64) -> Option<Result<Bearer, Refused>> {
+        let seen = self.seen.get(text)?;
+        let issuer = &self.list[seen.issuer];
+        let current = Arc::ptr_eq(&seen.keys, &issuer.source.keys());
+        current.then(|| Bearer::of(&seen.claims, &issuer.settings, now_us).map_err(Refused::from))
+    }
+
     /// Whose token this is. A key that is not known may be a new one: then its issuer is asked, at most once a minute.
     pub(super) async fn verify(&self, text: &[u8], now_us: i64) -> Result<Bearer, Refused> {
-        if let Some(seen) = self.seen.get(text) {
-            let issuer = &self.list[seen.issuer];
-            if Arc::ptr_eq(&seen.keys, &issuer.source.keys()) {
-                return Ok(Bearer::of(&seen.claims, &issuer.settings, now_us)?);
-            }
+        if let Some(remembered) = self.remembered(text, now_us) {
+            return remembered;
         }
         let token = Compact::parse(text)?;
         let named = token.claims.get("iss").and_then(|issuer| issuer.as_str());
