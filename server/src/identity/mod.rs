@@ -46,7 +46,7 @@ pub use self::{
     exposure::{Cover, Exposed},
     failures::{BURST, Failures, PER_SECOND},
     jwt::Issuers,
-    origin::{Origin, TenantName, origin},
+    origin::{HostName, Origin, TenantName, origin},
     pepper::{Pepper, PepperError},
     role::{Door, Role},
     row::{KeyRow, OVERLAP_MAX, PlainKey, RotateError, Standing, TenantRow},
@@ -233,7 +233,13 @@ fn admitted(snapshot: &Snapshot, mut caller: Caller, tenant: &Tenant, origin: &O
 /// The tenant that a trusted proxy named, by its name or by a host name of its own. One that does not exist reads like
 /// one that the caller is not of.
 fn named<'a>(snapshot: &'a Snapshot, origin: &Origin) -> Result<Option<&'a Arc<Tenant>>, Denied> {
-    let by_host = origin.host.as_deref().and_then(|host| snapshot.domain(host));
+    let by_host = match &origin.host {
+        None => None,
+        Some(HostName::One(host)) => snapshot.domain(host),
+        // It may stand for any tenant's, unless none has a host name.
+        Some(HostName::Unclear) if snapshot.has_domains() => return Err(Denied::Confined),
+        Some(HostName::Unclear) => None,
+    };
     let by_name = match &origin.tenant {
         None => None,
         Some(TenantName::Unclear) => return Err(Denied::Confined),

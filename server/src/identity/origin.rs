@@ -7,7 +7,7 @@
 //! as it came, so where both are there and disagree, one of them is invented: then the client is unknown, which no
 //! allow-list contains.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use axum::http::{HeaderMap, HeaderName, header};
 
@@ -27,7 +27,7 @@ pub struct Origin {
     /// The other end of the connection; `None` where there is none, in tests.
     pub peer: Option<IpAddr>,
     /// The host that the client asked a trusted proxy for, without its port.
-    pub host: Option<String>,
+    pub host: Option<HostName>,
     /// The tenant that a trusted proxy named.
     pub tenant: Option<TenantName>,
 }
@@ -38,6 +38,15 @@ pub enum TenantName {
     /// One name.
     One(String),
     /// More than one, or none that can be read: nobody's name.
+    Unclear,
+}
+
+/// What `X-Forwarded-Host` said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostName {
+    /// One name, in lower case and without the dot that may end it.
+    One(String),
+    /// More than one, or none that can be read: nobody's host.
     Unclear,
 }
 
@@ -126,14 +135,34 @@ fn node(text: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// The only value of `X-Forwarded-Host`, without its port. Anything else names no host.
-fn host(headers: &HeaderMap) -> Option<String> {
+/// What `X-Forwarded-Host` names. A second value, or one that is no host, may hide the one that counts.
+fn host(headers: &HeaderMap) -> Option<HostName> {
     let mut values = headers.get_all(&FORWARDED_HOST).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
-    let text = value.to_str().ok()?.trim();
-    let name = text.rsplit_once(':').map_or(text, |(name, _)| name);
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
-    (!name.is_empty() && name.bytes().all(plain)).then(|| name.to_ascii_lowercase())
+    let first = values.next()?;
+    let name = match (first.to_str(), values.next()) {
+        (Ok(text), None) => host_name(text.trim()),
+        _ => None,
+    };
+    Some(name.map_or(HostName::Unclear, HostName::One))
+}
+
+/// A name or an address, without its port. `a.example.` is the same host as `a.example`.
+fn host_name(text: &str) -> Option<String> {
+    let bracket = text.find(']').map_or(0, |at| at + 1);
+    let end = text[bracket..].find(':').map_or(text.len(), |at| bracket + at);
+    let (name, port) = text.split_at(end);
+    if !port.bytes().skip(1).all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    if let Some(six) = name.strip_prefix('[') {
+        return six.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(|address| address.to_string());
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    // With the underscore of names inside a network, which are no tenant's but can be read.
+    let label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    name.split('.').all(label).then(|| name.to_ascii_lowercase())
 }
 
 fn tenant(headers: &HeaderMap) -> Option<TenantName> {
@@ -235,9 +264,35 @@ mod tests {
         let host = |values: &[&str]| {
             of("10.0.0.1", &values.iter().map(|value| ("x-forwarded-host", *value)).collect::<Vec<_>>()).host
         };
-        assert_eq!(host(&["A.example:8443"]).as_deref(), Some("a.example"));
-        for none in [&[][..], &[""], &["a", "b"], &["a, b"], &["a/b"], &["user@a"], &["[::1]:1"]] {
-            assert_eq!(host(none), None, "{none:?}");
+        assert_eq!(host(&[]), None);
+        for (one, name) in [
+            ("A.example:8443", "a.example"),
+            ("a.example.", "a.example"),
+            ("a.example.:443", "a.example"),
+            ("a_b", "a_b"),
+            ("192.0.2.1:80", "192.0.2.1"),
+            ("[::1]:1", "::1"),
+        ] {
+            assert_eq!(host(&[one]), Some(HostName::One(name.into())), "{one}");
+        }
+        for unclear in [
+            &[""][..],
+            &["a", "b"],
+            &["a", "a"],
+            &["a, b"],
+            &["a/b"],
+            &["user@a"],
+            &["a:b:1"],
+            &["a:x"],
+            &["a.."],
+            &["."],
+            &[".a"],
+            &["\u{e9}"],
+            &["[::1"],
+            &["[a]"],
+            &["[::1]a"],
+        ] {
+            assert_eq!(host(unclear), Some(HostName::Unclear), "{unclear:?}");
         }
         let tenant = |values: &[&str]| {
             of("10.0.0.1", &values.iter().map(|value| ("x-weir-tenant", *value)).collect::<Vec<_>>()).tenant

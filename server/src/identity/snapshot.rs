@@ -247,6 +247,11 @@ impl Snapshot {
         self.domains.get(host.to_ascii_lowercase().as_str())
     }
 
+    /// Whether any tenant has a host name of its own.
+    pub(super) fn has_domains(&self) -> bool {
+        !self.domains.is_empty()
+    }
+
     pub(super) fn operator(&self) -> &Arc<Tenant> {
         &self.operator
     }

@@ -92,6 +92,12 @@ async fn naming_a_tenant_narrows_and_never_widens() {
         ("10.0.0.1", vec![(TENANT, "")], Err(Denied::Confined)),
         ("10.0.0.1", vec![(TENANT, "a"), (TENANT, "a")], Err(Denied::Confined)),
         ("10.0.0.1", vec![(HOST, "b.example")], Err(Denied::Confined)),
+        ("10.0.0.1", vec![(HOST, "a.example.")], Ok(1)),
+        ("10.0.0.1", vec![(HOST, "b.example.:443")], Err(Denied::Confined)),
+        ("10.0.0.1", vec![(HOST, "a.example"), (HOST, "b.example")], Err(Denied::Confined)),
+        ("10.0.0.1", vec![(HOST, "a.example, b.example")], Err(Denied::Confined)),
+        ("10.0.0.1", vec![(HOST, "")], Err(Denied::Confined)),
+        ("192.0.2.1", vec![(HOST, "")], Ok(1)),
         ("10.0.0.1", vec![(TENANT, "a"), (HOST, "b.example")], Err(Denied::Confined)),
         // From anyone else it is as if nothing was said.
         ("192.0.2.1", vec![(TENANT, "b")], Ok(1)),
@@ -105,6 +111,8 @@ async fn naming_a_tenant_narrows_and_never_widens() {
         ("10.0.0.1", vec![], Ok(None)),
         ("10.0.0.1", vec![(TENANT, "b")], Ok(Some(TenantId(2)))),
         ("10.0.0.1", vec![(HOST, "b.example")], Ok(Some(TenantId(2)))),
+        ("10.0.0.1", vec![(HOST, "b.example.")], Ok(Some(TenantId(2)))),
+        ("10.0.0.1", vec![(HOST, "b/example")], Err(Denied::Confined)),
         ("10.0.0.1", vec![(TENANT, "nobody")], Err(Denied::Confined)),
         ("192.0.2.1", vec![(TENANT, "b")], Ok(None)),
     ] {
