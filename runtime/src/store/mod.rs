@@ -42,7 +42,7 @@ pub use keys::{Key, NewKey, Role};
 pub use limits::{LimitError, Limits};
 pub use plans::Plan;
 pub use prices::{ANY, Price};
-pub use tenants::{NewTenant, Status, Tenant, TenantSettings};
+pub use tenants::{NewTenant, OPERATOR_NAME, Status, Tenant, TenantSettings, is_host_name};
 pub use tx::Tx;
 pub(crate) use value::args;
 pub use value::{Fields, Row, Value};

@@ -132,14 +132,8 @@ impl TenantSettings {
     fn check(&self) -> Result<(), StoreError> {
         check_name("name", &self.name)?;
         let invalid = |field: &str, message: &str| Err(StoreError::invalid(field, message));
-        if let Some(domain) = &self.domain {
-            let label = |l: &str| {
-                let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
-                (1..=63).contains(&l.len()) && l.bytes().all(plain) && !l.starts_with('-') && !l.ends_with('-')
-            };
-            if domain.len() > 253 || !domain.split('.').all(label) {
-                return invalid("domain", "must be a host name in lower case, without a port");
-            }
+        if self.domain.as_ref().is_some_and(|domain| !is_host_name(domain)) {
+            return invalid("domain", "must be a host name in lower case, without a port");
         }
         if self.reason.as_ref().is_some_and(|reason| reason.len() > 1000 || reason.chars().any(char::is_control)) {
             return invalid("reason", "must be at most 1000 bytes without control characters");
@@ -160,17 +154,33 @@ impl TenantSettings {
     }
 }
 
-/// An address, or one with the length of its prefix, which fits the family.
+/// A host name in lower case, without a port (RFC 1123).
+pub fn is_host_name(text: &str) -> bool {
+    let label = |l: &str| {
+        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        (1..=63).contains(&l.len()) && l.bytes().all(plain) && !l.starts_with('-') && !l.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+/// What requests, tokens and logs call those who run the server: no tenant may be taken for them.
+pub const OPERATOR_NAME: &str = "operator";
+
+/// An address, or one with the length of its prefix, which fits the family. What the server would not read as a range is
+/// refused here: a prefix that is not in digits, and bits after it.
 fn is_network(text: &str) -> bool {
     let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, prefix.parse::<u8>().ok()),
-        None => (text, Some(0)),
+        Some((_, prefix)) if !prefix.bytes().all(|byte| byte.is_ascii_digit()) => return false,
+        Some((address, prefix)) => (address, prefix.parse::<u32>().ok()),
+        None => (text, Some(128)),
     };
-    match (address.parse::<IpAddr>(), prefix) {
-        (Ok(IpAddr::V4(_)), Some(prefix)) => prefix <= 32,
-        (Ok(IpAddr::V6(_)), Some(prefix)) => prefix <= 128,
-        _ => false,
-    }
+    let (bits, longest) = match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(four)) => (u128::from(four.to_bits()) << 96, 32),
+        Ok(IpAddr::V6(six)) => (six.to_bits(), 128),
+        Err(_) => return false,
+    };
+    let plain = !text.contains('/');
+    prefix.is_some_and(|prefix| plain || prefix <= longest && bits.checked_shl(prefix).unwrap_or(0) == 0)
 }
 
 /// An id: what is safe in a path, a file name, a metric and a terminal.
@@ -180,6 +190,14 @@ pub(super) fn check_id(field: &str, id: &str) -> Result<(), StoreError> {
         return Err(StoreError::invalid(field, "must be 1 to 64 letters, digits and -_. and not begin with a dot"));
     }
     Ok(())
+}
+
+/// An id that is nobody else's name.
+fn check_tenant_id(id: &str) -> Result<(), StoreError> {
+    match id.eq_ignore_ascii_case(OPERATOR_NAME) {
+        true => Err(StoreError::invalid("id", "is what those who run the server are called")),
+        false => check_id("id", id),
+    }
 }
 
 /// A name for people: one line.
@@ -303,7 +321,7 @@ impl Store {
 impl Change {
     /// Makes a tenant and gives it the next number.
     pub async fn create_tenant(&mut self, new: &NewTenant) -> Result<Tenant, StoreError> {
-        check_id("id", &new.id)?;
+        check_tenant_id(&new.id)?;
         let texts = Texts::of(&new.settings)?;
         self.check_fit(&new.settings).await?;
         let number = self.tx().next("tenant").await?;
@@ -470,8 +488,38 @@ mod tests {
         for good in ["10.0.0.1", "10.0.0.0/8", "::1", "2001:db8::/32", "0.0.0.0/0"] {
             assert!(is_network(good), "{good}");
         }
-        for bad in ["", "10.0.0.0/33", "::/129", "10.0.0", "host", "10.0.0.0/8/8", "10.0.0.0/-1", "10.0.0.0/"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0",
+            "host",
+            "10.0.0.0/8/8",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+            "10.0.0.1/8",
+            "2001:db8::1/32",
+            "10.0.0.0/+8",
+        ] {
             assert!(!is_network(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_tenant_is_called_as_the_operator_is() {
+        for taken in ["operator", "Operator"] {
+            assert!(check_tenant_id(taken).is_err(), "{taken}");
+        }
+        assert!(check_tenant_id("operators").is_ok() && check_tenant_id("a/b").is_err());
+    }
+
+    #[test]
+    fn host_names_have_no_port_and_no_capitals() {
+        for good in ["a.example", "a", "a-1.example"] {
+            assert!(is_host_name(good), "{good}");
+        }
+        for bad in ["", "a.example:443", "A.example", "a.example.", "-a", "a_b", "https://a", &"x".repeat(64)] {
+            assert!(!is_host_name(bad), "{bad}");
         }
     }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use weir_runtime::{DeviceQuota, TenantSpec};
+use weir_runtime::{
+    DeviceQuota, TenantSpec,
+    store::{OPERATOR_NAME, is_host_name},
+};
 
 use super::{EngineSettings, ModelEntry, ServerSettings, Settings, Span};
 use crate::{
@@ -245,6 +248,12 @@ impl TenantTable {
         if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || !self.name.chars().all(plain) {
             return Err(format!("a tenant's name is 1 to {NAME_BYTES_MAX} letters, digits and -_."));
         }
+        if self.name.eq_ignore_ascii_case(OPERATOR_NAME) {
+            return Err(format!("no tenant is called {OPERATOR_NAME}: those who run the server are"));
+        }
+        if self.domain.as_ref().is_some_and(|domain| !is_host_name(&domain.to_ascii_lowercase())) {
+            return Err("domain must be a host name, without a port".into());
+        }
         if self.weight.is_some_and(|w| !(1..=WEIGHT_MAX).contains(&w)) {
             return Err(format!("weight must be 1 to {WEIGHT_MAX}"));
         }
@@ -411,6 +420,10 @@ mod tests {
             ("[[tenants]]\nname = \"a\"\nquota = 1\n", ["x/weir.toml:3", "quota"]),
             ("[[tenants]]\nname = \"a b\"\n", ["x/weir.toml", "a b"]),
             ("[[tenants]]\nname = \"a\"\n[[tenants]]\nname = \"a\"\n", ["x/weir.toml", "two tenants"]),
+            ("[[tenants]]\nname = \"operator\"\n", ["tenant `operator`", "no tenant"]),
+            ("[[tenants]]\nname = \"Operator\"\n", ["tenant `Operator`", "no tenant"]),
+            ("[[tenants]]\nname = \"a\"\ndomain = \"a.example:443\"\n", ["tenant `a`", "host name"]),
+            ("[[tenants]]\nname = \"a\"\ndomain = \"\"\n", ["tenant `a`", "host name"]),
             ("[[tenants]]\nname = \"a\"\nweight = 0\n", ["tenant `a`", "weight"]),
             ("[[tenants]]\nname = \"a\"\ndevice_seconds_per_day = 0\n", ["tenant `a`", "device_seconds_per_day"]),
             ("[[tenants]]\nname = \"a\"\ndevice_seconds_per_hour = nan\n", ["tenant `a`", "device_seconds_per_hour"]),
