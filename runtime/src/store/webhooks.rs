@@ -207,11 +207,12 @@ impl Store {
         Ok(taken)
     }
 
-    /// Writes down how a try went, and when the next one is.
+    /// Writes down how a try went, and when the next one is. One that is over stays as it ended: a slow try may come to
+    /// its end after the next has delivered.
     pub async fn delivery_tried(&self, tried: &Delivery, now_us: i64) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
-        let sql =
-            "UPDATE deliveries SET state = $2, next_us = $3, status = $4, error = $5, updated_us = $6 WHERE id = $1";
+        let sql = "UPDATE deliveries SET state = $2, next_us = $3, status = $4, error = $5, updated_us = $6 \
+                   WHERE id = $1 AND state = 'waiting'";
         let d = tried;
         tx.execute(sql, args![d.id, d.state.word(), d.next_us, d.status, &d.error, now_us]).await?;
         tx.commit().await

@@ -79,6 +79,11 @@ pub(crate) async fn deliveries_are_taken_once_and_tried_again(on: Fixture) {
         let tried = Delivery { state, status: Some(500), error: Some("no".into()), ..delivery.clone() };
         store.delivery_tried(&tried, NOW + 1).await.unwrap();
     }
+    // A slow try that comes to its end afterwards changes nothing.
+    for late in &taken[..2] {
+        let tried = Delivery { state: DeliveryState::Waiting, error: Some("late".into()), ..late.clone() };
+        store.delivery_tried(&tried, NOW + 2).await.unwrap();
+    }
     let again = store.deliveries_due(NOW + 60, NOW + 120, 100).await.unwrap();
     assert_eq!(again.iter().map(|delivery| delivery.attempts).collect::<Vec<_>>(), [2; 8]);
     let dead = store.deliveries(DeliveryState::Dead, 0, 10).await.unwrap();
