@@ -173,8 +173,12 @@ impl Identity {
     /// `None` where the text is no key of this listener.
     fn by_key(&self, text: &[u8], origin: &Origin, door: Door, now: Now) -> Option<Result<Caller, Denied>> {
         let snapshot = self.snapshot.load();
-        let (caller, tenant) = snapshot.key(text, now.unix_us).filter(|(caller, _)| caller.role.door() == door)?;
-        Some(admitted(&snapshot, caller.clone(), tenant, origin))
+        let entry = snapshot.key(text, now.unix_us).filter(|entry| entry.caller.role.door() == door)?;
+        let outcome = admitted(&snapshot, entry.caller.clone(), &entry.tenant, origin);
+        if outcome.is_ok() {
+            entry.used(now.unix_us);
+        }
+        Some(outcome)
     }
 
     /// `None` where the token is for tenants that are not here.

@@ -34,9 +34,9 @@ pub(super) struct Tenant {
 
 /// A key's owner and its use.
 #[derive(Debug)]
-struct Entry {
-    caller: Caller,
-    tenant: Arc<Tenant>,
+pub(super) struct Entry {
+    pub(super) caller: Caller,
+    pub(super) tenant: Arc<Tenant>,
     revoked: bool,
     used: Arc<Used>,
 }
@@ -211,30 +211,30 @@ impl Snapshot {
         self.pepper.hash("weir plain key v1", &[hash.hex().as_bytes()])
     }
 
-    /// Whose key this is. Unknown, wrong, revoked and expired all read alike, and cost alike: one hash, one lookup, one
-    /// comparison in constant time.
-    pub(super) fn key(&self, text: &[u8], now_us: i64) -> Option<(&Caller, &Arc<Tenant>)> {
-        let (matches, entry) = match ApiKey::parse(text) {
-            Some(key) => {
-                let hash = key.hash(&self.pepper);
-                let found = self.keys.get(key.visible());
-                // What is not there is compared, too: with itself, which says nothing.
-                (found.map_or(&hash, |(known, _)| known).matches(&hash), found.map(|(_, entry)| entry))
-            }
-            None if text.len() <= KEY_BYTES_MAX => {
-                let hash = KeyHash::of(text);
-                let found = self.plain.get(&self.place(&hash));
-                (found.map_or(&hash, |(known, _)| known).matches(&hash), found.map(|(_, entry)| entry))
-            }
-            None => (Choice::from(0), None),
-        };
-        let found = matches & u8::from(entry.is_some()).ct_eq(&1);
-        let entry = entry.filter(|_| bool::from(found))?;
-        if entry.revoked || entry.caller.expires_us.is_some_and(|end| now_us >= end) {
+    /// Whose key this is. Unknown, wrong, revoked and expired all read alike, and cost alike: all keys are looked for by
+    /// their hash, and those of Weir's own form by their id before, with one comparison in constant time each. A key in
+    /// the configuration may be any text, and so have that form, too.
+    pub(super) fn key(&self, text: &[u8], now_us: i64) -> Option<&Entry> {
+        let entry = self.by_id(text).or_else(|| self.by_hash(text))?;
+        let ended = entry.revoked || entry.caller.expires_us.is_some_and(|end| now_us >= end);
+        (!ended).then_some(entry)
+    }
+
+    fn by_id(&self, text: &[u8]) -> Option<&Entry> {
+        let key = ApiKey::parse(text)?;
+        let hash = key.hash(&self.pepper);
+        let found = self.keys.get(key.visible());
+        // What is not there is compared, too: with itself, which says nothing.
+        known(found.map_or(&hash, |(known, _)| known).matches(&hash), found.map(|(_, entry)| entry))
+    }
+
+    fn by_hash(&self, text: &[u8]) -> Option<&Entry> {
+        if text.len() > KEY_BYTES_MAX {
             return None;
         }
-        entry.used.at_us.fetch_max(now_us, Ordering::Relaxed);
-        Some((&entry.caller, &entry.tenant))
+        let hash = KeyHash::of(text);
+        let found = self.plain.get(&self.place(&hash));
+        known(found.map_or(&hash, |(known, _)| known).matches(&hash), found.map(|(_, entry)| entry))
     }
 
     /// A tenant by the name that tokens carry.
@@ -285,6 +285,18 @@ fn owner(
     match of_operators == (tenant == TenantId::OPERATOR) {
         true => Ok(found.clone()),
         false => Err(SnapshotError::RoleOfOthers(key.to_owned())),
+    }
+}
+
+fn known(matches: Choice, entry: Option<&Entry>) -> Option<&Entry> {
+    let found = matches & u8::from(entry.is_some()).ct_eq(&1);
+    entry.filter(|_| bool::from(found))
+}
+
+impl Entry {
+    /// Notes that the key was used. A request that is refused is no use.
+    pub(super) fn used(&self, now_us: i64) {
+        self.used.at_us.fetch_max(now_us, Ordering::Relaxed);
     }
 }
 

@@ -37,7 +37,7 @@ fn names(list: &[&str]) -> BTreeSet<String> {
 }
 
 fn tenant_of(snapshot: &Snapshot, key: &ApiKey, now_us: i64) -> Option<u32> {
-    snapshot.key(key.reveal().as_bytes(), now_us).map(|(caller, _)| caller.tenant.0)
+    snapshot.key(key.reveal().as_bytes(), now_us).map(|entry| entry.caller.tenant.0)
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_key_is_never_wider_than_its_tenant_or_its_role() {
     let row = KeyRow { models: Some(names(&["m", "x"])), scopes: Scopes::ALL, ..row };
     let of = TenantRow { models: Some(names(&["m", "n"])), ..tenant(1, "a") };
     let snapshot = Snapshot::build(pepper, vec![of], vec![row], Vec::new(), None).expect("built");
-    let (caller, _) = snapshot.key(a.reveal().as_bytes(), 0).expect("known");
+    let caller = &snapshot.key(a.reveal().as_bytes(), 0).expect("known").caller;
     assert_eq!(caller.models.as_deref(), Some(&names(&["m"])));
     assert_eq!(caller.scopes, Role::Member.scopes());
     assert!(!caller.may(Scope::KeysWrite));
@@ -91,11 +91,18 @@ fn plain_keys_work_as_they_did() {
         name: text.into(),
         role,
     };
-    let rows = vec![plain("weir-old", 1, Role::Member), plain("any text", 0, Role::Operator)];
+    // In the file, and of the form that keys in the store have.
+    let formed = ApiKey::random().expect("key");
+    let rows = vec![
+        plain("weir-old", 1, Role::Member),
+        plain("any text", 0, Role::Operator),
+        plain(formed.reveal(), 1, Role::TenantAdmin),
+    ];
     let snapshot = Snapshot::build(pepper, vec![tenant(1, "a")], Vec::new(), rows, None).expect("built");
-    let of = |text: &[u8]| snapshot.key(text, 0).map(|(caller, _)| (caller.tenant.0, caller.role));
+    let of = |text: &[u8]| snapshot.key(text, 0).map(|entry| (entry.caller.tenant.0, entry.caller.role));
     assert_eq!(of(b"weir-old"), Some((1, Role::Member)));
     assert_eq!(of(b"any text"), Some((0, Role::Operator)));
+    assert_eq!(of(formed.reveal().as_bytes()), Some((1, Role::TenantAdmin)));
     for text in [&b""[..], b"weir-ol", b"weir-old ", &[b'x'; KEY_BYTES_MAX + 1]] {
         assert_eq!(of(text), None, "{text:?}");
     }
@@ -143,10 +150,12 @@ fn last_uses_come_in_batches_and_survive_a_reload() {
     };
     let first = build(None);
     assert!(first.take_uses().is_empty());
+    let entry = |key: &ApiKey| first.key(key.reveal().as_bytes(), 0).expect("known");
+    assert!(first.take_uses().is_empty(), "to be known is no use yet");
     for now in [60, 70, 65] {
-        tenant_of(&first, &a, now);
+        entry(&a).used(now);
     }
-    tenant_of(&first, &b, 40);
+    entry(&b).used(40);
     let second = build(Some(&first));
     assert_eq!(second.take_uses(), vec![(a.id().into(), 70)], "once each, the latest, and no step back");
     assert!(first.take_uses().is_empty() && second.take_uses().is_empty());

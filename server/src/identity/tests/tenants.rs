@@ -69,10 +69,13 @@ async fn an_allow_list_is_of_true_addresses() {
 
 #[tokio::test]
 async fn who_is_not_served_is_told_so() {
-    let (identity, [_, _, _, c, d]) = rig();
+    let (identity, [_, a, _, c, d]) = rig();
     assert_eq!(ask(&identity, c.reveal()).await.map(|_| ()), Err(Denied::Suspended));
     let why = Denied::Pending("The contract is not signed.".into());
     assert_eq!(ask(&identity, d.reveal()).await.map(|_| ()), Err(why));
+    assert!(identity.snapshot().take_uses().is_empty(), "what is refused is no use");
+    assert!(ask(&identity, a.reveal()).await.is_ok());
+    assert_eq!(identity.snapshot().take_uses(), vec![(a.id().into(), NOW * 1_000_000)]);
 }
 
 #[tokio::test]
