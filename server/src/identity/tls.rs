@@ -31,7 +31,8 @@ pub struct Tls {
     certificate: PathBuf,
     key: PathBuf,
     config: ArcSwap<ServerConfig>,
-    watched: Mutex<Watched>,
+    /// With what was wrong the last time.
+    watched: Mutex<(Watched, Option<String>)>,
 }
 
 /// Files that make no TLS.
@@ -69,20 +70,32 @@ impl Tls {
     /// Reads both files: the certificate first, then those it is signed with; a key in PKCS #8, SEC 1 or PKCS #1.
     pub fn open(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         // Before they are read: a change in between is seen as one.
-        let watched = Mutex::new(Watched::new(vec![certificate.clone(), key.clone()]));
+        let watched = Mutex::new((Watched::new(vec![certificate.clone(), key.clone()]), None));
         let config = ArcSwap::new(config(&certificate, &key)?);
         Ok(Tls { certificate, key, config, watched })
     }
 
     /// Reads the files again if they hold something else. True when new connections get something new; after an error
-    /// they get what was in force, and the files are read again when they change once more. Files are replaced one
-    /// after the other, so a pair that does not go together is no more than a moment between two writes, as a rule.
+    /// they get what was in force, and the files are read again each time until they can be used, with the same error
+    /// said once. Files are replaced one after the other, so a pair that does not go together is no more than a moment
+    /// between two writes, as a rule.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        if !self.watched.lock().unwrap_or_else(PoisonError::into_inner).changed() {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let (files, failed) = &mut *watched;
+        if !files.changed() && failed.is_none() {
             return Ok(false);
         }
-        self.config.store(config(&self.certificate, &self.key)?);
-        Ok(true)
+        match config(&self.certificate, &self.key) {
+            Ok(config) => {
+                self.config.store(config);
+                *failed = None;
+                Ok(true)
+            }
+            Err(error) => match failed.replace(error.to_string()) == Some(error.to_string()) {
+                true => Ok(false),
+                false => Err(error),
+            },
+        }
     }
 
     /// For the next connection.

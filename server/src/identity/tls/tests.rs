@@ -84,6 +84,23 @@ async fn a_new_certificate_is_for_new_connections_and_old_ones_go_on() {
 }
 
 #[test]
+fn a_pair_that_could_not_be_read_is_read_again_without_a_change() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (certificate, key) = pair(folder.path(), "one");
+    let tls = Tls::open(certificate.clone(), key).expect("a pair");
+    // What is watched is the first mebibyte: the file gets small enough without a change of that.
+    let mut text = fs::read(&certificate).expect("text");
+    text.resize(FILE_BYTES_MAX as usize + 1, b'\n');
+    fs::write(&certificate, &text).expect("written");
+    assert!(matches!(tls.reload(), Err(TlsError::File { .. })));
+    assert!(!tls.reload().expect("said once"));
+    text.pop();
+    fs::write(&certificate, &text).expect("written");
+    assert!(tls.reload().expect("a pair"));
+    assert!(!tls.reload().expect("nothing new"));
+}
+
+#[test]
 fn files_that_make_no_tls_say_why() {
     let folder = tempfile::tempdir().expect("folder");
     let (certificate, key) = pair(folder.path(), "one");
