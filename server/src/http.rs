@@ -42,7 +42,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use self::wire::{Pace, Paced, Socket, Wire};
-use crate::{error::ApiError, identity::Tls};
+use crate::{
+    error::ApiError,
+    identity::{Peers, Tls},
+};
 
 /// A request's head must be there after this time; an idle connection is closed after it, too.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
@@ -130,12 +133,13 @@ impl Drop for Open {
     }
 }
 
-/// Serves a router, over TLS where there is a certificate, until the last phase; then lets open connections finish what they are at, and returns when the last
+/// Serves a router to some peers, over TLS where there is a certificate, until the last phase; then lets open connections finish what they are at, and returns when the last
 /// is closed. Never ends because of an error of one connection, or of accepting one.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     tls: Option<Arc<Tls>>,
+    peers: Peers,
     connections: Arc<Connections>,
     mut phase: watch::Receiver<Phase>,
 ) {
@@ -149,7 +153,7 @@ pub async fn serve(
     }
     let turned_away = Arc::new(Semaphore::new(TURNED_AWAY_MAX));
     let mut tasks = JoinSet::new();
-    let mut failing = false;
+    let (mut failing, mut told) = (false, false);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -171,6 +175,13 @@ pub async fn serve(
         };
         if std::mem::take(&mut failing) {
             tracing::info!("accepting connections again");
+        }
+        if !peers.include(peer.0) {
+            // Closed before it sends a key, or as soon after as can be; nothing of it is read. Said once: it may be many.
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(address = %peer.0, "closed a connection that is from no trusted proxy, as others will be");
+            }
+            continue;
         }
         match connections.enter() {
             Some(open) => {

@@ -32,7 +32,7 @@ use crate::{
         TenantTable, starter_text,
     },
     http::{self, Connections, Phase},
-    identity::{Identity, Tls},
+    identity::{Identity, Peers, Tls},
     keys::{Key, write_key_file},
 };
 
@@ -88,7 +88,7 @@ async fn serve(
     // Ports first: the answer to "is it running already?" should not take as long as loading a model.
     let listener = bind(&config.host.value, config.port.value, "--port").await?;
     let address = listener.local_addr()?;
-    covered(config, "the API", address, tls.is_some())?;
+    let peers = covered(config, "the API", address, tls.is_some())?;
     let metrics = match config.metrics_address() {
         Some(address) => Some(bind(&address.ip().to_string(), address.port(), "--metrics").await.context("metrics")?),
         None => None,
@@ -96,8 +96,8 @@ async fn serve(
     let admin = match admin {
         Some(admin) => {
             let (host, port) = (admin.address.ip().to_string(), admin.address.port());
-            covered(config, "the operators' API", admin.address, tls.is_some())?;
-            Some((bind(&host, port, "--admin").await.context("admin")?, admin))
+            let peers = covered(config, "the operators' API", admin.address, tls.is_some())?;
+            Some((bind(&host, port, "--admin").await.context("admin")?, admin, peers))
         }
         None => None,
     };
@@ -111,19 +111,26 @@ async fn serve(
     let mut signals = Signals::new()?;
     let (phase, phases) = watch::channel(Phase::Serving);
     let shown = tls.clone();
-    let api = tokio::spawn(http::serve(listener, router(app.clone()), shown, app.connections().clone(), phases));
+    let api = tokio::spawn(http::serve(listener, router(app.clone()), shown, peers, app.connections().clone(), phases));
     // The metrics are there to the end: they show how the drain goes.
     let (metrics_phase, metrics_phases) = watch::channel(Phase::Serving);
     let metrics = metrics.map(|listener| {
         let connections = Connections::new(METRICS_CONNECTIONS_MAX);
-        tokio::spawn(http::serve(listener, metrics_router(app.clone()), None, connections, metrics_phases.clone()))
+        tokio::spawn(http::serve(
+            listener,
+            metrics_router(app.clone()),
+            None,
+            Peers::All,
+            connections,
+            metrics_phases.clone(),
+        ))
     });
     // So is the operators' own.
-    let admin = admin.map(|(listener, admin)| {
+    let admin = admin.map(|(listener, admin, peers)| {
         let router = admin_router(app.clone(), admin.root);
         // On this machine its key is nobody else's to read, and no certificate names it.
         let tls = tls.clone().filter(|_| !admin.address.ip().to_canonical().is_loopback());
-        tokio::spawn(http::serve(listener, router, tls, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
+        tokio::spawn(http::serve(listener, router, tls, peers, Connections::new(ADMIN_CONNECTIONS_MAX), metrics_phases))
     });
     tracing::info!(%address, models = engine_config.models.len(), "loading");
     let engine = tokio::select! {

@@ -13,6 +13,7 @@ use tokio_rustls::{
 };
 
 use super::*;
+use crate::identity::CidrList;
 
 struct Running {
     address: std::net::SocketAddr,
@@ -26,11 +27,15 @@ async fn start(router: Router, connections_max: usize) -> Running {
 }
 
 async fn start_with(router: Router, connections_max: usize, tls: Option<Arc<Tls>>) -> Running {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    start_at("127.0.0.1:0", router, connections_max, tls, Peers::All).await
+}
+
+async fn start_at(at: &str, router: Router, connections_max: usize, tls: Option<Arc<Tls>>, peers: Peers) -> Running {
+    let listener = TcpListener::bind(at).await.expect("a free port");
     let address = listener.local_addr().expect("address");
     let (phase, phases) = watch::channel(Phase::Serving);
     let connections = Connections::new(connections_max);
-    let server = tokio::spawn(serve(listener, router, tls, connections.clone(), phases));
+    let server = tokio::spawn(serve(listener, router, tls, peers, connections.clone(), phases));
     Running { address, phase, connections, server }
 }
 
@@ -48,6 +53,27 @@ fn hello() -> Router {
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+
+/// An address of this machine that is not a loopback, if it has a network.
+fn own_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Sends nothing: it only asks for the route.
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}
+
+#[tokio::test]
+async fn where_only_proxies_may_connect_others_are_closed_unread() {
+    let Some(own) = own_address() else { return };
+    for (proxies, answered) in [(CidrList::default(), false), (own.to_string().parse().expect("ranges"), true)] {
+        let mut running = start_at("0.0.0.0:0", hello(), 1, None, Peers::Proxies(proxies)).await;
+        let port = running.address.port();
+        running.address = (IpAddr::from([127, 0, 0, 1]), port).into();
+        assert!(exchange(&running, REQUEST).await.ends_with("hello"), "this machine");
+        running.address = (own, port).into();
+        assert_eq!(exchange(&running, REQUEST).await.ends_with("hello"), answered, "{own}");
+    }
+}
 
 #[tokio::test]
 async fn requests_are_answered_within_the_cap_only() {

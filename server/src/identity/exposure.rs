@@ -1,6 +1,8 @@
 //! Whether keys would cross a network in the clear.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use super::CidrList;
 
 /// A listener that others can reach, without anything that keeps its keys to itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,9 +40,47 @@ impl Cover {
     }
 }
 
+/// Whose connections a listener takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peers {
+    /// Everybody's.
+    All,
+    /// Those of this machine and of the proxies that end TLS in front of it. Where nothing else keeps keys to
+    /// themselves, whoever else connects would send one in the clear.
+    Proxies(CidrList),
+}
+
+impl Peers {
+    /// Whether connections from an address are taken.
+    pub fn include(&self, peer: IpAddr) -> bool {
+        match self {
+            Peers::All => true,
+            Peers::Proxies(proxies) => peer.to_canonical().is_loopback() || proxies.contains(peer),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxies_that_are_the_only_cover_are_the_only_peers() {
+        let proxies = Peers::Proxies("10.0.0.0/8".parse().expect("ranges"));
+        for (peer, taken) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            let peer = peer.parse().expect("address");
+            assert_eq!(proxies.include(peer), taken, "{peer}");
+            assert!(Peers::All.include(peer), "{peer}");
+        }
+    }
 
     #[test]
     fn only_this_machine_is_served_without_cover() {

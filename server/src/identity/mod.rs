@@ -43,7 +43,7 @@ pub use self::{
     api_key::{ApiKey, SecretHash},
     caller::{AuthMethod, Caller, Wanted, Wider},
     cidr::{Cidr, CidrList},
-    exposure::{Cover, Exposed},
+    exposure::{Cover, Exposed, Peers},
     failures::{BURST, Failures, PER_SECOND},
     jwt::Issuers,
     origin::{HostName, Origin, TenantName, origin},

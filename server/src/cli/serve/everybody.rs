@@ -8,8 +8,8 @@ use weir_runtime::TenantId;
 use crate::{
     config::{Config, KeySource, PEPPER_FILE, TenantTable},
     identity::{
-        Cover, EVERY, Identity, Issuers, Pepper, PepperError, PlainKey, Role, Snapshot, Standing, TenantRow, Tls,
-        Watched,
+        Cover, EVERY, Identity, Issuers, Peers, Pepper, PepperError, PlainKey, Role, Snapshot, Standing, TenantRow,
+        Tls, Watched,
     },
     keys::read_key_file,
 };
@@ -123,17 +123,21 @@ pub(super) fn tls(config: &Config) -> anyhow::Result<Option<Arc<Tls>>> {
     }
 }
 
-/// Refuses a listener that others can reach while nothing keeps its keys to itself.
-pub(super) fn covered(config: &Config, what: &'static str, address: SocketAddr, tls: bool) -> anyhow::Result<()> {
-    let proxied = !config.trusted_proxies.value.0.is_empty();
-    let cover = Cover { tls, proxied, insecure: false };
-    match cover.check(what, address) {
-        Err(_) if config.insecure_public.value => {
-            tracing::warn!(%address, "{what} is open to others without TLS: its keys cross the network in the clear");
-            Ok(())
-        }
-        checked => Ok(checked?),
+/// Refuses a listener that others can reach while nothing keeps its keys to itself, and says whose connections it takes.
+pub(super) fn covered(config: &Config, what: &'static str, address: SocketAddr, tls: bool) -> anyhow::Result<Peers> {
+    let proxies = &config.trusted_proxies.value;
+    let insecure = config.insecure_public.value;
+    let cover = Cover { tls, proxied: !proxies.0.is_empty(), insecure };
+    cover.check(what, address)?;
+    if Cover::default().check(what, address).is_ok() || tls {
+        return Ok(Peers::All);
     }
+    if insecure {
+        tracing::warn!(%address, "{what} is open to others without TLS: its keys cross the network in the clear");
+        return Ok(Peers::All);
+    }
+    tracing::info!(%address, "{what} takes connections from trusted proxies and from this machine only");
+    Ok(Peers::Proxies(proxies.clone()))
 }
 
 /// Shows new connections the certificate that the files hold, until the server ends.
