@@ -1,6 +1,6 @@
 //! Whom a server knows, out of its configuration: read at the start, and again whenever a file with a key changes.
 
-use std::{io::ErrorKind, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, io::ErrorKind, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
 use weir_runtime::TenantId;
@@ -33,12 +33,20 @@ impl Everybody {
     pub(super) fn identity(&self, config: &Config) -> anyhow::Result<Arc<Identity>> {
         let settings = config.jwt.iter().map(|table| table.checked()).collect::<Result<_, _>>();
         let issuers = settings.and_then(Issuers::new).map_err(anyhow::Error::msg).context("[[auth.jwt]]")?;
-        Ok(Arc::new(Identity::new(self.snapshot(None)?, issuers, config.trusted_proxies.value.clone())))
+        // At the start, somebody is there to put it right.
+        let (snapshot, faults) = self.read(None)?;
+        if let Some(fault) = faults.into_iter().next() {
+            bail!(fault);
+        }
+        Ok(Arc::new(Identity::new(snapshot, issuers, config.trusted_proxies.value.clone())))
     }
 
-    fn snapshot(&self, previous: Option<&Snapshot>) -> anyhow::Result<Snapshot> {
+    /// Everybody as the files have it now. A key that cannot be had is nobody's, and one that two have is neither's;
+    /// what is wrong is said beside. All others are there whatever is wrong with those.
+    fn read(&self, previous: Option<&Snapshot>) -> anyhow::Result<(Snapshot, Vec<String>)> {
         let mut rows = Vec::new();
         let mut keys = Vec::new();
+        let mut faults = Vec::new();
         for (number, tenant) in (1u32..).map(TenantId).zip(&self.tenants) {
             rows.push(TenantRow {
                 id: tenant.name.clone(),
@@ -51,23 +59,41 @@ impl Everybody {
             for key in &tenant.keys {
                 let hash = match key.source().map_err(anyhow::Error::msg)? {
                     KeySource::Hash(hash) => hash,
-                    KeySource::File(path) => {
-                        read_key_file(&path).with_context(|| format!("tenant `{}`", tenant.name))?.hash()
-                    }
+                    KeySource::File(path) => match read_key_file(&path) {
+                        Ok(key) => key.hash(),
+                        Err(error) => {
+                            faults.push(format!("tenant `{}`: {error}", tenant.name));
+                            continue;
+                        }
+                    },
                 };
                 let name = format!("{}/{}", tenant.name, key.name.as_deref().unwrap_or("without a name"));
                 let role = key.role().map_err(anyhow::Error::msg)?;
                 keys.push(PlainKey { hash, tenant: number, name, role });
             }
         }
-        if let Some(path) = &self.admin_key_file {
-            let hash = read_key_file(path)?.hash();
-            if keys.iter().any(|key| key.hash == hash) {
-                bail!("the operators' key is a tenant's, too: make another one with `weir key new`");
-            }
-            keys.push(PlainKey { hash, tenant: TenantId::OPERATOR, name: "operator".into(), role: Role::Operator });
+        match self.admin_key_file.as_deref().map(read_key_file) {
+            None => {}
+            Some(Err(error)) => faults.push(error.to_string()),
+            Some(Ok(key)) => keys.push(PlainKey {
+                hash: key.hash(),
+                tenant: TenantId::OPERATOR,
+                name: "operator".into(),
+                role: Role::Operator,
+            }),
         }
-        Ok(Snapshot::build(self.pepper.clone(), rows, Vec::new(), keys, previous)?)
+        let mut owners: HashMap<String, usize> = HashMap::new();
+        for key in &keys {
+            *owners.entry(key.hash.hex()).or_default() += 1;
+        }
+        keys.retain(|key| {
+            let alone = owners.get(&key.hash.hex()) == Some(&1);
+            if !alone {
+                faults.push(format!("key `{}` is another one, too: make another with `weir key new`", key.name));
+            }
+            alone
+        });
+        Ok((Snapshot::build(self.pepper.clone(), rows, Vec::new(), keys, previous)?, faults))
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -76,21 +102,55 @@ impl Everybody {
     }
 
     /// Reads the files with keys again when they change, until the server ends: who holds the old key of a file is
-    /// nobody from then on. A file that cannot be used changes nothing.
+    /// nobody from then on. A file that cannot be used, or is gone, is nobody's key until it can, and holds up no other.
     pub(super) async fn keep_fresh(self, identity: Arc<Identity>) {
-        let mut watched = Watched::new(self.files());
+        let mut reading = Reading::of(self);
         loop {
             tokio::time::sleep(EVERY).await;
-            if watched.changed() {
-                match self.snapshot(Some(&identity.snapshot())) {
-                    Ok(snapshot) => {
-                        identity.replace(snapshot);
-                        tracing::info!("read the files with keys again");
-                    }
-                    Err(error) => tracing::warn!("the keys stay as they were: {error:#}"),
-                }
-            }
+            reading.again(&identity);
         }
+    }
+}
+
+/// The files with keys, looked at again and again.
+struct Reading {
+    everybody: Everybody,
+    watched: Watched,
+    /// Whether to read even if no content changes: whatever was wrong may have passed without one.
+    due: bool,
+    /// What was wrong the last time, which is said once.
+    faults: Vec<String>,
+}
+
+impl Reading {
+    fn of(everybody: Everybody) -> Self {
+        // Files may have changed between the start's reading and this.
+        Reading { watched: Watched::new(everybody.files()), everybody, due: true, faults: Vec::new() }
+    }
+
+    fn again(&mut self, identity: &Identity) {
+        let changed = self.watched.changed();
+        if !changed && !self.due {
+            return;
+        }
+        let faults = match self.everybody.read(Some(&identity.snapshot())) {
+            Ok((snapshot, faults)) => {
+                identity.replace(snapshot);
+                faults
+            }
+            Err(error) => vec![format!("the keys stay as they were: {error:#}")],
+        };
+        if changed {
+            tracing::info!("read the files with keys again");
+        }
+        for fault in faults.iter().filter(|fault| !self.faults.contains(fault)) {
+            tracing::warn!("{fault}; trying again");
+        }
+        if faults.is_empty() && !self.faults.is_empty() {
+            tracing::info!("all keys are there again");
+        }
+        self.due = !faults.is_empty();
+        self.faults = faults;
     }
 }
 
@@ -159,3 +219,6 @@ pub(super) async fn keep_tokens_fresh(identity: Arc<Identity>) {
         tokio::time::sleep(EVERY).await;
     }
 }
+
+#[cfg(test)]
+mod tests;
