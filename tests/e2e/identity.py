@@ -158,11 +158,15 @@ def test_a_file_with_another_key_is_read_while_requests_go_on(world):
         wait_until("the new key", lambda: status(server, new, devices, port=server.admin_port) == 200)
         assert status(server, old, devices, port=server.admin_port) == 401
         assert status(server, "weir-e2e-demo-key") == 200
-        # What cannot be used changes nothing.
+        # What cannot be used is nobody's key, others go on, and it is tried again.
         path.chmod(0o644)
         path.write_text("weir-exposed")
-        wait_until("a warning", lambda: "the keys stay as they were" in server.output())
-        assert status(server, new, devices, port=server.admin_port) == 200
+        wait_until("a warning", lambda: "trying again" in server.output())
+        for key in (new, "weir-exposed"):
+            assert status(server, key, devices, port=server.admin_port) == 401, key
+        assert status(server, "weir-e2e-demo-key") == 200
+        path.chmod(0o600)
+        wait_until("the key", lambda: status(server, "weir-exposed", devices, port=server.admin_port) == 200)
         assert (server.folder / ".weir/pepper").stat().st_mode & 0o777 == 0o600
     finally:
         server.close()
