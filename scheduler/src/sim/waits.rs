@@ -34,20 +34,21 @@ pub(super) struct Mark {
 /// A request's place in its tenant's order: its model, when it counts as having come, its number.
 type Key = (u16, Nanos, u64);
 
-/// How many of its tenant's requests for the model may start before a request although they should come later: each that is older may be overtaken for four
-/// quanta of device time for what is cached (see [`crate::kin`]), which is a second, and so may the request itself; and while its device
-/// stands still, others of its tenant start elsewhere. What the worlds ask takes 20 ms each on average and more. It depends on what was there when the request
-/// came, and not on how long the history is.
-const OVERTAKEN_MAX: u64 = 400;
-const OVERTAKEN_EACH_MAX: u64 = 50;
+/// What a request may let pass of its tenant's for the model that should come later: quanta of device time on each device for itself and for each that
+/// stood before it when it came, four for what is cached there (see [`crate::kin`]) and as many for those that started elsewhere while its device
+/// stood still or had no blocks; or so many requests, for after a slow step some are expected to take long. Neither grows with the history.
+const OVERTAKEN_QUANTA: u64 = 8;
+const OVERTAKEN_EACH: u64 = 50;
+const OVERTAKEN: u64 = 400;
 
 /// What a request that never started has seen.
 #[derive(Clone, Copy, Debug)]
 struct Passed {
     /// How many stood before it when it came.
     older: u64,
-    /// How many that should come later have started before it.
+    /// How many that should come later have started before it, and the device time that they were expected to take.
     by: u64,
+    time: Nanos,
 }
 
 #[derive(Debug)]
@@ -85,7 +86,7 @@ impl World<'_> {
         let (place, key) = self.key(client);
         let first = (key.0, Nanos::ZERO, 0);
         let older = self.waits.waiting[place].range(first..key).count() as u64;
-        self.waits.waiting[place].insert(key, Passed { older, by: 0 });
+        self.waits.waiting[place].insert(key, Passed { older, by: 0, time: Nanos::ZERO });
     }
 
     /// It ended, or it started.
@@ -101,13 +102,20 @@ impl World<'_> {
         let Some(passed) = self.waits.waiting[place].remove(&key) else {
             return; // It started before, on a device that was lost.
         };
-        let most = OVERTAKEN_MAX + OVERTAKEN_EACH_MAX * passed.older;
-        assert!(passed.by <= most, "a request behind {} was overtaken by {} that came later", passed.older, passed.by);
-        self.outcome.overtaken_max = self.outcome.overtaken_max.max(passed.by);
-        self.outcome.overtaken_per_mille = self.outcome.overtaken_per_mille.max(passed.by * 1_000 / most);
+        let Passed { older, by, time } = passed;
+        let config = &self.scenario.config;
+        let quanta = OVERTAKEN_QUANTA * self.machines.len() as u64 * (older + 1);
+        let longest = config.locality_quantum.max(config.step_latency_max).0 * quanta;
+        let part = (time.0 * 1_000 / longest).min(by * 1_000 / (OVERTAKEN + OVERTAKEN_EACH * older));
+        assert!(part <= 1_000, "a request behind {older} was overtaken by {by} that came later, for {time:?}");
+        self.outcome.overtaken_max = self.outcome.overtaken_max.max(by);
+        self.outcome.overtaken_per_mille = self.outcome.overtaken_per_mille.max(part);
+        let requests = &self.scheduler.requests;
+        let estimate = requests.find(id).map_or(Nanos::ZERO, |slot| requests.get(slot).estimate);
         let first = (key.0, Nanos::ZERO, 0);
         for (_, passed) in self.waits.waiting[place].range_mut(first..key) {
             passed.by += 1;
+            passed.time += estimate;
         }
         self.check_wait(place, mark);
     }
