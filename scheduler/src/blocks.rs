@@ -142,15 +142,15 @@ impl Pool {
         self.stale.reserve(tenants - self.stale.len());
     }
 
-    /// Takes over what the tenant bought. A cache that is over its new ceiling shrinks at the next [`Pool::tell_time`].
-    pub(crate) fn set_plan(&mut self, tenant: u32, account: &Account) {
+    /// Takes over what the tenant bought: floors only where the device serves it. Its cache shrinks at the next [`Pool::tell_time`].
+    pub(crate) fn set_plan(&mut self, tenant: u32, account: &Account, serves: bool) {
         let plan = &account.plan;
         let cached_max = plan.cache_blocks_ceiling.unwrap_or(u32::MAX);
         let before = u64::from(self.held(tenant).kept());
         self.change(tenant, |held| {
-            (held.floor, held.cache_floor, held.weight) =
-                (plan.kv_blocks_floor, plan.cache_blocks_floor, account.weight());
-            held.cached_max = cached_max;
+            (held.floor, held.cache_floor) =
+                if serves { (plan.kv_blocks_floor, plan.cache_blocks_floor) } else { (0, 0) };
+            (held.weight, held.cached_max) = (account.weight(), cached_max);
         });
         self.overfull |= self.held(tenant).cached > cached_max;
         self.floors = self.floors - before + u64::from(self.held(tenant).kept());

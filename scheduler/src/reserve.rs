@@ -31,6 +31,10 @@ impl Scheduler {
     pub fn set_pool(&mut self, id: DeviceId, pool: Option<PoolId>) {
         if let Some(d) = self.device(id) {
             self.devices[d].pool = pool;
+            // Whom it serves has floors there, and nobody else.
+            for tenant in 0..self.tenants.len() as u32 {
+                self.devices[d].set_plan(&self.tenants, tenant);
+            }
         }
     }
 

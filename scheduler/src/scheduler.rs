@@ -114,7 +114,7 @@ impl Scheduler {
         }
         let device = &mut self.devices[d];
         for (tenant, account) in (0u32..).zip(self.tenants.iter()) {
-            model.pool.set_plan(tenant, account);
+            model.pool.set_plan(tenant, account, device.serves(account));
         }
         device.models.push(model);
         true

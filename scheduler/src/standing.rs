@@ -97,8 +97,9 @@ impl Device {
         if share.live > 0 {
             self.weights = self.weights - u64::from(before) + u64::from(share.weight);
         }
+        let serves = self.serves(account);
         for model in &mut self.models {
-            model.pool.set_plan(tenant, account);
+            model.pool.set_plan(tenant, account, serves);
         }
     }
 

@@ -87,6 +87,36 @@ fn another_pools_plan_is_no_key() {
 }
 
 #[test]
+fn a_floor_keeps_blocks_only_on_devices_that_serve_its_tenant() {
+    let mut rig = rig();
+    // Of 64 blocks each: the pool's is for tenant 2, besides the common one, and for 3, which keeps to it.
+    rig.tenant(1, Tenant { kv_blocks_floor: 10, ..Tenant::default() });
+    rig.tenant(3, Tenant { pool: Some(POOL), pool_only: true, kv_blocks_floor: 40, ..Tenant::default() });
+    let long = |rig: &mut Rig, tenant: u32, device: DeviceId, blocks: u32| {
+        let work = Work::Generate { prompt_len: blocks * BLOCK_LEN, new_tokens_max: 1, hashes: Vec::new() };
+        let admission = Admission { tenant: TenantId(tenant), model: CHAT, priority: 0, work };
+        let answer = rig.scheduler.admit_to(rig.now, device, admission).map_err(|reject| reject.reason);
+        rig.scheduler.check_invariants();
+        answer.map(|id| rig.scheduler.cancel(rig.now, id))
+    };
+    assert_eq!(long(&mut rig, 1, COMMON, 64), Ok(()), "nobody else has a floor there");
+    assert_eq!(long(&mut rig, 2, COMMON, 54), Ok(()));
+    assert_eq!(long(&mut rig, 2, COMMON, 55), Err(RejectReason::NeverFits));
+    assert_eq!(long(&mut rig, 2, GOLD, 24), Ok(()));
+    assert_eq!(long(&mut rig, 2, GOLD, 25), Err(RejectReason::NeverFits));
+    // A device that leaves its pool is one that tenant 1 may use, and 3 no more.
+    rig.scheduler.set_pool(GOLD, None);
+    assert_eq!(long(&mut rig, 2, GOLD, 54), Ok(()));
+    assert_eq!(long(&mut rig, 2, GOLD, 55), Err(RejectReason::NeverFits));
+    rig.scheduler.set_pool(GOLD, Some(POOL));
+    rig.scheduler.device_lost(rig.now, GOLD);
+    rig.scheduler.add_device(rig.now, GOLD);
+    add_model(&mut rig);
+    assert_eq!(long(&mut rig, 2, GOLD, 24), Ok(()));
+    assert_eq!(long(&mut rig, 2, GOLD, 25), Err(RejectReason::NeverFits));
+}
+
+#[test]
 fn an_idle_reserved_device_pulls_nothing_that_is_not_its_own() {
     let pulled = |tenant: u32| {
         let mut rig = rig();
