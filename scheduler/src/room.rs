@@ -132,12 +132,12 @@ impl Fill<'_> {
         blocks > reach.min(self.ceiling_for(slot, Limits::Bind))
     }
 
-    /// How many blocks its tenant may use for the sake of this request: as many as it has bought, but one that has run may go on.
+    /// How many blocks its tenant may use for the sake of this request: as many as it has bought, but one that has run may go on, with as
+    /// many as it needs by itself.
     fn ceiling_for(&self, slot: u32, limits: Limits) -> u32 {
         let request = self.requests.get(slot);
         let bought = ceiling(self.tenants.get(request.tenant), limits);
-        let outgrown = request.limit().div_ceil(BLOCK_LEN) > bought;
-        if outgrown && request.started_at.is_some() { u32::MAX } else { bought }
+        if request.started_at.is_some() { bought.max(request.limit().div_ceil(BLOCK_LEN)) } else { bought }
     }
 
     /// A block for a request, first inside what its tenant has bought.

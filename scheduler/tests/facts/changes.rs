@@ -279,3 +279,26 @@ fn whatever_changes_under_way_nothing_is_lost_and_nothing_stands_still() {
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
     assert!(count == 1 || ends.iter().all(|end| *end > 50), "{ends:?}");
 }
+
+#[test]
+fn a_lowered_ceiling_lets_what_has_run_have_what_one_request_needs_and_no_more() {
+    let mut rig = Rig::new(64);
+    let ceiling = |blocks| Tenant { kv_blocks_ceiling: Some(blocks), ..Tenant::default() };
+    rig.tenant(1, ceiling(40));
+    // Seven blocks each to start with, eleven at the end.
+    let ids = [rig.ask(1, 220, 110), rig.ask(1, 220, 110), rig.ask(1, 220, 110)];
+    while ids.iter().any(|id| rig.cached_tokens(*id).is_none()) {
+        rig.step();
+    }
+    let held = |rig: &Rig| rig.scheduler.stats().models[0].blocks_used;
+    assert_eq!(held(&rig), 21);
+    rig.tenant(1, ceiling(5));
+    let mut most = 0;
+    while ids.iter().any(|id| rig.settled(*id).is_none()) {
+        assert!(rig.step().is_some(), "the device is never idle");
+        most = most.max(held(&rig));
+    }
+    // A request that was preempted for another starts again when it fits beside what runs.
+    assert!(most <= 21, "{most}");
+    assert!(ids.iter().all(|id| matches!(rig.settled(*id), Some((End::Finished, _)))));
+}
