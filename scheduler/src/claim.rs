@@ -13,6 +13,9 @@
 //! few that [`crate::place`] asks in turn. A tenant hidden behind a needier one has its turn when that one has caught up, for that one is
 //! then short here, and what is owed is measured against it.
 //!
+//! *Who has just come* to a device is calm there until that plans a step, and nobody asks the calm ones. A device that is late may plan no more,
+//! so whoever waits there is noted as short of it, level with those who were short there before, and is asked from then on.
+//!
 //! Cost: a look at each model of each other device, while nobody there is far behind; O(at hand) and what is moved, otherwise.
 
 use crate::ids::Nanos;
@@ -29,9 +32,15 @@ impl Scheduler {
         }
         let until = self.owed_below(d);
         for e in 0..self.devices.len() {
+            if e == d || !self.devices[e].up {
+                continue;
+            }
+            if self.devices[e].is_late(self.requests.now) {
+                self.devices[e].note_kept(&mut self.tenants);
+            }
             let there = &self.devices[e];
             // Whoever is short there had at least so much when its last step was planned, and virtual times hardly fall.
-            if e == d || !there.up || there.least.is_none_or(|least| least >= until) {
+            if there.least.is_none_or(|least| least >= until) {
                 continue;
             }
             for theirs in 0..self.devices[e].models.len() {

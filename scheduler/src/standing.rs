@@ -201,6 +201,24 @@ impl Device {
         }
     }
 
+    /// Notes as short, while a step that is late keeps the device from planning, who waits here and could start: it wants more than it gets.
+    pub(crate) fn note_kept(&mut self, tenants: &mut Tenants) {
+        self.lift(tenants);
+        let mut at = 0;
+        while let Some(tenant) = self.calm.get(at) {
+            let account = tenants.get(tenant);
+            if self.shares[tenant as usize].waiting == 0 || !account.may_start() || account.is_dry() {
+                at += 1;
+                continue;
+            }
+            let time = account.service.virtual_time();
+            self.least = Some(self.least.map_or(time, |least| least.min(time)));
+            self.calm.set(tenant, false);
+            self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, true);
+            self.file_all(tenants, tenant);
+        }
+    }
+
     fn wants_more(&self, tenants: &Tenants, tenant: u32, planning: StepId) -> bool {
         // What it wants is a grant, and not the device.
         let dry = tenants.get(tenant).is_dry();

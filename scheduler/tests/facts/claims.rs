@@ -128,3 +128,31 @@ fn what_waits_for_a_device_that_is_late_goes_elsewhere_and_newcomers_too() {
     let late = rig.ask(1, 40, 20);
     assert_eq!(rig.scheduler.device_of(late), Some(DEVICE));
 }
+
+#[test]
+fn who_came_to_a_device_that_answers_no_more_is_served_by_one_whose_rows_are_full() {
+    let mut rig = two();
+    rig.scheduler.drain_device(OTHER);
+    for _ in 0..12 {
+        rig.ask(1, 40, 400);
+    }
+    rig.scheduler.resume_device(OTHER);
+    for _ in 0..3 {
+        rig.step().unwrap();
+    }
+    // Its report is lost, and these come after it was planned.
+    plan_on(&mut rig, OTHER).unwrap();
+    let waiting: Vec<RequestId> = (0..4).map(|_| rig.ask(2, 40, 200)).collect();
+    assert!(waiting.iter().all(|id| rig.scheduler.device_of(*id) == Some(OTHER)));
+    let served = |rig: &Rig, tenant| rig.scheduler.tenant_service(TenantId(tenant)).0;
+    let lead = |rig: &Rig| served(rig, 1).saturating_sub(served(rig, 2));
+    let (before, mut most) = (lead(&rig), 0);
+    for _ in 0..150 {
+        let plan = rig.step().unwrap();
+        assert_eq!(plan.rows.len(), 8, "its rows are full");
+        most = most.max(lead(&rig) - before);
+    }
+    println!("behind by {most} ns at most");
+    let quantum = Config::default().locality_quantum + Config::default().hold_max;
+    assert!(most < (quantum + Nanos::from_millis(200)).0, "{most}");
+}
