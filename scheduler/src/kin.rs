@@ -13,7 +13,8 @@
 //! *Between tenants.* Requests that hit the cache go before all others, those of the tenant that started one last first, then by virtual
 //! time, if their tenant is less than a quantum ahead of the least among the tenants that are short. Otherwise another's cold prompt
 //! would take the room of what is cached for a request that waits already. What a tenant starts is held against it at
-//! once, so its lead, and with it the service gap, grows by at most the quantum and one request. See [`crate::fill`].
+//! once, as far as [`crate::Config::hold_max`] lets it count: its lead grows by at most the quantum and one request until then, and beyond that by what
+//! is measured of steps in flight before the next start is weighed. See [`crate::fill`].
 //!
 //! *How.* Live requests of a lane are in one group for each of the depths in [`DEPTHS`] that their prompt has: the hash of a block stands for
 //! everything before it, so one hash is the key of all. A group keeps those of its members that wait in a heap by rank, from

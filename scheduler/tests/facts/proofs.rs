@@ -218,11 +218,11 @@ fn no_invariant_breaks_with_all_faults_on() {
             (prompts + tenant.prompt_tokens, drawn + tenant.drawn_tokens, chats + tenant.accepted);
     }
     println!("figure=1.tokens_of_a_chat prompt={} drawn={}", prompts / chats, drawn / chats);
-    let ends = [End::Finished, End::Cancelled, End::Failed, End::Quota, End::Lost]
+    let ends = [End::Finished, End::Cancelled, End::Failed, End::Quota, End::Lost, End::NeverFits]
         .map(|end| outcomes.iter().map(|outcome| outcome.ended(end)).sum::<u64>());
     println!(
-        "figure=1.ends finished={} cancelled={} failed={} quota={} lost={}",
-        ends[0], ends[1], ends[2], ends[3], ends[4]
+        "figure=1.ends finished={} cancelled={} failed={} quota={} lost={} never_fits={}",
+        ends[0], ends[1], ends[2], ends[3], ends[4], ends[5]
     );
     let faults: [(&str, u64); 13] = [
         ("cancels", sum(|o| o.incidents.cancels)),
