@@ -9,12 +9,10 @@
 //! here with the least virtual time, so they start at once, as far as there are blocks. How far a tenant is behind is measured against the
 //! least of those that are short of this device, or, if nobody is, against the one ahead of all others here.
 //!
-//! *Who is asked.* Of each other device the tenants with the least time, those it has at hand if any of them can be so far behind, and the
-//! few that [`crate::place`] asks in turn. A tenant hidden behind a needier one has its turn when that one has caught up, for that one is
-//! then short here, and what is owed is measured against it.
-//!
-//! *Who has just come* to a device is calm there until that plans a step, and nobody asks the calm ones. A device that is late may plan no more,
-//! so whoever waits there is noted as short of it, level with those who were short there before, and is asked from then on.
+//! *Who is asked.* Of each other device the tenant with the least time in each of its files, and those it has at hand if any of them can be so far
+//! behind. A tenant hidden behind a needier one has its turn when that one has caught up, for that one is then short here, and what is owed is
+//! measured against it. Not so behind one that cannot move, because its plan keeps it there or it is too large: until that one has had its
+//! turn there, those behind it are owed and not asked.
 //!
 //! Cost: a look at each model of each other device, while nobody there is far behind; O(at hand) and what is moved, otherwise.
 
