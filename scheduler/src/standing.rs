@@ -207,7 +207,9 @@ impl Device {
         let mut at = 0;
         while let Some(tenant) = self.calm.get(at) {
             let account = tenants.get(tenant);
-            if self.shares[tenant as usize].waiting == 0 || !account.may_start() || account.is_dry() {
+            // One that is parked waits for another request, and not for the device.
+            let waits = self.models.iter().any(|model| !model.lanes[tenant as usize].waiting.is_empty());
+            if !waits || !account.may_start() || account.is_dry() {
                 at += 1;
                 continue;
             }
