@@ -14,6 +14,9 @@
 //! measured against it. Not so behind one that cannot move, because its plan keeps it there or it is too large: until that one has had its
 //! turn there, those behind it are owed and not asked.
 //!
+//! *Who has just come* to a device is calm there until that plans a step, and nobody asks the calm ones. A device that is late may plan no more,
+//! so whoever waits there is noted as short of it, level with those who were short there before, and is asked from then on.
+//!
 //! Cost: a look at each model of each other device, while nobody there is far behind; O(at hand) and what is moved, otherwise.
 
 use crate::ids::Nanos;
@@ -64,18 +67,12 @@ impl Scheduler {
     }
 
     /// The virtual time below which a tenant is owed service of the device.
-    pub(crate) fn owed_below(&self, d: usize) -> Virtual {
+    fn owed_below(&self, d: usize) -> Virtual {
         self.devices[d].level.saturating_sub(virtual_time(self.config.locality_quantum, 1))
     }
 
     /// Moves as much of the tenant's waiting work as it is owed here, less what waits here already.
-    pub(crate) fn claim_for(
-        &mut self,
-        tenant: u32,
-        (e, theirs): (usize, usize),
-        (d, m): (usize, usize),
-        until: Virtual,
-    ) {
+    fn claim_for(&mut self, tenant: u32, (e, theirs): (usize, usize), (d, m): (usize, usize), until: Virtual) {
         let account = self.tenants.get(tenant);
         let time = account.service.virtual_time();
         if time >= until || !account.may_start() || account.is_dry() {
