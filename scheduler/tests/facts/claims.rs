@@ -4,8 +4,6 @@ use crate::rig::*;
 use weir_scheduler::sim::{Arrivals, Ask, Outcome, Scenario, SimModel, Source, StepCost, Uneven, run};
 use weir_scheduler::*;
 
-const OTHER: DeviceId = DeviceId(1);
-
 fn source(tenant: u32, model: ModelId, backlog: u32, ask: Ask) -> Source {
     Source {
         tenant: TenantId(tenant),
@@ -68,31 +66,6 @@ fn two() -> Rig {
     }
     while step_both(&mut rig) {}
     rig
-}
-
-fn plan_on(rig: &mut Rig, device: DeviceId) -> Option<StepPlan> {
-    let mut plan = StepPlan::new();
-    let planned = rig.scheduler.next_step(rig.now, device, &mut plan);
-    rig.scheduler.check_invariants();
-    rig.scheduler.take_events(&mut rig.events);
-    planned.then_some(plan)
-}
-
-fn finish_on(rig: &mut Rig, device: DeviceId, plan: &StepPlan) {
-    let rows = vec![RowOutcome::Advanced; plan.rows.len()];
-    let report = StepReport { step: plan.step, device_time: STEP, rows: &rows };
-    assert!(rig.scheduler.finish_step(rig.now, device, &report, &mut rig.events));
-}
-
-fn step_both(rig: &mut Rig) -> bool {
-    let plans = [DEVICE, OTHER].map(|device| (device, plan_on(rig, device)));
-    rig.now += STEP;
-    for (device, plan) in &plans {
-        if let Some(plan) = plan {
-            finish_on(rig, *device, plan);
-        }
-    }
-    plans.iter().any(|(_, plan)| plan.is_some())
 }
 
 #[test]

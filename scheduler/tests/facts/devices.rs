@@ -4,7 +4,6 @@ use crate::rig::*;
 use weir_scheduler::sim::{Arrivals, Ask, Faults, Outcome, Scenario, SimModel, Source, StepCost, Uneven, run};
 use weir_scheduler::*;
 
-const OTHER: DeviceId = DeviceId(1);
 const LIMITS: ModelLimits = ModelLimits { blocks: 64, rows_max: 8, tokens_max: 256, context_len_max: 4096 };
 
 /// A rig with two devices alike.
@@ -18,33 +17,6 @@ fn add_other(rig: &mut Rig, limits: ModelLimits) {
     rig.scheduler.add_device(rig.now, OTHER);
     assert!(rig.scheduler.add_model(OTHER, CHAT, limits));
     assert!(rig.scheduler.add_model(OTHER, VECTORS, ModelLimits { blocks: 0, context_len_max: 512, ..limits }));
-}
-
-fn plan_on(rig: &mut Rig, device: DeviceId) -> Option<StepPlan> {
-    let mut plan = StepPlan::new();
-    let planned = rig.scheduler.next_step(rig.now, device, &mut plan);
-    rig.scheduler.check_invariants();
-    rig.scheduler.take_events(&mut rig.events);
-    planned.then_some(plan)
-}
-
-fn finish_on(rig: &mut Rig, device: DeviceId, plan: &StepPlan) {
-    let rows = vec![RowOutcome::Advanced; plan.rows.len()];
-    let report = StepReport { step: plan.step, device_time: STEP, rows: &rows };
-    assert!(rig.scheduler.finish_step(rig.now, device, &report, &mut rig.events));
-    rig.scheduler.check_invariants();
-}
-
-/// A step on each device at once; false when neither had anything to do.
-fn step_both(rig: &mut Rig) -> bool {
-    let plans = [DEVICE, OTHER].map(|device| (device, plan_on(rig, device)));
-    rig.now += STEP;
-    for (device, plan) in &plans {
-        if let Some(plan) = plan {
-            finish_on(rig, *device, plan);
-        }
-    }
-    plans.iter().any(|(_, plan)| plan.is_some())
 }
 
 fn device_of(rig: &Rig, id: RequestId) -> u16 {

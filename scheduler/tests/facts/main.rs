@@ -11,6 +11,7 @@ mod given;
 mod grants;
 mod histories;
 mod leases;
+mod limits;
 mod locality;
 mod memory;
 mod money;

@@ -3,6 +3,8 @@
 use weir_scheduler::*;
 
 pub const DEVICE: DeviceId = DeviceId(0);
+/// For facts about two devices.
+pub const OTHER: DeviceId = DeviceId(1);
 pub const CHAT: ModelId = ModelId(0);
 pub const VECTORS: ModelId = ModelId(1);
 
@@ -147,4 +149,38 @@ pub fn row(plan: &StepPlan, id: RequestId) -> Option<(u32, u32, bool)> {
         RowKind::Generate { from, len, samples, .. } => (from, len, samples),
         RowKind::Embed { item, len } => (item, len, false),
     })
+}
+
+/// Plans a step on this device.
+pub fn plan_on(rig: &mut Rig, device: DeviceId) -> Option<StepPlan> {
+    let mut plan = StepPlan::new();
+    let planned = rig.scheduler.next_step(rig.now, device, &mut plan);
+    rig.scheduler.check_invariants();
+    rig.scheduler.take_events(&mut rig.events);
+    planned.then_some(plan)
+}
+
+/// Finishes a step on this device after the time of a step.
+pub fn finish_on(rig: &mut Rig, device: DeviceId, plan: &StepPlan) {
+    let rows = vec![RowOutcome::Advanced; plan.rows.len()];
+    let report = StepReport { step: plan.step, device_time: STEP, rows: &rows };
+    assert!(rig.scheduler.finish_step(rig.now, device, &report, &mut rig.events));
+    rig.scheduler.check_invariants();
+}
+
+/// A step on each device at once; false when neither had anything to do.
+pub fn step_both(rig: &mut Rig) -> bool {
+    let plans = [DEVICE, OTHER].map(|device| (device, plan_on(rig, device)));
+    rig.now += STEP;
+    for (device, plan) in &plans {
+        if let Some(plan) = plan {
+            finish_on(rig, *device, plan);
+        }
+    }
+    plans.iter().any(|(_, plan)| plan.is_some())
+}
+
+/// How often a request was preempted.
+pub fn preempted(rig: &Rig, id: RequestId) -> usize {
+    rig.events.iter().filter(|event| **event == Event::Preempted { request: id }).count()
 }
