@@ -8,6 +8,28 @@ use crate::ids::{Nanos, TenantId};
 use crate::model::Model;
 use crate::scheduler::Scheduler;
 
+/// The parts of the bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GapTerms {
+    /// Device time: to be divided by a weight.
+    pub(crate) by_weight: Nanos,
+    /// Virtual time: the same for all.
+    pub(crate) fixed: Nanos,
+}
+
+impl GapTerms {
+    /// The bound between tenants of this weight and more.
+    pub(crate) fn of(self, weight: u32) -> Nanos {
+        Nanos(self.by_weight.0 / u64::from(weight.max(1))).saturating_add(self.fixed)
+    }
+
+    /// The greater of each.
+    #[cfg(feature = "sim")]
+    pub(crate) fn max(self, other: GapTerms) -> GapTerms {
+        GapTerms { by_weight: self.by_weight.max(other.by_weight), fixed: self.fixed.max(other.fixed) }
+    }
+}
+
 impl Scheduler {
     /// The service gap: of two tenants that both have work waiting which may run on the same devices, neither is served more than this much
     /// longer than the other, in device time divided by weight, for as long as both have. It does not grow with time.
@@ -15,6 +37,10 @@ impl Scheduler {
     /// Device nanoseconds for tenants of weight 1; between heavier ones it is that much less. It follows the fitted costs, so it is
     /// an estimate until steps of each model were measured, and it grows if a step ever takes longer than steps should.
     pub fn gap_bound(&self) -> Nanos {
+        self.gap_terms().of(1)
+    }
+
+    pub(crate) fn gap_terms(&self) -> GapTerms {
         let in_flight = u64::from(self.config.steps_in_flight_max.max(1));
         let quantum = self.config.locality_quantum;
         let (mut steps, mut redo, mut ahead, mut turn) = (Nanos::ZERO, Nanos::ZERO, quantum, Nanos::ZERO);
@@ -34,10 +60,12 @@ impl Scheduler {
         let elsewhere = match others {
             0 => Nanos::ZERO,
             // Beyond the quantum there is a claim; see `claim`.
-            _ => Nanos(turn.0.saturating_mul(others)).saturating_add(quantum),
+            _ => quantum,
         };
-        let rest = [elsewhere, ahead, self.config.hold_max, self.config.start_preempts_at, redo];
-        rest.into_iter().fold(steps, Nanos::saturating_add)
+        let wait = Nanos(turn.0.saturating_mul(others));
+        let by_weight = [wait, self.config.hold_max, self.config.start_preempts_at, redo];
+        let by_weight = by_weight.into_iter().fold(steps, Nanos::saturating_add);
+        GapTerms { by_weight, fixed: ahead.saturating_add(elsewhere) }
     }
 
     /// What the tenant was served over all devices: device time divided by its weight, in nanoseconds. Unlike the bill it counts what was

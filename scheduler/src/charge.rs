@@ -16,30 +16,28 @@ use crate::ids::Nanos;
 #[derive(Clone, Debug)]
 pub(crate) struct Split {
     time: u64,
-    total: u128,
-    before: u128,
+    total: u64,
+    before: u64,
     dealt: u64,
 }
 
-/// Weights are at most this, so that `time * total` stays within 128 bits for any number of rows below 2^24.
+/// Weights are at most this, so that their sum stays within 64 bits for any number of rows below 2^24.
 pub(crate) const WEIGHT_MAX: u64 = 1 << 40;
 
 impl Split {
     /// `total` is the sum of the weights that [`Split::part`] will be called with; each at most [`WEIGHT_MAX`].
-    pub(crate) fn new(time: Nanos, total: u128) -> Split {
+    pub(crate) fn new(time: Nanos, total: u64) -> Split {
         Split { time: time.0, total, before: 0, dealt: 0 }
     }
 
     #[inline]
     pub(crate) fn part(&mut self, weight: u64) -> Nanos {
-        self.before += u128::from(weight);
+        self.before += weight;
         debug_assert!(self.before <= self.total && weight > 0);
-        // Almost always everything fits 64 bits, where division is much cheaper.
-        let short = u64::try_from(self.total).ok().zip(u64::try_from(self.before).ok());
-        let product = short.and_then(|(_, before)| before.checked_mul(self.time));
-        let until = match (short, product) {
-            (Some((total, _)), Some(product)) => product / total,
-            _ => (u128::from(self.time) * self.before / self.total) as u64,
+        // Almost always the product fits 64 bits, where division is much cheaper.
+        let until = match self.before.checked_mul(self.time) {
+            Some(product) => product / self.total,
+            None => (u128::from(self.time) * u128::from(self.before) / u128::from(self.total)) as u64,
         };
         let part = until - self.dealt;
         self.dealt = until;
@@ -58,12 +56,12 @@ mod tests {
             time in 0u64..1 << 45,
             weights in proptest::collection::vec(1u64..WEIGHT_MAX, 1..300),
         ) {
-            let total: u128 = weights.iter().map(|w| u128::from(*w)).sum();
+            let total: u64 = weights.iter().sum();
             let mut split = Split::new(Nanos(time), total);
             let mut sum = 0u64;
             for weight in &weights {
                 let part = split.part(*weight).0;
-                let exact = u128::from(time) * u128::from(*weight) / total;
+                let exact = u128::from(time) * u128::from(*weight) / u128::from(total);
                 prop_assert!(u128::from(part).abs_diff(exact) <= 1);
                 sum += part;
             }

@@ -8,7 +8,7 @@ use crate::budget::Margin;
 use crate::cost::Load;
 use crate::ids::{DeviceId, ModelId, Nanos, PoolId, RequestId, StepId};
 use crate::model::{Learnt, Model};
-use crate::purse::Reserve;
+use crate::purse::{Rate, Reserve};
 use crate::share::{Share, Virtual};
 use crate::tenant::Tenants;
 use crate::tournament::Roster;
@@ -26,6 +26,16 @@ pub struct DeviceAccounts {
     pub operator: Nanos,
     /// Of the operator's, what metered tenants' rows took above their grants.
     pub overrun: Nanos,
+    /// Of the operator's, its own requests.
+    pub own: Nanos,
+    /// Of the operator's, positions that had been computed before.
+    pub redo: Nanos,
+    /// Of the operator's, rows that failed.
+    pub failed: Nanos,
+    /// Of the operator's, wall time of steps in which the device did not compute.
+    pub gap: Nanos,
+    /// Of the operator's, the time that the device was lost.
+    pub absent: Nanos,
     /// No step was running.
     pub idle: Nanos,
     /// The step that runs now, so far, with what the report before it left open.
@@ -83,6 +93,8 @@ pub(crate) struct Device {
     /// Takes no newcomers; see [`crate::Scheduler::drain_device`].
     pub(crate) closed: bool,
     /// What a step should stay under.
+    /// What its time counts in grants.
+    pub(crate) rate: Rate,
     pub(crate) step_latency_max: Nanos,
     /// See [`crate::reserve`].
     pub(crate) pool: Option<PoolId>,
@@ -133,6 +145,11 @@ pub(crate) struct Device {
     pub(crate) tenants: Nanos,
     pub(crate) operator: Nanos,
     pub(crate) overrun: Nanos,
+    pub(crate) own: Nanos,
+    pub(crate) redo: Nanos,
+    pub(crate) failed: Nanos,
+    pub(crate) gap: Nanos,
+    pub(crate) absent: Nanos,
     pub(crate) idle: Nanos,
 
     last_start: Nanos,
@@ -148,6 +165,7 @@ impl Device {
             up: true,
             gone: false,
             closed: false,
+            rate: Rate::ONE,
             step_latency_max,
             pool: None,
             waits: Margin::of_waits(),
@@ -176,6 +194,11 @@ impl Device {
             tenants: Nanos::ZERO,
             operator: Nanos::ZERO,
             overrun: Nanos::ZERO,
+            own: Nanos::ZERO,
+            redo: Nanos::ZERO,
+            failed: Nanos::ZERO,
+            gap: Nanos::ZERO,
+            absent: Nanos::ZERO,
             idle: Nanos::ZERO,
             last_start: now,
             start_interval: 0,
@@ -207,7 +230,10 @@ impl Device {
         let gap = now.saturating_sub(self.booked);
         match self.up {
             true => self.idle += gap,
-            false => self.operator += gap,
+            false => {
+                self.operator += gap;
+                self.absent += gap;
+            }
         }
         self.booked = self.booked.max(now);
         self.reported = self.booked;
@@ -229,6 +255,7 @@ impl Device {
             false => since_report.saturating_sub(time),
         };
         self.operator += open - time - left_open;
+        self.gap += open - time - left_open;
         self.booked = now - left_open;
         self.reported = now;
         time
@@ -240,6 +267,11 @@ impl Device {
             tenants: self.tenants,
             operator: self.operator,
             overrun: self.overrun,
+            own: self.own,
+            redo: self.redo,
+            failed: self.failed,
+            gap: self.gap,
+            absent: self.absent,
             idle: self.idle,
             in_flight: Nanos::ZERO,
         };
@@ -247,7 +279,10 @@ impl Device {
         match (self.in_flight.is_empty(), self.up) {
             (false, _) => books.in_flight = open,
             (true, true) => books.idle += open,
-            (true, false) => books.operator += open,
+            (true, false) => {
+                books.operator += open;
+                books.absent += open;
+            }
         }
         books
     }

@@ -1,6 +1,6 @@
 //! What happened to a request, told to the caller.
 
-use crate::ids::{Nanos, RequestId, TenantId};
+use crate::ids::{DeviceId, Nanos, RequestId, TenantId};
 use crate::why::Times;
 
 /// How a request ended.
@@ -35,6 +35,16 @@ pub enum Event {
         /// Which request.
         request: RequestId,
     },
+    /// A request that was charged here, lost its blocks and waits goes to another device: what it is charged from now on is for time of
+    /// that one.
+    Moved {
+        /// Which request.
+        request: RequestId,
+        /// The device that it leaves.
+        from: DeviceId,
+        /// Device time attributed to the request so far, on all devices.
+        charge: Nanos,
+    },
     /// The request's one end. Its id is stale from here on.
     Settled {
         /// Which request.
@@ -43,6 +53,8 @@ pub enum Event {
         tenant: TenantId,
         /// How it ended.
         end: End,
+        /// The device that it was on: what it was charged since it last moved is for time of this one.
+        device: DeviceId,
         /// The bill: device time attributed to the request, without redo and overrun.
         charge: Nanos,
         /// Prompt tokens taken from the prefix cache at its first start.

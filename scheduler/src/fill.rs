@@ -253,6 +253,13 @@ impl Fill<'_> {
         &mut self.device.models[self.m].lanes[tenant as usize]
     }
 
+    /// The tenant has a row of this step.
+    #[inline]
+    pub(crate) fn note_reached(&mut self, tenant: u32) {
+        let id = self.id;
+        self.lane(tenant).reached = id;
+    }
+
     fn run(&mut self, order: &mut Order) {
         self.start_kin();
         order.clear();
@@ -307,15 +314,18 @@ impl Fill<'_> {
             }
             let next = order.first().min(filed);
             // Row by row, until the turn of another comes.
-            while let Pick::Row(cost) = self.pick(tenant) {
-                self.device.shares[tenant as usize].reached = self.id;
+            while let Pick::Row(marginal) = self.pick(tenant) {
+                self.note_reached(tenant);
+                // Mostly it had all it can have, and when its next turn would be is nobody's question.
+                if !self.has_more(tenant) {
+                    break;
+                }
+                let cost = self.model().cost.attributed_row(marginal);
                 // At least one unit, so that tenants take turns even where rows are free.
                 time += virtual_time(cost, self.tenants.get(tenant).weight()).max(1);
                 let over = self.rows_left == 0 || self.tokens_left == 0;
                 if over || time > self.rival || next < Turn::new(time, tenant) {
-                    if self.has_more(tenant) {
-                        order.come_again(Turn::new(time, tenant));
-                    }
+                    order.come_again(Turn::new(time, tenant));
                     break;
                 }
             }
@@ -328,9 +338,10 @@ impl Fill<'_> {
         // Those whose turn did not come, or may still have come again.
         for turn in order.left() {
             let tenant = turn.tenant();
-            let share = &self.device.shares[tenant as usize];
             // Who was short and is passed over still is.
-            let more = share.short && share.reached != self.id || self.has_more(tenant);
+            let id = self.id;
+            let passed_over = self.device.shares[tenant as usize].short && self.lane(tenant).reached != id;
+            let more = passed_over || self.has_more(tenant);
             self.lane(tenant).short |= more;
         }
     }

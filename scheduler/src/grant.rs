@@ -15,6 +15,9 @@
 //! ([`DeviceAccounts::overrun`](crate::DeviceAccounts::overrun)), but advances the tenant's virtual time all the same. So
 //! `spent <= granted` holds at every moment, with any number of devices and steps in flight (see `purse`).
 //!
+//! *Rates.* Grants are in the time of a device whose rate is one; a device of another rate
+//! ([`Scheduler::set_device_rate`]) reserves and pays so much more, or less. Bills are in its own time all the same.
+//!
 //! *Dry.* A tenant none of whose rows could reserve is passed over until a grant comes or a reserve comes back. It counts as one that asks
 //! for nothing: it is not short of the device, so it is lifted like an idle one, and its wait earns no claim. Its KV blocks are the first to
 //! be taken. After [`Config::quota_wait_max`](crate::Config::quota_wait_max) without a grant its requests end with [`End::Quota`]; when the
@@ -196,7 +199,9 @@ impl Scheduler {
             let books = account.purse.books();
             let sum = books.returned + books.spent + books.reserved + books.left;
             assert_eq!(books.granted, sum, "grants of {:?}", account.id);
-            assert!(books.spent <= account.charge, "{:?} spent what it was not billed", account.id);
+            if self.devices.iter().all(|device| device.rate.is_at_most_one()) {
+                assert!(books.spent <= account.charge, "{:?} spent what it was not billed", account.id);
+            }
             let steps = self.devices.iter().filter(|device| !device.gone).flat_map(|device| &device.in_flight);
             let rows = steps.flat_map(|step| &step.rows);
             let own = rows.filter(|row| self.requests.get(row.slot).tenant as usize == slot);
@@ -242,10 +247,11 @@ impl Tenants {
 
     fn pay_from(&mut self, reserve: Reserve, tenant: u32, bill: Nanos, events: &mut Vec<Event>) -> Nanos {
         let account = self.get_mut(tenant);
-        let (paid, back) = account.purse.pay(reserve, bill);
+        let cost = reserve.rate.cost(bill);
+        let (paid, back) = account.purse.pay(reserve, cost);
         give_back(events, account.id, reserve.epoch, back);
         self.note_broke(tenant);
-        paid
+        if paid == cost { bill } else { reserve.rate.time(paid).min(bill) }
     }
 
     /// Asks for the next grant, unless that was done or is of no use.
@@ -299,18 +305,20 @@ impl Fill<'_> {
         let account = self.tenants.get(tenant);
         let cost = &self.device.models[self.m].cost;
         let (left, constant) = (account.purse.left(), account.purse.reserves_constant(self.id));
-        let whole = estimate(cost, Load::new(from, len), constant);
+        let rate = self.device.rate;
+        let whole = rate.cost(estimate(cost, Load::new(from, len), constant));
         if whole <= left {
             return Some(len);
         }
         let least = if is_item { len } else { len.min(BLOCK_LEN) };
-        let wanted = estimate(cost, Load::new(from, least), constant);
+        let wanted = rate.cost(estimate(cost, Load::new(from, least), constant));
         if wanted <= left {
             // What is left, without the quarter and the constant; a sixteenth less, for the inverse is not exact.
-            let spare = Nanos(left.0 / 5 * 4).saturating_sub(if constant { cost.step() } else { Nanos::ZERO });
+            let spare =
+                rate.time(Nanos(left.0 / 5 * 4)).saturating_sub(if constant { cost.step() } else { Nanos::ZERO });
             let some = cost.tokens_within(from, spare).min(u64::from(len)) as u32;
             let some = (some - some / 16).max(least);
-            let fits = estimate(cost, Load::new(from, some), constant) <= left;
+            let fits = rate.cost(estimate(cost, Load::new(from, some), constant)) <= left;
             return Some(if fits { some } else { least });
         }
         self.held_back = true;
@@ -335,16 +343,16 @@ impl Fill<'_> {
 
     /// Reserves a row's estimate; that it can be afforded was found out before.
     #[inline(always)]
-    pub(crate) fn reserve_for(&mut self, slot: u32, load: Load) -> Option<Reserve> {
-        let tenant = self.requests.get(slot).tenant;
+    pub(crate) fn reserve_for(&mut self, tenant: u32, load: Load) -> Option<Reserve> {
         self.tenants.get(tenant).is_metered().then(|| self.reserve_of_grant(tenant, load))
     }
 
     fn reserve_of_grant(&mut self, tenant: u32, load: Load) -> Reserve {
         let account = self.tenants.get_mut(tenant);
         let cost = &self.device.models[self.m].cost;
-        let amount = estimate(cost, load, account.purse.reserves_constant(self.id));
-        let reserve = account.purse.reserve(self.id, amount);
+        let rate = self.device.rate;
+        let amount = rate.cost(estimate(cost, load, account.purse.reserves_constant(self.id)));
+        let reserve = account.purse.reserve(self.id, amount, rate);
         if account.purse.is_low() {
             self.tenants.ask(tenant, amount, self.events);
         }

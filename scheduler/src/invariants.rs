@@ -77,6 +77,8 @@ impl Scheduler {
         let books = device.accounts(Nanos(device.booked.0 + 1));
         let sum = books.tenants + books.operator + books.idle + books.in_flight;
         assert_eq!(books.wall, sum, "books of {:?}", device.id);
+        let known = books.own + books.redo + books.overrun + books.failed + books.gap + books.absent;
+        assert!(known <= books.operator, "the operator's books of {:?}", device.id);
 
         let mut live = vec![0u32; device.shares.len()];
         let mut waiting = vec![0u32; device.shares.len()];
@@ -150,8 +152,7 @@ impl Scheduler {
         for (tenant, lane) in (0u32..).zip(&model.lanes) {
             enlisted += lane.running.len();
             queued -= lane.waiting.len();
-            assert!(lane.running.is_sorted_by_key(|slot| self.requests.get(*slot).rank));
-            lane.check_told(&self.requests);
+            lane.check(&self.requests);
             let (runs, waits) = (!lane.running.is_empty(), !lane.waiting.is_empty());
             assert_eq!((model.running_tenants.has(tenant), model.waiting_tenants.has(tenant)), (runs, waits));
             let device = &self.devices[d];

@@ -3,11 +3,10 @@
 
 use crate::BLOCK_LEN;
 use crate::device::Device;
-use crate::ids::RequestId;
+use crate::ids::{Nanos, RequestId};
 use crate::kin::level_of;
 use crate::model::Lane;
 use crate::request::{NONE, Requests, State};
-use crate::share::{Virtual, virtual_time};
 use crate::tenant::Tenants;
 use crate::why::Cause;
 
@@ -149,7 +148,8 @@ impl Device {
         }
         model.running -= 1;
         tenants.get_mut(tenant).running -= 1;
-        Device::set_held(requests, tenants, slot, 0);
+        let request = requests.get_mut(slot);
+        request.held = tenants.change_held(request.tenant, request.held, Nanos::ZERO);
         self.refile(tenants, m, tenant);
     }
 
@@ -231,16 +231,8 @@ impl Device {
     /// Brings what is held for a running request up to what it is known to need.
     #[inline]
     pub(crate) fn hold(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get(slot);
-        let time = self.models[request.model as usize].estimate_known(request);
-        let held = virtual_time(time, tenants.get(request.tenant).weight());
-        Device::set_held(requests, tenants, slot, held);
-    }
-
-    #[inline]
-    fn set_held(requests: &mut Requests, tenants: &mut Tenants, slot: u32, held: Virtual) {
         let request = requests.get_mut(slot);
-        tenants.change_held(request.tenant, request.held, held);
-        request.held = held;
+        let time = self.models[request.model as usize].estimate_known(request);
+        request.held = tenants.change_held(request.tenant, request.held, time);
     }
 }

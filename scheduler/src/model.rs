@@ -1,6 +1,7 @@
 //! A model on a device: its limits, blocks, fitted cost, and one lane of requests per tenant.
 
 use alloc::vec::Vec;
+use core::mem::offset_of;
 
 use crate::BLOCK_LEN;
 use crate::admit::Work;
@@ -11,18 +12,20 @@ use crate::cost::{Cost, Load};
 use crate::ids::{BlockHash, BlockId, ModelId, Nanos, StepId};
 use crate::kin::Kin;
 use crate::queue::Queue;
-use crate::request::{Rank, Request, Requests};
+use crate::request::{NONE, Rank, Request, Requests};
 use crate::share::Virtual;
 use crate::tournament::{Roster, Tournament};
 use crate::why::Cause;
 
 /// One tenant's requests for the model.
-#[derive(Clone, Debug, Default)]
-#[repr(align(64))]
+///
+/// What a step asks of a lane is in its first cache line: steps ask hundreds of lanes, few of which run more than one request.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Lane {
-    /// Running requests by rank.
-    pub(crate) running: Vec<u32>,
     pub(crate) waiting: Queue,
+    /// The last step in which it got a row; see [`crate::standing`].
+    pub(crate) reached: StepId,
     /// The last step for which it was asked; what follows is of that step.
     pub(crate) asked: StepId,
     /// While a step is planned: the next running request to look at.
@@ -37,6 +40,11 @@ pub(crate) struct Lane {
     /// Whether its [`Turns`] say something, and on which side of their beginning the cursor is. They are kept apart, for a lane is a cache
     /// line, and few have any.
     lap: Lap,
+    /// Of the running ones the first, if there is one, and how many there are.
+    first: u32,
+    runs: u32,
+    /// Running requests by rank.
+    pub(crate) running: Vec<u32>,
 }
 
 /// Where a lane's cursor is in its round.
@@ -51,7 +59,7 @@ enum Lap {
     Wrapped,
 }
 
-const _: () = assert!(size_of::<Lane>() == 64);
+const _: () = assert!(offset_of!(Lane, running) <= 64);
 
 /// Whose turn it is in a lane where ITL targets leave time for some of its texts only; see [`crate::budget`].
 #[derive(Clone, Debug, Default)]
@@ -62,9 +70,34 @@ pub(crate) struct Turns {
     passed: Option<Rank>,
 }
 
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane {
+            waiting: Queue::default(),
+            reached: StepId(0),
+            asked: StepId(0),
+            cursor: 0,
+            capped: false,
+            short: false,
+            told: None,
+            lap: Lap::Plain,
+            first: NONE,
+            runs: 0,
+            running: Vec::new(),
+        }
+    }
+}
+
 impl Lane {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+        !self.runs() && self.waiting.is_empty()
+    }
+
+    /// Whether requests of it run.
+    #[inline]
+    pub(crate) fn runs(&self) -> bool {
+        self.runs > 0
     }
 
     /// Room for so many requests, waiting or running: steps move them about and should not have to allocate.
@@ -91,7 +124,16 @@ impl Lane {
     }
 
     /// The running request at the cursor; behind the last comes the first, if the step did not begin with it.
+    #[inline]
     pub(crate) fn at_cursor(&mut self, requests: &Requests, turns: &Turns) -> Option<u32> {
+        match (self.lap, self.cursor) {
+            (Lap::Plain, 0) => (self.runs > 0).then_some(self.first),
+            (Lap::Plain, at) if at >= self.runs => None,
+            _ => self.at_cursor_of_many(requests, turns),
+        }
+    }
+
+    fn at_cursor_of_many(&mut self, requests: &Requests, turns: &Turns) -> Option<u32> {
         loop {
             match (self.running.get(self.cursor as usize), self.lap) {
                 (None, Lap::Begun) => (self.cursor, self.lap) = (0, Lap::Wrapped),
@@ -143,8 +185,12 @@ impl Lane {
         }
     }
 
-    /// The first of its waiting requests waits for what it was told last, unless it waits for the blocks it lost.
-    pub(crate) fn check_told(&self, requests: &Requests) {
+    /// What is noted of the running ones is so, and the first of the waiting ones waits for what it was told last, unless it waits for the
+    /// blocks it lost.
+    pub(crate) fn check(&self, requests: &Requests) {
+        let first = self.running.first().copied().unwrap_or(NONE);
+        assert_eq!((self.first, self.runs as usize), (first, self.running.len()));
+        assert!(self.running.is_sorted_by_key(|slot| requests.get(*slot).rank));
         if let (Some(cause), Some((_, slot))) = (self.told, self.waiting.head()) {
             let is = requests.get(slot).watch.cause();
             assert!(is == cause || is == Cause::Preemption, "{slot} was told {cause:?} and waits for {is:?}");
@@ -162,6 +208,7 @@ impl Lane {
         let rank = requests.get(slot).rank;
         let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
         self.running.insert(at, slot);
+        self.note_running();
         if at < self.cursor as usize {
             self.cursor = match requests.get(slot).is_list {
                 false => self.cursor + 1,
@@ -175,9 +222,15 @@ impl Lane {
         let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
         debug_assert_eq!(self.running[at], slot);
         self.running.remove(at);
+        self.note_running();
         if at < self.cursor as usize {
             self.cursor -= 1;
         }
+    }
+
+    fn note_running(&mut self) {
+        self.first = self.running.first().copied().unwrap_or(NONE);
+        self.runs = self.running.len() as u32;
     }
 }
 

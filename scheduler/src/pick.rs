@@ -10,7 +10,7 @@ use crate::why::Cause;
 
 /// What a tenant gave when it was asked for a row.
 pub(crate) enum Pick {
-    /// A row of this expected cost.
+    /// A row of this marginal cost.
     Row(Nanos),
     /// Nothing, now.
     Nothing,
@@ -124,34 +124,42 @@ impl Fill<'_> {
         self.device.touched += 1;
         let lane = &self.device.models[self.m].lanes[tenant as usize];
         // If nobody starts any more and it was told why, its line of memory is best left alone.
-        match lane.capped || lane.waiting.is_empty() || lane.short && !self.starts_open() {
-            true => None,
-            false => self.first_waiting(tenant),
+        if lane.capped || lane.waiting.is_empty() || lane.short && !self.starts_open() {
+            return None;
         }
-    }
-
-    fn first_waiting(&mut self, tenant: u32) -> Option<(Rank, u32)> {
-        let closed = !self.starts_open();
-        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         if self.device.alone.is_some() {
             return self.next_alone(tenant);
         }
-        if !self.tenants.get(tenant).may_start() {
-            lane.tell_first(self.requests, Cause::Queue);
-            return None;
+        match self.first_may_start(tenant) {
+            true => self.first_waiting(tenant),
+            false => None,
         }
-        if self.device.alone_waits && lane.waiting.head().is_some_and(|(_, slot)| self.requests.get(slot).pinned) {
-            lane.tell_first(self.requests, Cause::Placement);
-            return None;
-        }
-        lane.tell_first(self.requests, if self.no_room { Cause::Memory } else { Cause::Share });
-        if closed {
-            lane.short = true;
-            return None;
-        }
-        let (rank, slot) = lane.waiting.head()?;
+    }
+
+    /// Whether the first of a lane's waiting requests may start; tells it what it waits for otherwise.
+    #[inline]
+    fn first_may_start(&mut self, tenant: u32) -> bool {
+        let open = self.starts_open();
+        let lane = &mut self.device.models[self.m].lanes[tenant as usize];
+        let pinned = |slot: u32| self.requests.get(slot).pinned;
+        let (cause, may) = match self.no_room {
+            _ if !self.tenants.get(tenant).may_start() => (Cause::Queue, false),
+            _ if self.device.alone_waits && lane.waiting.head().is_some_and(|(_, slot)| pinned(slot)) => {
+                (Cause::Placement, false)
+            }
+            true => (Cause::Memory, true),
+            false => (Cause::Share, true),
+        };
+        lane.tell_first(self.requests, cause);
+        lane.short |= may && !open;
+        may && open
+    }
+
+    fn first_waiting(&self, tenant: u32) -> Option<(Rank, u32)> {
+        let model = &self.device.models[self.m];
+        let (rank, slot) = model.lanes[tenant as usize].waiting.head()?;
         // Its kin go in its place.
-        let kin = self.device.models[self.m].kin.next(tenant).filter(|_| !self.device.alone_waits);
+        let kin = model.kin.next(tenant).filter(|_| !self.device.alone_waits);
         Some((rank, kin.unwrap_or(slot)))
     }
 
@@ -187,7 +195,7 @@ impl Fill<'_> {
     }
 
     /// A row for a running request, unless tokens, time or blocks are short.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn go_on(&mut self, slot: u32) -> Option<Nanos> {
         self.held_back = false;
         self.reserve = self.reserve.saturating_sub(1);

@@ -28,7 +28,7 @@ use crate::admit::{Admission, RejectReason, Work};
 use crate::blocks::{Limits, ceiling};
 use crate::cost::Load;
 use crate::device::Device;
-use crate::event::End;
+use crate::event::{End, Event};
 use crate::ids::{DeviceId, ModelId, Nanos, RequestId};
 use crate::model::{Model, Need};
 use crate::request::{Requests, State};
@@ -183,9 +183,12 @@ impl Scheduler {
 
     /// Binds a request that waits to another device. Its rank goes with it.
     pub(crate) fn move_to(&mut self, slot: u32, to: usize, model: usize) {
-        let Scheduler { devices, requests, tenants, .. } = self;
+        let Scheduler { devices, requests, tenants, events, .. } = self;
         let request = requests.get(slot);
         let (from, theirs, tenant) = (request.device as usize, request.model as usize, request.tenant);
+        if request.charge > Nanos::ZERO {
+            events.push(Event::Moved { request: requests.id(slot), from: devices[from].id, charge: request.charge });
+        }
         devices[from].dequeue(requests, tenants, slot);
         devices[from].models[theirs].kin.leave(requests, slot);
         devices[from].leave(tenant);
@@ -229,10 +232,11 @@ impl Scheduler {
     /// off; one that stands still asks all.
     fn pull_all(&mut self, (e, theirs): (usize, usize), (d, m): (usize, usize)) {
         let idle = self.devices[d].in_flight.is_empty();
+        let mut stands_still = idle && self.stands_still(d);
         let count = self.devices[e].models[theirs].waiting_tenants.len();
         for _ in 0..if idle { count } else { count.min(PULL_ASKS) } {
             let model = &self.devices[d].models[m];
-            if model.limits.rows_max <= model.running {
+            if model.limits.rows_max <= model.running && !stands_still {
                 return;
             }
             let at = model.pulled_at;
@@ -242,40 +246,58 @@ impl Scheduler {
             else {
                 return;
             };
-            self.pull_from(tenant, (e, theirs), (d, m));
+            stands_still &= !self.pull_from(tenant, (e, theirs), (d, m), stands_still);
             let kept = self.devices[e].models[theirs].waiting_tenants.get(at) == Some(tenant);
             self.devices[d].models[m].pulled_at = at + usize::from(kept);
             self.devices[d].touched += 1;
         }
     }
 
-    fn pull_from(&mut self, tenant: u32, (e, theirs): (usize, usize), (d, m): (usize, usize)) {
+    /// Whether anything came. Where nothing else runs, the first needs no room: it takes what it needs of those who have blocks and no grant.
+    fn pull_from(&mut self, tenant: u32, from: (usize, usize), (d, m): (usize, usize), stands_still: bool) -> bool {
+        let (e, theirs) = from;
         let waiting = self.devices[e].models[theirs].lanes[tenant as usize].waiting.len();
         let model = &self.devices[d].models[m];
-        let rows = model.limits.rows_max.saturating_sub(model.running);
+        let rows = model.limits.rows_max.saturating_sub(model.running).max(u32::from(stands_still));
         let account = self.tenants.get(tenant);
         if waiting == 0 || rows == 0 || !account.may_start() || account.is_dry() {
-            return;
+            return false;
         }
         // What came before what waits here goes before it, wherever it was sent.
         let here = model.lanes[tenant as usize].waiting.head();
         let mut blocks = model.pool.room(tenant, ceiling(account, Limits::Bind), Limits::Bind);
+        let mut came = false;
         for _ in 0..rows.min(waiting.div_ceil(2)) {
-            let Some(slot) = self.next_to_pull(tenant, e, theirs) else { return };
+            let Some(slot) = self.next_to_pull(tenant, e, theirs) else { break };
             let request = self.requests.get(slot);
             if here.is_some_and(|(rank, _)| rank < request.rank) {
-                return;
+                break;
             }
             let wanted = match request.work {
                 Work::Generate { .. } => request.known.div_ceil(BLOCK_LEN),
                 Work::Embed { .. } => 0,
             };
-            if wanted > blocks || !self.gains(slot, d, m) {
-                return;
+            let has_room = wanted <= blocks || stands_still && !came;
+            if !has_room || !self.gains(slot, d, m) {
+                break;
             }
-            blocks -= wanted;
+            blocks = blocks.saturating_sub(wanted);
             self.move_to(slot, d, m);
+            came = true;
         }
+        came
+    }
+
+    /// Whether all that is bound to the device waits for grants, or for requests of its own tenant elsewhere.
+    fn stands_still(&self, d: usize) -> bool {
+        let device = &self.devices[d];
+        let dry = |tenant: u32| self.tenants.get(tenant).is_dry();
+        let held_back = |tenant: u32| dry(tenant) || !self.tenants.get(tenant).may_start();
+        device.in_flight.is_empty()
+            && device
+                .models
+                .iter()
+                .all(|model| model.running_tenants.iter().all(dry) && model.waiting_tenants.iter().all(held_back))
     }
 
     /// The first of the tenant's requests waiting there that may move.

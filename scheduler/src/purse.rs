@@ -10,12 +10,52 @@
 
 use crate::ids::{Nanos, StepId};
 
-/// Device time kept for a row in flight.
+/// What a device's time counts in grants: so many millionths of it. Grants are in the time of a device whose rate is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate(u32);
+
+impl Rate {
+    pub(crate) const ONE: Rate = Rate(1_000_000);
+
+    /// No device is for nothing.
+    pub(crate) fn from_ppm(ppm: u32) -> Rate {
+        Rate(ppm.max(1))
+    }
+
+    pub(crate) fn is_at_most_one(self) -> bool {
+        self.0 <= Rate::ONE.0
+    }
+
+    /// What device time costs, rounded up.
+    #[inline]
+    pub(crate) fn cost(self, time: Nanos) -> Nanos {
+        match self {
+            Rate::ONE => time,
+            Rate(ppm) => Nanos(saturated((u128::from(time.0) * u128::from(ppm)).div_ceil(1_000_000))),
+        }
+    }
+
+    /// The device time that costs no more than that.
+    #[inline]
+    pub(crate) fn time(self, cost: Nanos) -> Nanos {
+        match self {
+            Rate::ONE => cost,
+            Rate(ppm) => Nanos(saturated(u128::from(cost.0) * 1_000_000 / u128::from(ppm))),
+        }
+    }
+}
+
+fn saturated(nanos: u128) -> u64 {
+    u64::try_from(nanos).unwrap_or(u64::MAX)
+}
+
+/// Device time kept for a row in flight, at the rate of its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reserve {
     /// Of the grant it was taken from.
     pub(crate) epoch: u64,
     pub(crate) amount: Nanos,
+    pub(crate) rate: Rate,
 }
 
 /// Device time leased to a tenant.
@@ -41,6 +81,8 @@ pub struct GrantBooks {
     pub spent: Nanos,
     /// Kept for rows in flight.
     pub reserved: Nanos,
+    /// Of that, what is of leases before the last one.
+    pub reserved_before: Nanos,
     /// For rows to come.
     pub left: Nanos,
     /// Its work waits for a grant: no row of it could be started since this moment.
@@ -62,6 +104,7 @@ pub(crate) struct Purse {
     returned: Nanos,
     spent: Nanos,
     reserved: Nanos,
+    reserved_before: Nanos,
     /// The step for which a row already reserved the constant.
     constant_in: StepId,
     /// Since when no row could reserve what it needs, the least that one of them wanted, and the step this was last noted in.
@@ -81,6 +124,7 @@ impl Purse {
             returned: self.returned,
             spent: self.spent,
             reserved: self.reserved,
+            reserved_before: self.reserved_before,
             left: self.left,
             dry_since: self.dry_since.filter(|_| self.is_dry()),
         }
@@ -102,6 +146,9 @@ impl Purse {
             return false;
         }
         let before = if self.open { self.expires } else { Nanos::ZERO };
+        if grant.epoch > self.epoch {
+            self.reserved_before = self.reserved;
+        }
         (self.epoch, self.open, self.expires) = (grant.epoch, true, grant.expires.max(before));
         self.left += grant.amount;
         if grant.amount > Nanos::ZERO {
@@ -129,14 +176,14 @@ impl Purse {
         self.constant_in != step
     }
 
-    /// Keeps `amount` for a row; it must be there.
-    pub(crate) fn reserve(&mut self, step: StepId, amount: Nanos) -> Reserve {
+    /// Keeps `amount` for a row on a device of this rate; it must be there.
+    pub(crate) fn reserve(&mut self, step: StepId, amount: Nanos, rate: Rate) -> Reserve {
         assert!(self.open && amount <= self.left, "a row starts only against grant held for it");
         self.left = self.left - amount;
         self.reserved += amount;
         self.constant_in = step;
         self.dry_since = None;
-        Reserve { epoch: self.epoch, amount }
+        Reserve { epoch: self.epoch, amount, rate }
     }
 
     /// A row wanted so much and could not have it.
@@ -150,13 +197,16 @@ impl Purse {
         }
     }
 
-    /// Pays a row's bill from its reserve and, if that is too small, from what is left of the same grant. Returns what was paid and what
+    /// Pays what a row's time costs from its reserve and, if that is too small, from what is left of the same grant. Returns what was paid and what
     /// goes back at once because the grant has ended.
     pub(crate) fn pay(&mut self, reserve: Reserve, bill: Nanos) -> (Nanos, Nanos) {
         let current = self.open && reserve.epoch == self.epoch;
         let more = if current { self.left } else { Nanos::ZERO };
         let paid = bill.min(reserve.amount.saturating_add(more));
         self.reserved = self.reserved - reserve.amount;
+        if reserve.epoch != self.epoch {
+            self.reserved_before = self.reserved_before - reserve.amount;
+        }
         self.spent += paid;
         if current {
             self.left = self.left + reserve.amount - paid;
@@ -253,8 +303,8 @@ mod tests {
     fn a_bill_above_the_reserve_takes_what_is_left_and_no_more() {
         let mut purse = Purse::default();
         assert!(purse.put(Nanos(0), &grant(1, 100, 50)));
-        let first = purse.reserve(StepId(1), Nanos(40));
-        let second = purse.reserve(StepId(1), Nanos(50));
+        let first = purse.reserve(StepId(1), Nanos(40), Rate::ONE);
+        let second = purse.reserve(StepId(1), Nanos(50), Rate::ONE);
         assert_eq!(purse.pay(first, Nanos(70)), (Nanos(50), Nanos(0)));
         assert_eq!(purse.pay(second, Nanos(20)), (Nanos(20), Nanos(0)));
         adds_up(&purse);
@@ -265,10 +315,16 @@ mod tests {
     fn the_reserve_of_a_grant_that_ended_pays_and_the_rest_of_it_goes_back() {
         let mut purse = Purse::default();
         purse.put(Nanos(0), &grant(1, 100, 50));
-        let (first, second) = (purse.reserve(StepId(1), Nanos(40)), purse.reserve(StepId(1), Nanos(10)));
+        let (first, second) =
+            (purse.reserve(StepId(1), Nanos(40), Rate::ONE), purse.reserve(StepId(1), Nanos(10), Rate::ONE));
         assert_eq!(purse.close(), Nanos(50));
         assert!(purse.put(Nanos(60), &grant(2, 100, 90)));
+        assert_eq!((purse.books().reserved, purse.books().reserved_before), (Nanos(50), Nanos(50)));
+        let third = purse.reserve(StepId(2), Nanos(20), Rate::ONE);
+        assert_eq!((purse.books().reserved, purse.books().reserved_before), (Nanos(70), Nanos(50)));
+        assert_eq!(purse.pay(third, Nanos(0)), (Nanos(0), Nanos(0)));
         assert_eq!(purse.pay(first, Nanos(30)), (Nanos(30), Nanos(10)));
+        assert_eq!(purse.books().reserved_before, Nanos(10));
         assert_eq!(purse.pay(second, Nanos(30)), (Nanos(10), Nanos(0)));
         adds_up(&purse);
         assert_eq!(purse.left(), Nanos(100), "the new grant is not touched");
@@ -278,7 +334,7 @@ mod tests {
     fn what_another_row_wanted_before_something_came_back_makes_nobody_less_dry() {
         let mut purse = Purse::default();
         purse.put(Nanos(0), &grant(1, 100, 50));
-        let row = purse.reserve(StepId(6), Nanos(70));
+        let row = purse.reserve(StepId(6), Nanos(70), Rate::ONE);
         purse.refuse(Nanos(1), StepId(7), Nanos(50), Nanos(10));
         assert!(purse.is_dry());
         purse.pay(row, Nanos(30));
@@ -292,6 +348,20 @@ mod tests {
         purse.put(Nanos(3), &grant(2, 85, 50));
         purse.refuse(Nanos(3), StepId(7), Nanos(90), Nanos(10));
         assert!(purse.is_dry());
+    }
+
+    #[test]
+    fn time_and_cost_are_each_others_inverse_and_never_in_the_tenants_favour() {
+        for ppm in [1, 999, 10_000, 333_333, 999_999, 1_000_000, 1_000_001, 7_500_000, u32::MAX] {
+            let rate = Rate::from_ppm(ppm);
+            for time in [0, 1, 2, 999, 1_000_000, 123_456_789_012, u64::MAX / 5_000] {
+                let cost = rate.cost(Nanos(time));
+                assert!(rate.time(cost).0 >= time, "{ppm} {time}");
+                assert!(rate.cost(rate.time(cost)) <= cost, "{ppm} {time}");
+            }
+        }
+        assert_eq!(Rate::from_ppm(0).cost(Nanos(5)), Nanos(1));
+        assert_eq!(Rate::from_ppm(250_000).cost(Nanos(10)), Nanos(3));
     }
 
     #[test]

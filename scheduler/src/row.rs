@@ -6,7 +6,7 @@ use crate::cost::Load;
 use crate::device::Row;
 use crate::event::Event;
 use crate::fill::Fill;
-use crate::ids::Nanos;
+use crate::ids::{Nanos, RequestId};
 use crate::model::Model;
 use crate::plan::{BlockRange, PlanRow, RowKind};
 use crate::request::Rank;
@@ -95,17 +95,17 @@ impl Fill<'_> {
 
     pub(crate) fn push_item(&mut self, slot: u32, len: u32) -> Nanos {
         let request = self.requests.get_mut(slot);
-        let item = request.planned;
+        let (tenant, item) = (request.tenant, request.planned);
         request.planned += 1;
         let kind = RowKind::Embed { item, len };
         let row = Row { slot, from: item, len, samples: false, is_item: true, weight: 0, reserve: None };
-        self.push_row(row, kind)
+        self.push_row(tenant, row, kind)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_stretch(&mut self, slot: u32, len: u32) -> Nanos {
         let request = self.requests.get_mut(slot);
-        let from = request.planned;
+        let (tenant, from) = (request.tenant, request.planned);
         let draws_left = request.draws_max() - request.drawn - request.drawing;
         let samples = from + len == request.known + request.drawing && draws_left > 0;
         request.planned += len;
@@ -116,26 +116,26 @@ impl Fill<'_> {
         let blocks = BlockRange { start, len: request.blocks.len() as u32 };
         let kind = RowKind::Generate { from, len, samples, blocks };
         let row = Row { slot, from, len, samples, is_item: false, weight: 0, reserve: None };
-        self.push_row(row, kind)
+        self.push_row(tenant, row, kind)
     }
 
     #[inline(always)]
-    fn push_row(&mut self, mut row: Row, kind: RowKind) -> Nanos {
+    fn push_row(&mut self, tenant: u32, mut row: Row, kind: RowKind) -> Nanos {
         let load = row.load();
-        row.reserve = self.reserve_for(row.slot, load);
+        row.reserve = self.reserve_for(tenant, load);
+        let now = self.requests.now;
         let request = self.requests.get_mut(row.slot);
         request.in_flight += 1;
         request.last_step = self.id;
-        self.requests.ran(row.slot);
-        self.plan.rows.push(PlanRow { request: self.requests.id(row.slot), kind });
+        request.watch.run(now);
+        self.plan.rows.push(PlanRow { request: RequestId::new(row.slot, request.generation), kind });
         self.rows_left -= 1;
         self.tokens_left = self.tokens_left.saturating_sub(row.len);
-        let cost = &self.device.models[self.m].cost;
-        let marginal = cost.marginal(load);
+        let marginal = self.device.models[self.m].cost.marginal(load);
         self.time_left = self.time_left.saturating_sub(marginal);
         self.step.load.add(load);
         self.step.rows.push(row);
-        cost.attributed_row(marginal)
+        marginal
     }
 
     /// Moves a request from the queue to the running ones, with `cached` blocks that need not be computed.

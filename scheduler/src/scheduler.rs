@@ -9,6 +9,7 @@ use crate::device::{Device, DeviceAccounts};
 use crate::event::{End, Event};
 use crate::ids::{BlockHash, DeviceId, ModelId, Nanos, RequestId, TenantId};
 use crate::model::Model;
+use crate::purse::Rate;
 use crate::request::{Requests, State};
 use crate::tenant::{Tenant, Tenants};
 use crate::turn::Order;
@@ -93,6 +94,13 @@ impl Scheduler {
     pub fn set_step_latency(&mut self, id: DeviceId, step_latency_max: Nanos) {
         if let Some(d) = self.device(id) {
             self.devices[d].step_latency_max = step_latency_max;
+        }
+    }
+
+    /// What this device's time counts in grants, in millionths: a device of another class may be worth more, or less, than one of rate one.
+    pub fn set_device_rate(&mut self, id: DeviceId, ppm: u32) {
+        if let Some(d) = self.device(id) {
+            self.devices[d].rate = Rate::from_ppm(ppm);
         }
     }
 
@@ -244,6 +252,12 @@ impl Scheduler {
         self.device(id).map_or(DeviceAccounts::default(), |d| self.devices[d].accounts(now))
     }
 
+    /// The device that a request is on, and what it was charged so far, on all devices; nothing for a stale id.
+    pub fn charge_of(&self, id: RequestId) -> Option<(DeviceId, Nanos)> {
+        let request = self.requests.get(self.requests.find(id)?);
+        Some((self.devices[request.device as usize].id, request.charge))
+    }
+
     /// What the tenant was billed so far, over all devices.
     pub fn tenant_charge(&self, id: TenantId) -> Nanos {
         self.tenants.slot(id).map_or(Nanos::ZERO, |slot| self.tenants.get(slot).charge)
@@ -262,6 +276,7 @@ impl Scheduler {
             request: id,
             tenant: account.id,
             end,
+            device: self.devices[request.device as usize].id,
             charge: request.charge,
             cached_tokens: request.cached_tokens,
             queued: request.started_at.unwrap_or(now).saturating_sub(request.admitted_at),

@@ -8,12 +8,15 @@
 //!
 //! *Lift.* A tenant that was not short of anything, on any device, has no claim from the past: before it competes again its virtual time is
 //! raised to the device's ([`crate::device::Device::clock`]), which follows what was measured of the tenant with the least virtual
-//! time among those that are short of that device, and the greatest of all when nobody is. Who is short, and how the least of them is found without
+//! time among those that are short of that device, and when nobody is, the greatest of all, as far as those allow that are short
+//! elsewhere and came from there with what they are owed. Who is short, and how the least of them is found without
 //! asking all, is [`crate::standing`]'s matter. So idleness earns nothing, and what was used while nobody
 //! waited is nobody's debt. The clock is the device's and not the node's: where two devices serve different tenants, one may be far
 //! ahead of the other, and who joins the first must not start with the second's past.
 
-use crate::ids::{Nanos, StepId};
+use core::mem::offset_of;
+
+use crate::ids::Nanos;
 
 /// Virtual nanoseconds with 32 fractional bits, so that division by the weight loses nothing that matters.
 pub(crate) type Virtual = u128;
@@ -48,12 +51,11 @@ pub(crate) struct Share {
     pub(crate) demand: Nanos,
     /// The tenant's weight.
     pub(crate) weight: u32,
-    /// The last step in which it got a row; see [`crate::standing`].
-    pub(crate) reached: StepId,
 }
 
-/// A tenant's virtual time, over all devices.
+/// A tenant's virtual time, over all devices. What is compared comes first: see [`crate::tenant::Account`].
 #[derive(Clone, Debug, Default)]
+#[repr(C)]
 pub(crate) struct Service {
     /// Measured and paid, or lifted over.
     measured: Virtual,
@@ -72,6 +74,9 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    /// Bytes at its beginning that [`Service::virtual_time`] looks at.
+    pub(crate) const COMPARED: usize = offset_of!(Service, served);
+
     /// What fairness compares.
     #[inline]
     pub(crate) fn virtual_time(&self) -> Virtual {
@@ -88,6 +93,11 @@ impl Service {
         if self.short_on == 0 {
             self.measured = self.measured.max(clock.saturating_sub(self.held.min(self.held_max)));
         }
+    }
+
+    /// Whether it wanted more of some device's last step than it got.
+    pub(crate) fn is_short(&self) -> bool {
+        self.short_on > 0
     }
 
     /// So much was measured.

@@ -124,17 +124,23 @@ impl Device {
             consider(tenants, tenant);
         }
         self.least = first.map(|first| first.0);
-        let time = |tenant: u32| tenants.get(tenant).service.virtual_time();
-        let (level, clock) = first.unwrap_or_else(|| {
-            let greatest = self.calm.iter().map(time).max().unwrap_or(0);
-            (greatest, greatest)
-        });
-        self.level = level;
-        self.clock = self.clock.max(clock);
+        (self.level, self.clock) = first.unwrap_or_else(|| self.level_of_calm(tenants));
         for tenant in self.calm.iter() {
             tenants.get_mut(tenant).service.lift(self.clock);
         }
         self.touched += (self.calm.len() + self.at_hand.len()) as u64;
+    }
+
+    /// The greatest virtual time of the calm, nobody being short, and what they are lifted to: that, or what it was before, so that who
+    /// comes back to an idle device finds what he has used forgiven. But who is short of another device comes here with what he is owed,
+    /// and those who have come with him are not lifted past him.
+    fn level_of_calm(&self, tenants: &Tenants) -> (Virtual, Virtual) {
+        let (mut greatest, mut owed) = (0, Virtual::MAX);
+        for service in self.calm.iter().map(|tenant| &tenants.get(tenant).service) {
+            greatest = greatest.max(service.virtual_time());
+            owed = if service.is_short() { owed.min(service.measured()) } else { owed };
+        }
+        (greatest, self.clock.max(greatest).min(owed))
     }
 
     /// The model of the most deserving tenant that has work for a model not tried yet; of its models, the one that ran least
@@ -179,7 +185,7 @@ impl Device {
         while let Some(tenant) = self.at_hand.get(at) {
             if !self.wants_more(tenants, tenant, planning) {
                 self.calm_down(tenants, tenant);
-            } else if self.shares[tenant as usize].reached == planning {
+            } else if self.is_reached(tenant, planning) {
                 at += 1;
             } else {
                 self.at_hand.set(tenant, false);
@@ -194,7 +200,7 @@ impl Device {
             }
             self.calm.set(tenant, false);
             self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, true);
-            match self.shares[tenant as usize].reached == planning {
+            match self.is_reached(tenant, planning) {
                 true => self.at_hand.set(tenant, true),
                 false => self.file_all(tenants, tenant),
             }
@@ -221,6 +227,11 @@ impl Device {
         }
     }
 
+    /// Whether the tenant has a row of this step.
+    fn is_reached(&self, tenant: u32, step: StepId) -> bool {
+        self.models.iter().any(|model| model.lanes[tenant as usize].reached == step)
+    }
+
     fn wants_more(&self, tenants: &Tenants, tenant: u32, planning: StepId) -> bool {
         // What it wants is a grant, and not the device.
         let dry = tenants.get(tenant).is_dry();
@@ -245,7 +256,7 @@ impl Device {
     pub(crate) fn refile(&mut self, tenants: &mut Tenants, m: usize, tenant: u32) {
         let model = &mut self.models[m];
         let lane = &model.lanes[tenant as usize];
-        model.running_tenants.set(tenant, !lane.running.is_empty());
+        model.running_tenants.set(tenant, lane.runs());
         model.waiting_tenants.set(tenant, !lane.waiting.is_empty());
         if !self.shares[tenant as usize].short {
             return;
@@ -268,7 +279,7 @@ impl Device {
     fn file(&mut self, tenants: &mut Tenants, m: usize, tenant: u32) {
         let model = &mut self.models[m];
         let lane = &model.lanes[tenant as usize];
-        let runs = !lane.running.is_empty();
+        let runs = lane.runs();
         let waits = !runs && !lane.waiting.is_empty();
         for (file, belongs) in [(&mut model.short_running, runs), (&mut model.short_waiting, waits)] {
             match (file.has(tenant), belongs) {

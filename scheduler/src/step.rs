@@ -12,7 +12,7 @@ use crate::BLOCK_LEN;
 use crate::charge::Split;
 use crate::device::Row;
 use crate::event::{End, Event};
-use crate::ids::{DeviceId, Nanos};
+use crate::ids::{DeviceId, Nanos, RequestId};
 use crate::plan::{RowOutcome, StepReport};
 use crate::request::State;
 use crate::scheduler::Scheduler;
@@ -47,10 +47,12 @@ impl Scheduler {
         let time = device.book_step(now, report.device_time);
         let cost = &device.models[m].cost;
         // The model learns from the step only after its split, so the weights add up to `total`.
+        let mut total = 0;
         for row in &mut step.rows {
             row.weight = cost.weight(row.load());
+            total += row.weight;
         }
-        let mut split = Split::new(time, step.rows.iter().map(|row| u128::from(row.weight)).sum());
+        let mut split = Split::new(time, total);
         for (row, outcome) in step.rows.iter().zip(report.rows) {
             let part = split.part(row.weight);
             self.charge(d, row, *outcome, part);
@@ -89,8 +91,15 @@ impl Scheduler {
         let bill = tenants.pay(row, tenant, due, events);
         device.operator += redo + (due - bill);
         device.overrun += due - bill;
+        match outcome {
+            RowOutcome::Failed => device.failed += redo,
+            _ => device.redo += redo,
+        }
         match tenant {
-            OPERATOR_SLOT => device.operator += bill,
+            OPERATOR_SLOT => {
+                device.operator += bill;
+                device.own += bill;
+            }
             _ => device.tenants += bill,
         }
         request.charge += bill;
@@ -107,12 +116,12 @@ impl Scheduler {
         let Scheduler { devices, requests, tenants, .. } = self;
         let device = &mut devices[d];
         let slot = row.slot;
-        if requests.get(slot).in_flight == 1 {
-            let dry = tenants.get(requests.get(slot).tenant).is_dry();
-            requests.rested(slot, device.alone, dry);
-        }
-        let request = requests.get_mut(slot);
+        let (now_told, request) = (requests.now, requests.get_mut(slot));
         request.in_flight -= 1;
+        if request.in_flight == 0 {
+            let barred = device.alone.is_some_and(|alone| RequestId::new(slot, request.generation) != alone);
+            request.watch.rest(now_told, tenants.get(request.tenant).is_dry(), barred);
+        }
         request.drawing -= u32::from(row.samples);
         let (state, in_flight, ending) = (request.state, request.in_flight, request.ending);
         match state {

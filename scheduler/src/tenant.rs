@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::mem::offset_of;
 
 use crate::blocktime::BlockTime;
 use crate::ids::{ModelId, Nanos, PoolId, RequestId, TenantId};
@@ -61,19 +62,20 @@ impl Default for Tenant {
 }
 
 /// A tenant with its counters.
+///
+/// The first cache line is all that planning looks at: what rows ask of the plan, and what the tenant has had of all devices, which
+/// begins with what order compares. The second is written when a step is charged.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Account {
-    /// What it has had of all devices. First, and a cache line: order looks at nothing else.
+    weight: u32,
+    running_max: u32,
+    pub(crate) running: u32,
+    metered: bool,
     pub(crate) service: Service,
     /// The bill so far.
     pub(crate) charge: Nanos,
     pub(crate) waiting: u32,
-    pub(crate) running: u32,
-    // Of the plan, what rows ask for: it is in the second cache line here.
-    weight: u32,
-    running_max: u32,
-    metered: bool,
     pub(crate) plan: Tenant,
     pub(crate) id: TenantId,
     /// What it may spend, if it is metered.
@@ -81,6 +83,8 @@ pub(crate) struct Account {
     /// How long its blocks were there, in pools that are gone.
     pub(crate) block_times: Vec<(ModelId, BlockTime)>,
 }
+
+const _: () = assert!(offset_of!(Account, service) + Service::COMPARED == 64);
 
 impl Account {
     pub(crate) fn weight(&self) -> u32 {
@@ -184,15 +188,19 @@ impl Tenants {
         self.accounts[slot as usize].service.file()
     }
 
-    /// What is held for one of the tenant's requests changes.
+    /// What is held for one of the tenant's requests changes to this time, whose virtual time is returned.
     #[inline]
-    pub(crate) fn change_held(&mut self, slot: u32, before: Virtual, after: Virtual) {
-        self.accounts[slot as usize].service.change_held(before, after);
-        self.note_lowered(slot);
+    pub(crate) fn change_held(&mut self, slot: u32, before: Virtual, time: Nanos) -> Virtual {
+        let account = &mut self.accounts[slot as usize];
+        let held = virtual_time(time, account.weight);
+        account.service.change_held(before, held);
+        if account.service.is_filed_above() {
+            self.note_lowered(slot);
+        }
+        held
     }
 
     /// A tenant that lies below where it is filed is filed anew before anybody is chosen.
-    #[inline]
     fn note_lowered(&mut self, slot: u32) {
         let service = &mut self.accounts[slot as usize].service;
         if service.is_filed_above() && !service.lowered {

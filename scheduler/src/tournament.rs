@@ -13,14 +13,27 @@ use crate::request::NONE;
 /// A key, and one that stands for "not there" and is greater than every other.
 pub(crate) trait Key: Copy + Ord {
     const ABSENT: Self;
+
+    /// The least key that does not beat it, if equal ones do; among absent ones anybody may win.
+    fn beaten_by_equals(self, equals: bool) -> Self;
 }
 
 impl Key for u128 {
     const ABSENT: u128 = u128::MAX;
+
+    #[inline]
+    fn beaten_by_equals(self, equals: bool) -> u128 {
+        self.saturating_add(u128::from(equals))
+    }
 }
 
 impl Key for u64 {
     const ABSENT: u64 = u64::MAX;
+
+    #[inline]
+    fn beaten_by_equals(self, equals: bool) -> u64 {
+        self.saturating_add(u64::from(equals))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -77,18 +90,18 @@ impl<K: Key> Tournament<K> {
         }
         self.keys[slot as usize] = key;
         let (keys, winners) = (&self.keys[..], &mut self.winners[..]);
-        let mut node = keys.len() + slot as usize;
+        let leaf = keys.len() + slot as usize;
+        let mut node = leaf;
         let (mut best, mut best_key) = (slot, key);
         let mut rival = slot ^ 1;
         loop {
             // The neighbours on the way up depend on the slot only, so that they are loaded while this is compared.
             let rival_key = keys[rival as usize];
             // Of equal ones the left, whose slots are the lower ones. Who wins cannot be guessed, so nothing branches on it.
-            let loses = (rival_key < best_key) | ((node % 2 == 1) & (rival_key == best_key));
+            let loses = rival_key < best_key.beaten_by_equals(node % 2 == 1);
             best = select_unpredictable(loses, rival, best);
             best_key = select_unpredictable(loses, rival_key, best_key);
             node /= 2;
-            self.played += 1;
             let before = core::mem::replace(&mut winners[node], best);
             // Nodes above know no more of this slot than this one does.
             if node == 1 || before == best && best != slot {
@@ -96,6 +109,7 @@ impl<K: Key> Tournament<K> {
             }
             rival = winners[node ^ 1];
         }
+        self.played += u64::from(leaf.ilog2() - node.ilog2());
     }
 
     /// Takes the slot's key away, if it has one.

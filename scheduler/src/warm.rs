@@ -35,7 +35,7 @@ impl Fill<'_> {
             match self.start(slot) {
                 Start::Row(_) => {
                     self.device.models[self.m].kin.started(self.requests, slot, by_rank);
-                    self.device.shares[next as usize].reached = self.id;
+                    self.note_reached(next);
                 }
                 _ => break,
             }

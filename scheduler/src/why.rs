@@ -130,11 +130,32 @@ impl Watch {
         self.cause
     }
 
+    /// A row of it is in flight.
+    #[inline]
+    pub(crate) fn run(&mut self, now: Nanos) {
+        self.turn(now, Cause::Steps);
+    }
+
+    /// The last of its rows in flight was reported. `dry` says that its tenant has no grant, `barred` that another runs alone there.
+    pub(crate) fn rest(&mut self, now: Nanos, dry: bool, barred: bool) {
+        let cause = match dry {
+            true => Cause::Quota,
+            false if barred => Cause::Placement,
+            false => Cause::Share,
+        };
+        self.turn(now, cause);
+    }
+
+    #[inline]
     fn turn(&mut self, now: Nanos, cause: Cause) {
         if cause != self.cause {
-            self.times.add(self.cause, now.saturating_sub(self.since));
-            (self.cause, self.since) = (cause, self.since.max(now));
+            self.change(now, cause);
         }
+    }
+
+    fn change(&mut self, now: Nanos, cause: Cause) {
+        self.times.add(self.cause, now.saturating_sub(self.since));
+        (self.cause, self.since) = (cause, self.since.max(now));
     }
 
     /// The times if the request were to settle now.
@@ -160,25 +181,6 @@ impl Requests {
         if !matches!(watch.cause, Cause::Steps | Cause::Preemption) {
             watch.turn(now, cause);
         }
-    }
-
-    /// A row of it is in flight.
-    #[inline]
-    pub(crate) fn ran(&mut self, slot: u32) {
-        let now = self.now;
-        self.get_mut(slot).watch.turn(now, Cause::Steps);
-    }
-
-    /// The last of its rows in flight was reported; `alone` is who runs alone there, `dry` says that its tenant has no grant.
-    #[inline]
-    pub(crate) fn rested(&mut self, slot: u32, alone: Option<RequestId>, dry: bool) {
-        let now = self.now;
-        let cause = match dry {
-            true => Cause::Quota,
-            false if self.is_barred(slot, alone) => Cause::Placement,
-            false => Cause::Share,
-        };
-        self.get_mut(slot).watch.turn(now, cause);
     }
 
     /// It has joined a queue.
@@ -305,6 +307,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn run(requests: &mut Requests, slot: u32) {
+        let now = requests.now;
+        requests.get_mut(slot).watch.run(now);
+    }
+
     #[test]
     fn a_wait_without_a_grant_is_the_quotas_until_the_next_row() {
         let mut requests = Requests::default();
@@ -315,7 +322,7 @@ mod tests {
             requests.wait(slot, hook);
         }
         requests.tick(Nanos(47));
-        requests.ran(slot);
+        run(&mut requests, slot);
         let times = requests.get(slot).watch.until(Nanos(50));
         assert_eq!(
             (times.of(Cause::Queue), times.of(Cause::Quota), times.of(Cause::Steps)),
@@ -335,7 +342,7 @@ mod tests {
         }
         // A clock that goes back takes nothing away.
         requests.tick(Nanos(2));
-        requests.ran(slot);
+        run(&mut requests, slot);
         let times = requests.get(slot).watch.until(Nanos(4));
         assert_eq!(
             (times.of(Cause::Preemption), times.of(Cause::Steps), times.total()),

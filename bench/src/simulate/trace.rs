@@ -160,6 +160,12 @@ enum Line {
         tokens_max: u32,
         context_len_max: u32,
     },
+    Tenant {
+        #[allow(dead_code)]
+        at: u64,
+        tenant: usize,
+        plan: RecordedTenant,
+    },
     Request {
         at: u64,
         tenant: usize,
@@ -267,6 +273,34 @@ impl Trace {
         Ok(())
     }
 
+    /// A tenant has another plan, or is new. It is played with the plan that it had last.
+    fn put_tenant(&mut self, tenant: usize, plan: RecordedTenant, lines_are_missing: bool) -> Result<(), String> {
+        if let Some(pool) = plan.pool.as_ref().filter(|pool| self.pool(pool).is_none()) {
+            return Err(format!("tenant `{}` names pool `{pool}`, and no device is in it", plan.name));
+        }
+        let name = plan.name.clone();
+        if plan.has_quota() {
+            self.note(format!("quotas are not simulated: that of {name} is left out"));
+        }
+        let known = self.tenants.len();
+        if tenant < known {
+            self.tenants[tenant] = plan;
+            self.note(format!("the plan of {name} changed while it was recorded: its last is played"));
+        } else if tenant == known {
+            self.tenants.push(plan);
+        } else if !lines_are_missing {
+            return Err(format!("`tenant` is {tenant}, and the next is {known}"));
+        }
+        Ok(())
+    }
+
+    /// Notes something, once.
+    fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
     /// The number of a pool: the first device that is in it.
     pub(super) fn pool(&self, name: &str) -> Option<u16> {
         self.devices.iter().position(|device| device.pool.as_deref() == Some(name)).map(|first| first as u16)
@@ -295,6 +329,9 @@ impl Trace {
                 let limits = ModelLimits { blocks, rows_max, tokens_max, context_len_max };
                 self.models[at].get_or_insert(RecordedModel { name, limits });
             }
+            Line::Tenant { tenant, plan, .. } => {
+                self.put_tenant(tenant, plan, *dropped > 0)?;
+            }
             Line::Request {
                 at,
                 tenant,
@@ -311,6 +348,10 @@ impl Trace {
                 took,
                 device_time,
             } => {
+                if tenant >= self.tenants.len() && *dropped > 0 {
+                    // The line that said whose it is was dropped.
+                    return Ok(());
+                }
                 if tenant >= self.tenants.len() {
                     return Err(format!("`tenant` is {tenant}, and the header has {}", self.tenants.len()));
                 }
@@ -439,6 +480,7 @@ pub(crate) mod tests {
         assert_eq!((plan.pool.as_deref(), plan.pool_only, trace.pool("gold")), (Some("gold"), true, Some(1)));
         let quota = (plan.device_time_per_hour, plan.device_time_per_day, plan.device_time_per_month);
         assert_eq!(quota, (Some(600_000_000_000), Some(6_000_000_000_000), Some(60_000_000_000_000)));
+        assert_eq!((trace.tenants.len(), trace.tenants[2].name.as_str()), (3, "c"));
         assert!(!trace.tenants[0].has_quota() && trace.tenants[0].ttft_target.is_none());
         let model = trace.models[0].as_ref().unwrap();
         let limits = ModelLimits { blocks: 5, rows_max: 6, tokens_max: 7, context_len_max: 8 };

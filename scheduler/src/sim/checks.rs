@@ -1,5 +1,7 @@
 //! What must be true after every event and at the end, found out without the scheduler's own books wherever that can be.
 
+use alloc::vec::Vec;
+
 use super::client::Client;
 use super::lag::TENANTS_MAX;
 use super::outcome::Outcome;
@@ -21,6 +23,7 @@ impl World<'_> {
                 self.scheduler.requests.find(id).is_some()
             });
             assert_eq!(here.count(), self.clients.len(), "the scheduler has the requests that have not ended");
+            self.check_bills();
         }
     }
 
@@ -45,6 +48,20 @@ impl World<'_> {
         let tenants = self.outcome.tenants.iter().map(|part| part.tenant).filter(|id| *id != TenantId::OPERATOR);
         let billed: Nanos = tenants.map(|tenant| self.scheduler.tenant_charge(tenant)).sum();
         assert_eq!(billed, charged, "what tenants pay is what devices worked for them");
+    }
+
+    /// What the events say of who was charged on which device, with what those that run were charged, is what each device worked for
+    /// tenants.
+    fn check_bills(&self) {
+        let mut by_device: Vec<Nanos> = self.machines.iter().map(|machine| machine.billed).collect();
+        for client in self.clients.iter() {
+            let (device, charge) = self.scheduler.charge_of(client.id).expect("a live request");
+            by_device[usize::from(device.0)] += charge - client.booked;
+        }
+        for (machine, billed) in self.machines.iter().zip(by_device) {
+            // The operator's own requests are billed, too, and nobody's to pay.
+            assert_eq!(machine.books.tenants + machine.books.own, billed, "bills by device");
+        }
     }
 
     /// Every block is free, in use or cached, and is counted for one tenant only.
@@ -110,6 +127,7 @@ impl World<'_> {
         let left = self.clients.len() + self.returning.len();
         assert_eq!(left, 0, "{left} requests stand still");
         self.scheduler.check_invariants();
+        self.check_bills();
         let stats = self.scheduler.stats();
         assert_eq!((stats.waiting, stats.running, stats.demand), (0, 0, Nanos::ZERO));
         assert_eq!(stats.preemptions, self.outcome.preemptions);

@@ -39,6 +39,8 @@ pub(super) struct Client {
     pub(super) waited: bool,
     /// The caller judged a stop or a failure: rows still in flight count for nothing.
     pub(super) over: bool,
+    /// Of what it was charged under the present id, what is booked to devices that it has left.
+    pub(super) booked: Nanos,
     /// Where its time went until its device was lost.
     pub(super) times: Times,
     /// Devices lost in a step of it; and whether the last of them makes it a suspect.
@@ -178,6 +180,7 @@ impl World<'_> {
             runs: false,
             waited: false,
             over: false,
+            booked: Nanos::ZERO,
             times: Times::default(),
             deaths: 0,
             suspect: false,

@@ -1,7 +1,8 @@
 //! The service gap, measured: how far anybody runs ahead of a tenant that has work waiting.
 //!
 //! A tenant is *behind on nothing* while none of its requests waits in a queue; from then on a stretch begins, and in it nobody may be
-//! served more than [`crate::Scheduler::gap_bound`] longer than this tenant, by weight. That is more than what is promised of two
+//! served more than [`crate::Scheduler::gap_bound`] longer than this tenant, by weight; of two that weigh more than 1 that is less, and the
+//! less is what is checked. That is more than what is promised of two
 //! tenants that both wait: who comes and goes must not get ahead either. A stretch ends when nothing waits any more, when the
 //! tenant's plan changes, and for everybody when a request runs alone, for that is outside the promise.
 //!
@@ -13,6 +14,7 @@ use alloc::vec::Vec;
 use super::scenario::{Scenario, Source};
 use super::waits::Mark;
 use super::world::World;
+use crate::bound::GapTerms;
 use crate::ids::{Nanos, TenantId};
 
 /// With more tenants than this nothing is measured: it takes time in proportion to their square.
@@ -28,8 +30,8 @@ pub(super) struct Lag {
     /// By place and other's place: what each had been served when the stretch began.
     base: Vec<Nanos>,
     served: Vec<Nanos>,
-    /// The greatest bound there was, and the step it was last worked out in.
-    bound: Nanos,
+    /// The greatest terms of the bound there were, and the step they were last worked out in.
+    terms: GapTerms,
     bound_at: u64,
 }
 
@@ -52,7 +54,7 @@ impl Lag {
             since: alloc::vec![None; tenants],
             base: alloc::vec![Nanos::ZERO; tenants * tenants],
             served: alloc::vec![Nanos::ZERO; tenants],
-            bound: Nanos::ZERO,
+            terms: GapTerms::default(),
             bound_at: 0,
         }
     }
@@ -62,7 +64,7 @@ impl Lag {
     }
 
     pub(super) fn bound(&self) -> Nanos {
-        self.bound
+        self.terms.of(1)
     }
 
     pub(super) fn all_measured(&self) -> bool {
@@ -95,7 +97,7 @@ impl World<'_> {
         if self.machines.iter().any(|machine| !machine.lane.is_empty()) {
             self.lag.since.fill(None);
         }
-        if self.outcome.steps >= self.lag.bound_at + BOUND_EVERY || self.lag.bound == Nanos::ZERO {
+        if self.outcome.steps >= self.lag.bound_at + BOUND_EVERY || self.lag.terms == GapTerms::default() {
             self.renew_bound();
         }
         for i in 0..tenants {
@@ -114,25 +116,26 @@ impl World<'_> {
     }
 
     fn take_lead(&mut self, i: usize, j: usize, lead: Nanos) {
-        if lead <= self.outcome.gap_max && lead <= self.lag.bound {
+        let weight = self.plans[i].weight.min(self.plans[j].weight);
+        self.outcome.gap_max = self.outcome.gap_max.max(lead);
+        let share = |bound: Nanos| (u128::from(lead.0) * 1_000 / u128::from(bound.0.max(1))) as u64;
+        if share(self.lag.terms.of(weight)) <= self.outcome.gap_per_mille {
             return;
         }
-        self.outcome.gap_max = self.outcome.gap_max.max(lead);
         self.renew_bound();
-        let bound = self.lag.bound;
+        let bound = self.lag.terms.of(weight);
         let (of, over) = (self.outcome.tenants[j].tenant, self.outcome.tenants[i].tenant);
         assert!(
             lead <= bound || !self.scenario.gap_checked,
             "{of:?} is {lead:?} ahead of {over:?}, which has work waiting; the bound is {bound:?}"
         );
-        let per_mille = u128::from(lead.0) * 1_000 / u128::from(bound.0.max(1));
-        self.outcome.gap_per_mille = self.outcome.gap_per_mille.max(per_mille as u64);
+        self.outcome.gap_per_mille = self.outcome.gap_per_mille.max(share(bound));
     }
 
     fn renew_bound(&mut self) {
-        self.lag.bound = self.lag.bound.max(self.scheduler.gap_bound());
+        self.lag.terms = self.lag.terms.max(self.scheduler.gap_terms());
         self.lag.bound_at = self.outcome.steps;
-        self.outcome.gap_bound = self.lag.bound;
+        self.outcome.gap_bound = self.lag.bound();
     }
 
     /// After an event: who has begun to wait, and who has nothing waiting any more?

@@ -32,6 +32,8 @@ pub(super) struct Machine {
     /// The simulation's own books: time without a step, and time that steps were reported to have taken.
     pub(super) idle: Nanos,
     pub(super) busy: Nanos,
+    /// What requests that ended or moved were charged here, as the scheduler's events tell.
+    pub(super) billed: Nanos,
     /// The scheduler's books after the last event.
     pub(super) books: DeviceAccounts,
 }
@@ -50,6 +52,7 @@ impl Machine {
             lane: VecDeque::new(),
             idle: Nanos::ZERO,
             busy: Nanos::ZERO,
+            billed: Nanos::ZERO,
             books: DeviceAccounts::default(),
         }
     }

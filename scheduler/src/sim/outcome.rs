@@ -68,6 +68,8 @@ pub struct Incidents {
     pub resumed: u64,
     /// Suspects that could not run alone, by their tenants' limits, and went on in company.
     pub passed_over: u64,
+    /// Requests that were charged on a device and went to another.
+    pub moves: u64,
     /// Devices drained.
     pub drains: u64,
     /// Plans changed.

@@ -339,6 +339,12 @@ impl<'a> World<'a> {
                     client.runs = false;
                     self.outcome.preemptions += 1;
                 }
+                Event::Moved { request, from, charge } => {
+                    let client = self.clients.get_mut(request).expect("only live requests move");
+                    self.machines[usize::from(from.0)].billed += charge - client.booked;
+                    client.booked = charge;
+                    self.outcome.incidents.moves += 1;
+                }
                 Event::GrantLow { tenant, wanted, .. } => {
                     self.note(wanted.0);
                     self.ask_lease(self.places[&tenant], wanted);
@@ -347,13 +353,15 @@ impl<'a> World<'a> {
                     self.note(amount.0);
                     self.take_back(self.places[&tenant], amount);
                 }
-                Event::Settled { request, tenant, end, charge, cached_tokens, preemptions, times, .. } => {
+                Event::Settled { request, tenant, end, device, charge, cached_tokens, preemptions, times, .. } => {
                     self.note(request.0 ^ charge.0.rotate_left(20) ^ end as u64);
                     let mut client = self.clients.remove(request).expect("a request ends once");
                     assert_eq!(self.scenario.sources[client.source].tenant, tenant);
                     assert_eq!(times.total(), self.now - client.came_at, "each nanosecond has its cause");
                     client.times = times;
                     assert!(preemptions <= self.scenario.config.preemptions_max);
+                    self.machines[usize::from(device.0)].billed += charge - client.booked;
+                    client.booked = Nanos::ZERO;
                     self.note_gone(&client);
                     self.diary(|diary, _| diary.charged(client.number, charge, cached_tokens));
                     let part = &mut self.outcome.tenants[self.places[&tenant]];

@@ -137,6 +137,7 @@ fn cancelling_a_waiting_request_settles_it_at_once_and_for_nothing() {
         request: id,
         tenant: TenantId(1),
         end: End::Cancelled,
+        device: DeviceId(0),
         charge: Nanos::ZERO,
         cached_tokens: 0,
         queued: Nanos(77),

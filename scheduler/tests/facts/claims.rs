@@ -129,3 +129,36 @@ fn who_came_to_a_device_that_answers_no_more_is_served_by_one_whose_rows_are_ful
     let quantum = Config::default().locality_quantum + Config::default().hold_max;
     assert!(most < (quantum + Nanos::from_millis(200)).0, "{most}");
 }
+
+#[test]
+fn a_device_full_of_those_who_wait_for_grants_takes_what_waits_elsewhere() {
+    // All the rows of a step, and blocks without which nobody else's prompt has room.
+    for (count, prompt_len) in [(8, 20), (4, 400)] {
+        let mut rig = Rig::new(64);
+        rig.scheduler.add_device(rig.now, OTHER);
+        let limits = ModelLimits { blocks: 64, rows_max: 8, tokens_max: 256, context_len_max: 4096 };
+        assert!(rig.scheduler.add_model(OTHER, CHAT, limits));
+        rig.tenant(1, Tenant { metered: true, ..Tenant::default() });
+        let grant = Grant { epoch: 1, amount: Nanos::from_secs(60), expires: Nanos::from_secs(3_600) };
+        rig.scheduler.grant(rig.now, TenantId(1), grant);
+        for _ in 0..count {
+            let work = Work::Generate { prompt_len, new_tokens_max: 100, hashes: Vec::new() };
+            let admission = Admission { tenant: TenantId(1), model: CHAT, priority: 0, work };
+            rig.scheduler.admit_to(rig.now, OTHER, admission).unwrap();
+        }
+        // Each has its whole prompt in blocks when the grant goes.
+        while rig.scheduler.stats().models[2].blocks_used < count * prompt_len.div_ceil(BLOCK_LEN) {
+            let plan = plan_on(&mut rig, OTHER).unwrap();
+            rig.now += STEP;
+            finish_on(&mut rig, OTHER, &plan);
+        }
+        rig.scheduler.revoke_grant(TenantId(1));
+        rig.scheduler.drain_device(OTHER);
+        let waiting: Vec<_> = (0..24).map(|_| rig.ask(2, 600, 30)).collect();
+        rig.scheduler.resume_device(OTHER);
+        plan_on(&mut rig, DEVICE).unwrap();
+        assert!(plan_on(&mut rig, OTHER).is_none(), "its rows have no grant, which shows only now");
+        let plan = plan_on(&mut rig, OTHER).expect("work of tenant 2");
+        assert!(plan.rows.iter().all(|row| waiting.contains(&row.request)), "{count} prompts of {prompt_len}");
+    }
+}

@@ -84,6 +84,34 @@ fn time_above_the_grant_is_the_operators() {
 }
 
 #[test]
+fn time_of_a_device_counts_by_its_rate_and_bills_do_not() {
+    let mut rig = rig();
+    rig.scheduler.set_device_rate(DeviceId(0), 2_500_000);
+    let id = rig.ask(1, 10, 3);
+    rig.grant(1, 1, 1_000, LATER);
+    let plan = rig.plan().unwrap();
+    assert!(rig.grants(1).reserved.0 >= STEP.0 * 5 / 2);
+    rig.finish(&plan);
+    assert_eq!((rig.charge(1), rig.grants(1).spent), (STEP, Nanos(STEP.0 * 5 / 2)));
+    rig.run_dry();
+    assert_eq!(rig.settled(id).unwrap().0, End::Finished);
+    assert_eq!(rig.grants(1).spent.0, rig.charge(1).0 * 5 / 2);
+    assert_eq!(rig.books().overrun, Nanos::ZERO);
+}
+
+#[test]
+fn a_grant_covers_as_much_time_as_it_is_worth_on_the_device() {
+    let mut rig = rig();
+    rig.scheduler.set_device_rate(DeviceId(0), 500_000);
+    let id = rig.ask(1, 10, 1);
+    rig.grant(1, 1, 20, LATER);
+    let plan = rig.plan().unwrap();
+    rig.finish_with(&plan, Nanos(500 * MS), |_| RowOutcome::Advanced);
+    assert_eq!(rig.settled(id), Some((End::Finished, Nanos(40 * MS))));
+    assert_eq!((rig.books().overrun, rig.grants(1).spent), (Nanos(460 * MS), Nanos(20 * MS)));
+}
+
+#[test]
 fn time_above_the_grant_advances_virtual_time() {
     let mut rig = Rig::with(Config::default(), 64, 1, 64);
     rig.tenant(1, metered());

@@ -177,3 +177,44 @@ fn after_a_loss_a_request_goes_on_only_where_its_plan_lets_it() {
     assert!(rig.scheduler.admit_again(rig.now, None, resumption(3)).is_ok());
     rig.scheduler.check_invariants();
 }
+
+#[test]
+fn what_a_tenant_had_of_its_own_device_is_not_asked_of_those_who_come_to_a_common_one() {
+    let mut rig = rig();
+    let third = DeviceId(2);
+    rig.scheduler.add_device(rig.now, third);
+    let limits = ModelLimits { blocks: 64, rows_max: 8, tokens_max: 256, context_len_max: 4096 };
+    assert!(rig.scheduler.add_model(third, CHAT, limits));
+    let ask = |rig: &mut Rig, tenant: u32, device: DeviceId, count: u32| {
+        for _ in 0..count {
+            let work = Work::Generate { prompt_len: 16, new_tokens_max: 60, hashes: Vec::new() };
+            let admission = Admission { tenant: TenantId(tenant), model: CHAT, priority: 0, work };
+            rig.scheduler.admit_to(rig.now, device, admission).unwrap();
+        }
+    };
+    let step = |rig: &mut Rig, devices: &[DeviceId]| {
+        let plans: Vec<_> = devices.iter().map(|device| (*device, plan_on(rig, *device))).collect();
+        rig.now += STEP;
+        for (device, plan) in plans {
+            finish_on(rig, device, &plan.unwrap());
+        }
+    };
+    // The first common device has nobody while tenant 2 uses its own, and tenant 1 more than the third has.
+    ask(&mut rig, 2, GOLD, 60);
+    (0..200).for_each(|_| step(&mut rig, &[GOLD]));
+    rig.scheduler.drain_device(COMMON);
+    for _ in 0..40 {
+        rig.ask(1, 16, 60);
+    }
+    rig.scheduler.resume_device(COMMON);
+    (0..4).for_each(|_| step(&mut rig, &[GOLD, third]));
+    // Then all three come there at once, the newcomer among them.
+    ask(&mut rig, 1, COMMON, 1);
+    ask(&mut rig, 2, COMMON, 1);
+    ask(&mut rig, 4, COMMON, 40);
+    let served = |rig: &Rig, tenant: u32| rig.scheduler.tenant_service(TenantId(tenant));
+    let before = (served(&rig, 1), served(&rig, 4));
+    (0..60).for_each(|_| step(&mut rig, &[GOLD, third, COMMON]));
+    let (first, newcomer) = (served(&rig, 1) - before.0, served(&rig, 4) - before.1);
+    assert!(newcomer.0 > first.0 / 2, "{newcomer:?} beside {first:?}");
+}

@@ -59,8 +59,7 @@ fn every_window_is_shared_evenly_and_nothing_is_lost_by_it() {
 
 #[test]
 fn what_is_cached_is_used_and_every_window_is_shared_evenly_all_the_same() {
-    // In the first, each of 32 tenants has 0.3 s of a window, and a cold prompt is 0.045 s of that: one more or fewer shows.
-    for (name, seconds, even) in [("prefix-system", 60, 985), ("prefix-documents", 60, 990), ("prefix-turns", 0, 990)] {
+    for (name, seconds) in [("prefix-system", 60), ("prefix-documents", 60), ("prefix-turns", 0)] {
         let (weir, watch) = play(name, seconds, Order::DeviceTime);
         let (locality, _) = play(name, seconds, Order::Prefix);
         let hits = |outcome: &Outcome| {
@@ -72,7 +71,7 @@ fn what_is_cached_is_used_and_every_window_is_shared_evenly_all_the_same() {
         println!(
             "{name}: {ours} / 1000 of prompts cached, {most} by locality alone; Jain's index at least {least} in {windows}"
         );
-        assert!(windows > 0 && least >= even, "{name}");
+        assert!(windows > 0 && least >= 990, "{name}");
         assert!(10 * ours >= 9 * most, "{name}");
     }
 }
