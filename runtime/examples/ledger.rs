@@ -1,10 +1,10 @@
-//! Measures the ledger: settles a second through the writer, the same with 5 ms added to every commit, and the time to
-//! verify all rows. `cargo run --release --example ledger [ROWS] [postgres://...]`; without an address, SQLite in a
+//! Measures the ledger: how long a bill waits until it is acknowledged, settles a second through the writer, both with 5 ms
+//! added to every commit, too, and the time to verify all rows. `cargo run --release --example ledger [ROWS] [postgres://...]`; without an address, SQLite in a
 //! new folder.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -19,6 +19,8 @@ type Failure = Box<dyn std::error::Error>;
 
 /// A made-up minute of 2026.
 const AT_US: i64 = 1_795_000_000_000_000;
+/// Bills whose wait is measured.
+const WAITS: i64 = 5_000;
 
 fn settle(epoch: i64, number: i64) -> Settle<'static> {
     Settle {
@@ -31,6 +33,7 @@ fn settle(epoch: i64, number: i64) -> Settle<'static> {
         prompt_tokens: 120,
         completion_tokens: 34,
         stop: "stop".into(),
+        name: "".into(),
     }
 }
 
@@ -66,12 +69,36 @@ async fn settles(store: &Store, rows: i64, options: WriterOptions) -> Result<f64
     }
     send(Record::Close, AT_US + rows * 50).await.ok_or("the writer has stopped")?;
     drop(writer);
-    task.await??;
+    let chain = task.await??;
     let took = begin.elapsed();
+    ledger::end(store, &chain, AT_US).await?;
     match acknowledged.load(Ordering::Relaxed) == sent + 1 {
         true => Ok(rows as f64 / took.as_secs_f64()),
         false => Err("not all was acknowledged".into()),
     }
+}
+
+/// Sends a settle every millisecond, as a thousand requests a second do, and says how long each waited: the median, the
+/// 99th of a hundred and the longest, in milliseconds.
+async fn waits(store: &Store, options: WriterOptions) -> Result<[f64; 3], Failure> {
+    let (chain, _) = ledger::begin(store, "bench", AT_US).await?;
+    let epoch = chain.epoch;
+    let (writer, task) = Writer::start(store.clone(), chain, options);
+    let waited = Arc::new(Mutex::new(Vec::new()));
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    for number in 0..WAITS {
+        tick.tick().await;
+        let (waited, sent) = (waited.clone(), Instant::now());
+        let done = Box::new(move |_| waited.lock().unwrap_or_else(PoisonError::into_inner).push(sent.elapsed()));
+        let entry =
+            Entry { at_us: AT_US, record: Record::Settle(settle(epoch, number)), grants: Vec::new(), done: Some(done) };
+        writer.try_send(entry).map_err(|_| "no room")?;
+    }
+    drop(writer);
+    task.await??;
+    let mut waited = std::mem::take(&mut *waited.lock().unwrap_or_else(PoisonError::into_inner));
+    waited.sort_unstable();
+    Ok([waited.len() / 2, waited.len() * 99 / 100, waited.len() - 1].map(|at| waited[at].as_secs_f64() * 1e3))
 }
 
 #[tokio::main]
@@ -81,13 +108,17 @@ async fn main() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     let url = args.next().unwrap_or_else(|| format!("sqlite:{}", folder.path().join("weir.db").display()));
     let store = Store::open(&url, &StoreOptions::default()).await?;
+    let slow = WriterOptions { commit_delay: Duration::from_millis(5) };
+    for (name, options) in [("wait", WriterOptions::default()), ("wait_slow", slow.clone())] {
+        let [median, most, longest] = waits(&store, options).await?;
+        println!("figure=5.{name}_ms value={most:.1} p50={median:.1} max={longest:.1} unit=ms");
+    }
     println!("figure=5.settles value={:.0}", settles(&store, rows, WriterOptions::default()).await?);
     let begin = Instant::now();
     let verified = ledger::verify_store(&store, None).await?;
     let seconds = begin.elapsed().as_secs_f64();
     println!("figure=5.verify_rows value={}", verified.rows);
     println!("figure=5.verify_seconds value={seconds:.2}");
-    let options = WriterOptions { commit_delay: Duration::from_millis(5) };
-    println!("figure=5.settles_slow value={:.0}", settles(&store, rows.min(100_000), options).await?);
+    println!("figure=5.settles_slow value={:.0}", settles(&store, rows.min(100_000), slow).await?);
     Ok(())
 }

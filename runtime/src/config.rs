@@ -1,9 +1,12 @@
 //! What an engine is started with. Values are already checked by the caller's configuration; `FromStr` parses the one
 //! grammar that the command line and the file share: `[NAME=]MODEL`.
 
+mod quotas;
+
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use crate::{error::EngineError, recorder::RecordConfig};
+pub use self::quotas::{DeviceQuota, QuotaTerms, RequestQuota};
+use crate::{accounts::Accounts, error::EngineError, recorder::RecordConfig};
 
 /// Everything `Engine::start` needs.
 #[derive(Debug, Clone)]
@@ -28,6 +31,8 @@ pub struct EngineConfig {
     pub seed: u64,
     /// Where a trace of the load is written, if it is.
     pub record: Option<RecordConfig>,
+    /// Where charges are written; without it nothing outlives the process, as for tests and benches.
+    pub accounts: Option<Accounts>,
 }
 
 /// The default of [`EngineConfig::locality_quantum`].
@@ -55,6 +60,9 @@ pub struct DeviceConfig {
     pub step_latency_max: Duration,
     /// The pool it is reserved for; a device without one is everybody's.
     pub pool: Option<String>,
+    /// What its time counts against quotas, in millionths: quotas are in the time of a device whose rate is one. Bills are not touched
+    /// by it.
+    pub rate_ppm: u32,
 }
 
 /// What a device is.
@@ -98,6 +106,7 @@ impl DeviceConfig {
             rows_max: 64,
             step_latency_max: Duration::from_millis(200),
             pool: None,
+            rate_ppm: 1_000_000,
         }
     }
 
@@ -193,11 +202,13 @@ const FAKE_TEXT_MAX: u32 = 1 << 10;
 /// Most positions of a fake KV cache; the scheduler keeps a few bytes for each block of 32.
 const FAKE_KV_MAX: u32 = 64 << 20;
 
-/// A tenant as the engine knows it.
+/// A tenant as the engine knows it; see also [`TenantSpec::of_limits`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantSpec {
-    /// Its name, unique.
+    /// Its name, unique: its id in the store, if there is one.
     pub name: String,
+    /// The name of what it bought, which its bills show; empty where nobody said.
+    pub plan: String,
     /// Its share of each device against the others'.
     pub weight: u32,
     /// Requests it may have waiting.
@@ -224,17 +235,10 @@ pub struct TenantSpec {
     pub pool_only: bool,
     /// Device time it may use.
     pub quota: DeviceQuota,
-}
-
-/// Device time that a tenant may use in each hour, day and month, which begin in UTC. Without any limit it is not metered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DeviceQuota {
-    /// In an hour.
-    pub hour: Option<Duration>,
-    /// In a day.
-    pub day: Option<Duration>,
-    /// In a month of the calendar.
-    pub month: Option<Duration>,
+    /// Requests it may make.
+    pub requests: RequestQuota,
+    /// How both quotas are kept.
+    pub terms: QuotaTerms,
 }
 
 impl TenantSpec {
@@ -242,6 +246,7 @@ impl TenantSpec {
     pub fn named(name: &str) -> Self {
         TenantSpec {
             name: name.to_owned(),
+            plan: String::new(),
             weight: 1,
             queue_len_max: 256,
             running_max: 64,
@@ -255,6 +260,8 @@ impl TenantSpec {
             pool: None,
             pool_only: false,
             quota: DeviceQuota::default(),
+            requests: RequestQuota::default(),
+            terms: QuotaTerms::default(),
         }
     }
 }

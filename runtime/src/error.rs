@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::inspect::ModelRefusal;
+use crate::{inspect::ModelRefusal, ledger::LedgerError};
 
 /// The engine could not be started, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,9 @@ pub enum EngineError {
     /// The configuration contradicts itself.
     #[error("{0}")]
     Config(String),
+    /// The ledger cannot be gone on with: a row was changed, or the store does not answer.
+    #[error("the ledger: {0}")]
+    Ledger(#[from] LedgerError),
 }
 
 /// A model that was not added to those that are served. Nothing of it stays.
@@ -142,6 +145,9 @@ pub enum SubmitError {
         /// When it would be.
         retry_after: Duration,
     },
+    /// What it would cost could not be written down, so it is not begun.
+    #[error("{LEDGER_UNAVAILABLE}")]
+    LedgerUnavailable,
     /// The server is going down.
     #[error("The server is shutting down")]
     Draining,
@@ -181,9 +187,15 @@ pub enum FailureKind {
     },
     /// It waited while its plan was changed, and is too large for it now.
     NeverFits,
+    /// What it cost could not be written down, so its answer does not count as given.
+    LedgerUnavailable,
     /// The server is going down.
     Draining,
 }
+
+/// What a client is told whose request cannot be charged for.
+pub(crate) const LEDGER_UNAVAILABLE: &str =
+    "The server cannot write its accounts at present, so requests are not served";
 
 /// Why the node is not ready.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -197,6 +209,9 @@ pub enum NotReady {
     /// An executor is gone and not back.
     #[error("the executor is down: {0}")]
     ExecutorDown(String),
+    /// Charges cannot be written.
+    #[error("the ledger cannot be written")]
+    LedgerUnavailable,
     /// Drain has begun.
     #[error("the server is draining")]
     Draining,

@@ -11,6 +11,8 @@
 //!
 //! **Test** with `cargo test --release -p weir-runtime`; everything but real weights runs on the `fake:` executor.
 
+mod accounts;
+pub mod billing;
 mod card;
 mod child;
 mod codec;
@@ -47,10 +49,11 @@ mod submission;
 mod telemetry;
 mod why;
 
+pub use accounts::Accounts;
 pub use card::ModelCard;
 pub use config::{
     DeviceConfig, DeviceKind, DeviceQuota, EngineConfig, ExecutorMode, FakeCost, FakeFaults, LOCALITY_QUANTUM,
-    ModelLocation, ModelSpec, TenantSpec, parse_duration,
+    ModelLocation, ModelSpec, QuotaTerms, RequestQuota, TenantSpec, parse_duration,
 };
 pub use doctor::{Finding, FindingStatus, doctor};
 pub use engine::{EMBED_INPUTS_MAX, EMBED_TOKENS_MAX, Engine, MODELS_LEN_MAX};

@@ -10,11 +10,20 @@ use crate::{
 /// An outbox that is written to. Dropped before the terminal event, as when the engine thread panics, it writes one: no reader waits for
 /// a writer that is gone.
 #[derive(Debug)]
-pub(crate) struct Outlet(Arc<Outbox>);
+pub(crate) struct Outlet {
+    outbox: Arc<Outbox>,
+    /// Somebody else writes the end.
+    handed: bool,
+}
 
 impl Outlet {
     pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
-        Outlet(outbox)
+        Outlet { outbox, handed: false }
+    }
+
+    /// Leaves the end, and the duty to write one, to another hold.
+    pub(crate) fn hand_over(&mut self) -> Outlet {
+        Outlet { outbox: self.outbox.clone(), handed: std::mem::replace(&mut self.handed, true) }
     }
 }
 
@@ -22,14 +31,17 @@ impl Deref for Outlet {
     type Target = Outbox;
 
     fn deref(&self) -> &Outbox {
-        &self.0
+        &self.outbox
     }
 }
 
 impl Drop for Outlet {
     fn drop(&mut self) {
+        if self.handed {
+            return;
+        }
         let message = "The engine gave up the request without a word".to_owned();
-        self.0.close(Err(RequestFailure { message, kind: FailureKind::ExecutorLost }));
+        self.outbox.close(Err(RequestFailure { message, kind: FailureKind::ExecutorLost }));
     }
 }
 

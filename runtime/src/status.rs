@@ -21,6 +21,8 @@ pub(crate) struct Status {
     last_step: AtomicU64,
     inbox_len: AtomicU32,
     draining: AtomicBool,
+    /// Nothing can be charged for any more.
+    ledger_stopped: AtomicBool,
     down: Mutex<Option<String>>,
 }
 
@@ -31,6 +33,7 @@ impl Status {
             last_step: AtomicU64::new(0),
             inbox_len: AtomicU32::new(0),
             draining: AtomicBool::new(false),
+            ledger_stopped: AtomicBool::new(false),
             down: Mutex::new(Some("it is loading".into())),
         }
     }
@@ -53,6 +56,10 @@ impl Status {
     /// Why no device takes requests, if none does.
     pub(crate) fn set_down(&self, reason: Option<&str>) {
         *self.down.lock().unwrap_or_else(PoisonError::into_inner) = reason.map(str::to_owned);
+    }
+
+    pub(crate) fn ledger_stopped(&self) {
+        self.ledger_stopped.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn begin_drain(&self) {
@@ -84,6 +91,9 @@ impl Status {
     pub(crate) fn ready(&self) -> Result<(), NotReady> {
         if self.is_draining() {
             return Err(NotReady::Draining);
+        }
+        if self.ledger_stopped.load(Ordering::Relaxed) {
+            return Err(NotReady::LedgerUnavailable);
         }
         if let Some(reason) = &*self.down.lock().unwrap_or_else(PoisonError::into_inner) {
             return Err(NotReady::ExecutorDown(reason.clone()));

@@ -1,6 +1,8 @@
 //! What a caller hands to the engine: wire-free, already ranged. The engine still checks what only it knows: the
 //! vocabulary, the context length, the template.
 
+use std::sync::Arc;
+
 use weir_scheduler::TenantId;
 
 /// One generation request: `n` choices from one prompt.
@@ -8,6 +10,10 @@ use weir_scheduler::TenantId;
 pub struct Submission {
     /// Who pays.
     pub tenant: TenantId,
+    /// Who asks, by the visible part of the credential; empty where nobody said.
+    pub key: Arc<str>,
+    /// The id under which its bill is to be found: unique for its tenant for ever. The engine makes one where there is none.
+    pub bill: Option<Arc<str>>,
     /// The model's served name.
     pub model: String,
     /// The id in the request's headers, under which it can be asked for; never interpreted.
@@ -110,6 +116,10 @@ impl Default for SamplingParams {
 pub struct EmbedSubmission {
     /// Who pays.
     pub tenant: TenantId,
+    /// Who asks, by the visible part of the credential; empty where nobody said.
+    pub key: Arc<str>,
+    /// The id under which its bill is to be found: unique for its tenant for ever. The engine makes one where there is none.
+    pub bill: Option<Arc<str>>,
     /// The model's served name.
     pub model: String,
     /// The id in the request's headers, under which it can be asked for; never interpreted.

@@ -1,6 +1,6 @@
 //! Why a request waited, as told to whoever asks for it by the id that its client knows.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use weir_scheduler::{Cause, TenantId, Times};
 
@@ -73,11 +73,15 @@ pub struct Explanation {
     pub cached_tokens: u32,
 }
 
-/// The ids under which a client can ask for a request.
+/// The ids under which a client can ask for a request, and who it was.
 #[derive(Debug, Clone)]
 pub(crate) struct Names {
     /// The one in the headers. Its client may have chosen it, and may choose it again: the latest counts.
     pub(crate) request: String,
     /// The one in the body of the answer, which is the server's and unique.
     pub(crate) answer: Option<String>,
+    /// The visible part of the credential; empty where nobody said.
+    pub(crate) key: Arc<str>,
+    /// What its bill is to be called, if that is its caller's to say.
+    pub(crate) bill: Option<Arc<str>>,
 }

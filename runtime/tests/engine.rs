@@ -6,8 +6,8 @@ use std::{task::Poll, time::Duration};
 
 use rig::{complete, metric, read};
 use weir_runtime::{
-    DeviceConfig, Engine, EngineConfig, ExecutorMode, FailureKind, FinishReason, Prompt, RecordConfig, SamplingParams,
-    StreamEvent, Submission, SubmitError,
+    DeviceConfig, DeviceQuota, Engine, EngineConfig, EngineError, ExecutorMode, FailureKind, FinishReason, Prompt,
+    RecordConfig, SamplingParams, StopReason, StreamEvent, Submission, SubmitError, TenantId, TenantSpec,
 };
 
 async fn start(models: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Engine {
@@ -44,6 +44,42 @@ async fn usage_counts_what_was_used() {
     assert_eq!(answer.reasons, [Some(FinishReason::Length)]);
     // Seventeen steps of 200 us, alone on the device: all of it is this request's.
     assert!(usage.device_nanos >= 17 * 200_000, "{}", usage.device_nanos);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_came_later_is_served_and_named() {
+    let engine = start(&[FAST], |_| {}).await;
+    engine.put_tenant(TenantId(3), TenantSpec::named("c")).await.expect("the next number");
+    assert_eq!((engine.tenant("c"), engine.tenants_len()), (Some(TenantId(3)), 3));
+    assert!(complete(&engine, rig::text(&engine, "c", "hello", 5)).await.end.is_ok());
+    metric(&engine, r#"weir_tenant_kv_block_seconds_total{tenant="c""#).await;
+
+    let lost = TenantSpec { pool: Some("gold".into()), ..TenantSpec::named("d") };
+    for (number, spec, says) in [
+        (5, TenantSpec::named("d"), "the next is 4"),
+        (0, TenantSpec::named("d"), "the next is 4"),
+        (4, TenantSpec::named("a"), "two tenants are named `a`"),
+        (4, lost, "no device is in pool `gold`, which tenant `d` names"),
+    ] {
+        let Err(EngineError::Config(said)) = engine.put_tenant(TenantId(number), spec).await else { panic!("{says}") };
+        assert!(said.contains(says), "{said}");
+    }
+    assert_eq!(engine.tenants_len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_changes_holds_for_what_runs() {
+    let engine = start(&["fake:step=1ms,token=1us"], |_| {}).await;
+    let long = engine.submit(rig::text(&engine, "a", "hello", 2_000)).await.expect("accepted");
+    let quota = DeviceQuota { hour: Some(Duration::from_millis(20)), ..DeviceQuota::default() };
+    engine.put_tenant(TenantId(1), TenantSpec { quota, ..TenantSpec::named("a") }).await.expect("a plan");
+    let usage = read(long, 1).await.end.expect("a text, so far");
+    assert_eq!(usage.stop, Some(StopReason::Quota));
+    let refused = engine.submit(rig::text(&engine, "a", "hello", 5)).await.err();
+    assert!(matches!(refused, Some(SubmitError::QuotaSpent { .. })), "{refused:?}");
+    engine.put_tenant(TenantId(1), TenantSpec::named("a")).await.expect("a plan");
+    let usage = complete(&engine, rig::text(&engine, "a", "hello", 50)).await.end.expect("done");
+    assert_eq!((usage.completion_tokens, usage.stop), (50, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -161,6 +161,7 @@ CREATE TABLE grants (
 );
 
 CREATE INDEX grants_open ON grants (tenant, unit, expires_us) WHERE closed = 0;
+CREATE INDEX grants_closed ON grants (expires_us) WHERE closed = 1;
 
 CREATE TABLE ledger (
     epoch BIGINT NOT NULL REFERENCES epochs (epoch),
@@ -301,11 +302,13 @@ CREATE INDEX deliveries_due ON deliveries (next_us) WHERE state = 'waiting';
 -- What each role may do. The audit log and the ledger are only ever added to; archiving a closed month is the owner's.
 
 GRANT SELECT ON _sqlx_migrations TO weir_server;
-GRANT SELECT, INSERT, UPDATE ON meta, counters, tenants, keys, windows, epochs, grants, months TO weir_server;
-GRANT SELECT, INSERT, UPDATE, DELETE ON plans, prices, usage_days, idempotency, webhooks, deliveries TO weir_server;
+GRANT SELECT, INSERT, UPDATE ON meta, counters, tenants, keys, windows, epochs, months TO weir_server;
+GRANT SELECT, INSERT, UPDATE, DELETE ON grants, plans, prices, usage_days, idempotency, webhooks, deliveries TO weir_server;
 GRANT SELECT, INSERT ON ledger, anchors, audit TO weir_server;
 
-GRANT SELECT ON plans, prices, tenants, windows, grants, ledger, usage_days, audit, deliveries TO weir_app;
+GRANT SELECT ON plans, prices, tenants, windows, grants, ledger, usage_days, deliveries TO weir_app;
+-- What was done to it, and not by whom, from where and with what.
+GRANT SELECT (seq, at_us, event, tenant, action, target_kind, target, result, reason) ON audit TO weir_app;
 -- Not the hashes and secrets.
 GRANT SELECT (id, tenant, name, role, scopes, models, expires_us, created_us, created_by, revoked_us, last_used_us, replaces)
     ON keys TO weir_app;
@@ -321,6 +324,17 @@ ALTER TABLE keys ENABLE ROW LEVEL SECURITY;
 ALTER TABLE keys FORCE ROW LEVEL SECURITY;
 CREATE POLICY server ON keys TO weir_server USING (true) WITH CHECK (true);
 CREATE POLICY own ON keys FOR SELECT TO weir_app USING (tenant = current_setting('weir.tenant', true));
+
+-- Others' plans are others' business; its own is what its row of `tenants` names, which the policy above shows it.
+ALTER TABLE plans ENABLE ROW LEVEL SECURITY;
+ALTER TABLE plans FORCE ROW LEVEL SECURITY;
+CREATE POLICY server ON plans TO weir_server USING (true) WITH CHECK (true);
+CREATE POLICY own ON plans FOR SELECT TO weir_app USING (id IN (SELECT plan FROM tenants));
+
+ALTER TABLE prices ENABLE ROW LEVEL SECURITY;
+ALTER TABLE prices FORCE ROW LEVEL SECURITY;
+CREATE POLICY server ON prices TO weir_server USING (true) WITH CHECK (true);
+CREATE POLICY own ON prices FOR SELECT TO weir_app USING (plan = '*' OR plan IN (SELECT plan FROM tenants));
 
 ALTER TABLE windows ENABLE ROW LEVEL SECURITY;
 ALTER TABLE windows FORCE ROW LEVEL SECURITY;

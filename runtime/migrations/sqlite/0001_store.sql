@@ -128,6 +128,7 @@ CREATE TABLE grants (
 ) STRICT;
 
 CREATE INDEX grants_open ON grants (tenant, unit, expires_us) WHERE closed = 0;
+CREATE INDEX grants_closed ON grants (expires_us) WHERE closed = 1;
 
 CREATE TABLE ledger (
     epoch INTEGER NOT NULL REFERENCES epochs (epoch),
@@ -227,6 +228,18 @@ END;
 
 CREATE TRIGGER ledger_stays BEFORE UPDATE ON ledger BEGIN
     SELECT RAISE(ABORT, 'the ledger is never changed');
+END;
+
+CREATE TRIGGER ledger_remains BEFORE DELETE ON ledger BEGIN
+    SELECT RAISE(ABORT, 'the ledger is never shortened');
+END;
+
+CREATE TRIGGER anchors_stay BEFORE UPDATE ON anchors BEGIN
+    SELECT RAISE(ABORT, 'anchors are never changed');
+END;
+
+CREATE TRIGGER anchors_remain BEFORE DELETE ON anchors BEGIN
+    SELECT RAISE(ABORT, 'anchors are never removed');
 END;
 
 CREATE TABLE idempotency (

@@ -3,8 +3,11 @@
 
 mod devices;
 mod encode;
+mod ledger;
 mod models;
 mod open;
+mod quota;
+mod tenants;
 mod why;
 
 use std::{
@@ -17,17 +20,20 @@ use std::{
 };
 
 use tokio::sync::{Mutex, Semaphore, oneshot};
-use weir_scheduler::{Config, ModelId, Nanos, PoolId, Scheduler, Tenant, TenantId};
+use weir_scheduler::{Config, ModelId, Nanos, Scheduler, TenantId};
 
 use self::{
     encode::{check_sampling, echo_text, invalid, new_tokens_max},
+    ledger::Epoch,
     models::{Served, ServedModels},
     open::{OpenedModel, Opener},
+    quota::Quotas,
+    tenants::{Pools, Tenants, plan},
 };
 use crate::{
     card::ModelCard,
     codec::hash::{BlockChain, ChainSalt},
-    config::{DeviceConfig, DeviceKind, DeviceQuota, EngineConfig, TenantSpec},
+    config::{DeviceConfig, DeviceKind, EngineConfig},
     devices::DEVICES_LEN_MAX,
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
     metrics::{Metrics, Outcome},
@@ -36,7 +42,7 @@ use crate::{
         message::{GroupId, NodeMessage, Submit, SubmitWork},
         sequence::SequenceSpec,
     },
-    recorder::{DeviceLine, Draft, Header, Recorder, TenantLine},
+    recorder::{DeviceLine, Draft, Header, Recorder},
     sampler::mix,
     status::Status,
     stream::{CancelOnDrop, TokenStream},
@@ -46,6 +52,7 @@ use crate::{
 };
 
 pub use models::MODELS_LEN_MAX;
+pub(crate) use tenants::tenant_line;
 
 /// Inputs of one embedding request.
 pub const EMBED_INPUTS_MAX: usize = 2048;
@@ -67,7 +74,9 @@ struct Shared {
     /// Held while a model is added.
     adding: Mutex<()>,
     opener: Opener,
-    tenants: Vec<TenantSpec>,
+    tenants: Tenants,
+    pools: Pools,
+    quotas: Quotas,
     inbox: flume::Sender<NodeMessage>,
     inbox_len_max: u32,
     metrics: Arc<Metrics>,
@@ -82,6 +91,9 @@ struct Shared {
     questions: Semaphore,
     /// Reads the GPUs for the metrics.
     _telemetry: Sampler,
+    /// The life that the ledger has begun, until it is ended.
+    epoch: Mutex<Option<Epoch>>,
+    epoch_number: Option<i64>,
     cpu_devices: u64,
 }
 
@@ -89,7 +101,7 @@ impl Engine {
     /// Loads the models, starts the executors and runs a first step.
     ///
     /// # Errors
-    /// When a model cannot be read, downloaded or loaded, or an executor does not start.
+    /// When a model cannot be read, downloaded or loaded, an executor does not start, or the ledger was changed.
     pub async fn start(config: EngineConfig) -> Result<Engine, EngineError> {
         let mut names: Vec<&str> = config.models.iter().map(|m| m.name.as_str()).collect();
         names.sort_unstable();
@@ -121,13 +133,21 @@ impl Engine {
         let (started, starting) = oneshot::channel();
         let secret = secret()?;
         let (recorder, draft) = recorder(&config, &metrics)?;
+        let pools = Pools::of(&config.devices);
+        let (ledger, epoch) = match &config.accounts {
+            Some(accounts) => Epoch::begin(accounts).await.map(|(ledger, epoch)| (Some(ledger), Some(epoch)))?,
+            None => (None, None),
+        };
+        let source = quota::source(config.accounts.as_ref(), ledger.as_ref());
+        let (orders, ordered) = flume::unbounded();
         let parts = NodeParts {
             scheduler: scheduler(&config),
             models: opened.iter().map(|m| m.node_model()).collect(),
             loads: opened.iter().map(|m| m.load.clone()).zip(config.models.iter().map(|m| m.devices.clone())).collect(),
-            pools: config.devices.iter().map(|device| pool_id(&config, device.pool.as_deref())).collect(),
+            pools: pools.of_devices(),
             devices: config.devices.clone(),
             tenants: config.tenants.clone(),
+            orders,
             secret,
             canary_interval: config.canary_interval,
             inbox: messages,
@@ -135,6 +155,7 @@ impl Engine {
             metrics: metrics.clone(),
             recorder,
             status: status.clone(),
+            ledger,
             started,
         };
         thread::Builder::new()
@@ -149,7 +170,9 @@ impl Engine {
             models: ServedModels::new(opened.into_iter().map(OpenedModel::served)),
             adding: Mutex::new(()),
             opener,
-            tenants: config.tenants,
+            quotas: Quotas::start(source, &config.tenants, ordered, inbox.clone()),
+            tenants: Tenants::new(config.tenants),
+            pools,
             inbox,
             inbox_len_max: config.queue_len_max,
             metrics,
@@ -161,6 +184,8 @@ impl Engine {
             encoders_max: encoders,
             questions: Semaphore::new(1),
             _telemetry: telemetry,
+            epoch_number: epoch.as_ref().map(Epoch::number),
+            epoch: Mutex::new(epoch),
             cpu_devices: config.devices.iter().filter(|device| device.kind == DeviceKind::Cpu).count() as u64,
         };
         if let Some(draft) = draft {
@@ -179,10 +204,9 @@ impl Engine {
         self.shared.models.find(name).map(|(_, model)| model.card.clone())
     }
 
-    /// A tenant's id, by the name it was configured with.
-    pub fn tenant(&self, name: &str) -> Option<TenantId> {
-        let index = self.shared.tenants.iter().position(|t| t.name == name)?;
-        Some(TenantId(index as u32 + 1))
+    /// The number of this life of the engine in the ledger, if it has one.
+    pub fn epoch(&self) -> Option<i64> {
+        self.shared.epoch_number
     }
 
     /// Time since a step completed; `None` before the first.
@@ -254,7 +278,8 @@ impl Engine {
         let outbox = Arc::new(self.shared.metrics.outbox());
         let prompt_tokens = prompt.len() as u32;
         let work = SubmitWork::Generate { choices, prompt, hashes, chain, outbox: outbox.clone() };
-        let names = Names { request: submission.request_id, answer: submission.answer_id };
+        let Submission { request_id: request, answer_id: answer, key, bill, .. } = submission;
+        let names = Names { request, answer, key, bill };
         let cancel = self.admit(group, submission.tenant, index, work, submission.priority, names).await?;
         let mut stream = TokenStream::new(outbox, prompt_tokens, cancel);
         if let Some(text) = echoed {
@@ -279,7 +304,8 @@ impl Engine {
         let inputs = self.encode_inputs(&model, submission.inputs, submission.truncate).await?;
         let group = GroupId(self.shared.groups.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = oneshot::channel();
-        let names = Names { request: submission.request_id, answer: None };
+        let EmbedSubmission { request_id: request, key, bill, .. } = submission;
+        let names = Names { request, answer: None, key, bill };
         let work = SubmitWork::Embed { inputs, reply };
         let cancel = self.admit(group, submission.tenant, index, work, submission.priority, names).await?;
         let answer = answer.await;
@@ -293,6 +319,7 @@ impl Engine {
             FailureKind::QuotaSpent { retry_after } => {
                 SubmitError::QuotaSpent { message: failure.message, retry_after }
             }
+            FailureKind::LedgerUnavailable => SubmitError::LedgerUnavailable,
             _ => SubmitError::Internal { message: failure.message },
         };
         let (vectors, usage) = answer.map_err(|_| lost())?.map_err(failed)?;
@@ -300,7 +327,7 @@ impl Engine {
     }
 
     /// Admits nothing more, waits until what runs has ended or the deadline passes, then ends everything, and returns when that is
-    /// done: every reader has its ending, and the trace is written.
+    /// done: every reader has its ending, the trace is written, and the ledger closed.
     pub async fn shutdown(&self, deadline: Duration) {
         self.shared.status.begin_drain();
         let (drained, drain) = oneshot::channel();
@@ -312,6 +339,11 @@ impl Engine {
             && tokio::time::timeout(STOP_WAIT_MAX, end).await.is_err()
         {
             tracing::error!("the engine thread did not end in time: the last lines of the trace may be missing");
+        }
+        // What is held goes back while the epoch that holds it is open.
+        self.shared.quotas.end().await;
+        if let Some(epoch) = self.shared.epoch.lock().await.take() {
+            epoch.end().await;
         }
     }
 
@@ -334,6 +366,8 @@ impl Engine {
         if self.shared.status.is_draining() {
             return Err(SubmitError::Draining);
         }
+        // Dropped on any way out but the last, it was not used.
+        let counted = self.shared.quotas.take(tenant).await?;
         if !self.shared.status.enter_inbox(self.shared.inbox_len_max) {
             self.shared.metrics.ended(Outcome::Rejected);
             let message = "The server has too many requests waiting".to_owned();
@@ -350,7 +384,12 @@ impl Engine {
             let _ = inbox.send(NodeMessage::Cancel(group));
         });
         match answer.await.map_err(|_| gone()).flatten() {
-            Ok(()) => Ok(cancel),
+            Ok(()) => {
+                if let Some(ticket) = counted {
+                    ticket.used();
+                }
+                Ok(cancel)
+            }
             Err(error) => {
                 cancel.disarm();
                 Err(error)
@@ -379,20 +418,8 @@ fn check_places(config: &EngineConfig) -> Result<(), EngineError> {
             return Err(EngineError::Config(message));
         }
     }
-    for tenant in &config.tenants {
-        if let Some(pool) = tenant.pool.as_deref().filter(|pool| pool_id(config, Some(pool)).is_none()) {
-            let message = format!("no device is in pool `{pool}`, which tenant `{}` names", tenant.name);
-            return Err(EngineError::Config(message));
-        }
-    }
-    Ok(())
-}
-
-/// The number of a pool: the first device that is in it.
-fn pool_id(config: &EngineConfig, name: Option<&str>) -> Option<PoolId> {
-    let name = name?;
-    let first = config.devices.iter().position(|device| device.pool.as_deref() == Some(name))?;
-    Some(PoolId(first as u16))
+    let pools = Pools::of(&config.devices);
+    config.tenants.iter().try_for_each(|tenant| pools.check(tenant))
 }
 
 fn nanos(time: Duration) -> Nanos {
@@ -405,23 +432,9 @@ fn scheduler(config: &EngineConfig) -> Scheduler {
         locality_quantum: nanos(config.locality_quantum),
         ..Config::default()
     });
-    for (index, tenant) in config.tenants.iter().enumerate() {
-        let plan = Tenant {
-            weight: tenant.weight,
-            queue_len_max: tenant.queue_len_max,
-            running_max: tenant.running_max,
-            kv_blocks_floor: tenant.kv_blocks_floor,
-            kv_blocks_ceiling: tenant.kv_blocks_ceiling,
-            metered: tenant.quota != DeviceQuota::default(),
-            cache_blocks_floor: tenant.cache_blocks_floor,
-            cache_blocks_ceiling: tenant.cache_blocks_ceiling,
-            ttft_target: tenant.ttft_target.map(nanos),
-            itl_target: tenant.itl_target.map(nanos),
-            priority_ceiling: tenant.priority_ceiling,
-            pool: pool_id(config, tenant.pool.as_deref()),
-            pool_only: tenant.pool_only,
-        };
-        scheduler.add_tenant(TenantId(index as u32 + 1), plan);
+    let pools = Pools::of(&config.devices);
+    for (number, tenant) in (1..).zip(&config.tenants) {
+        scheduler.add_tenant(TenantId(number), plan(tenant, &pools));
     }
     scheduler
 }
@@ -434,28 +447,9 @@ fn recorder(config: &EngineConfig, metrics: &Metrics) -> Result<(Recorder, Optio
         step_latency_max: nanos(device.step_latency_max).0,
         pool: device.pool.clone(),
     });
-    let time = |time: Option<Duration>| time.map(|time| nanos(time).0);
-    let tenants = config.tenants.iter().map(|tenant| TenantLine {
-        name: tenant.name.clone(),
-        weight: tenant.weight,
-        queue_len_max: tenant.queue_len_max,
-        running_max: tenant.running_max,
-        priority_ceiling: tenant.priority_ceiling,
-        kv_blocks_floor: tenant.kv_blocks_floor,
-        kv_blocks_ceiling: tenant.kv_blocks_ceiling,
-        cache_blocks_floor: tenant.cache_blocks_floor,
-        cache_blocks_ceiling: tenant.cache_blocks_ceiling,
-        ttft_target: time(tenant.ttft_target),
-        itl_target: time(tenant.itl_target),
-        pool: tenant.pool.clone(),
-        pool_only: tenant.pool_only,
-        device_time_per_hour: time(tenant.quota.hour),
-        device_time_per_day: time(tenant.quota.day),
-        device_time_per_month: time(tenant.quota.month),
-    });
     let header = Header {
         devices: devices.collect(),
-        tenants: tenants.collect(),
+        tenants: config.tenants.iter().map(tenant_line).collect(),
         queue_len_max: config.queue_len_max,
         locality_quantum: nanos(config.locality_quantum).0,
     };

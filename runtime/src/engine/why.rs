@@ -17,10 +17,4 @@ impl Engine {
         self.shared.inbox.send(NodeMessage::Why { tenant, id: id.to_owned(), told }).ok()?;
         answer.await.ok().flatten()
     }
-
-    /// A tenant's configured name; nothing for the operator, who has none.
-    pub fn tenant_name(&self, tenant: TenantId) -> Option<&str> {
-        let index = (tenant.0 as usize).checked_sub(1)?;
-        self.shared.tenants.get(index).map(|tenant| tenant.name.as_str())
-    }
 }

@@ -76,6 +76,11 @@ pub struct Book {
 }
 
 impl Book {
+    /// The accounts of an epoch that has begun and has nothing but its first row.
+    pub(super) fn begun() -> Book {
+        Book { stage: Stage::Running, ..Book::default() }
+    }
+
     /// Where the epoch is in its life.
     pub fn stage(&self) -> Stage {
         self.stage
@@ -142,10 +147,9 @@ impl Book {
                 self.unsettled.remove(tenant);
             }
         }
-        let mut known = known.unwrap_or_default();
         for (at, Share { device, ns, .. }) in settle.split.iter().enumerate() {
             let device = device.as_ref();
-            let before = known.split.remove(device).unwrap_or(0);
+            let before = known.as_mut().and_then(|known| known.split.remove(device)).unwrap_or(0);
             let named = settle.split.iter().take(at).any(|share| share.device.as_ref() == device);
             if *ns < before || named {
                 return Err(fault(device, before, *ns));
@@ -157,7 +161,7 @@ impl Book {
             add(&mut account.settled, *ns, device, "settled")?;
             add(&mut account.ahead, *ns - before, device, "settled")?;
         }
-        match known.split.iter().find(|(_, ns)| **ns != 0) {
+        match known.as_ref().and_then(|known| known.split.iter().find(|(_, ns)| **ns != 0)) {
             Some((device, before)) => Err(fault(device, *before, 0)),
             None => Ok(()),
         }

@@ -15,6 +15,7 @@
 
 mod anchor;
 mod book;
+mod epoch;
 mod error;
 mod month;
 mod read;
@@ -24,14 +25,16 @@ mod row;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod verify;
 mod writer;
 
 pub use anchor::{Anchor, first_bad_anchor};
 pub use book::{Account, Book, Stage, Unsettled};
+pub use epoch::{START_ROWS_MAX, begin, close, end};
 pub use error::LedgerError;
 pub use month::{Accounts, ChainEnd, Closing, Month, MonthFault, PublicKey, SigningKey, Usage};
-pub use read::{begin, close, verify_store};
+pub use read::{last_month, verify_store};
 pub use record::{Checkpoint, Kind, Lost, Open, OperatorKind, OperatorTimes, Record, Running, Settle, Share, Text};
 pub use recover::{STOPPED_BY_CRASH, recover};
 pub use row::{Chain, Hash, ROW_VERSION, Row};

@@ -314,8 +314,15 @@ impl SigningKey {
         SigningKey(Ed25519KeyPair::from_seed_unchecked(seed).expect("a seed of 32 bytes is always a key"))
     }
 
-    /// Reads a file that holds the seed as 64 hexadecimal digits, with white space around them or without.
+    /// Reads a file that holds the seed as 64 hexadecimal digits, with white space around them or without, and that
+    /// nobody but its owner may read or write.
     pub fn from_file(path: &Path) -> io::Result<SigningKey> {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let message = format!("others than its owner may use it (mode {mode:o}): chmod 600 it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
         let text = std::fs::read_to_string(path)?;
         let seed = Hash::from_hex(text.trim())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a signing key is 64 hexadecimal digits"))?;

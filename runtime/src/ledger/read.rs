@@ -1,19 +1,21 @@
-//! Rows out of the store: verified in a stream, and epochs begun, recovered and ended.
+//! Rows out of the store, verified in a stream.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde::{
+    Deserializer as _,
+    de::{Error as _, SeqAccess, Visitor},
+};
 
 use super::{
-    book::Stage,
     error::LedgerError,
-    month::Month,
-    record::{Open, Record, Text},
-    recover::recover,
-    row::{Chain, Hash, Row},
-    sql::{self, Made},
-    verify::{BadRow, Fault, Head, Verified, Verifier},
+    month::{Month, MonthFault, PublicKey},
+    record::Text,
+    row::{Hash, Row},
+    usage::UsageSums,
+    verify::{BadRow, Fault, Head, Start, Verified, Verifier},
 };
-use crate::{
-    quota::{self, ReportOf},
-    store::{Row as StoreRow, Store, StoreError, Tx, args},
-};
+use crate::store::{Row as StoreRow, Store, StoreError, Tx, args};
 
 /// Rows of one page: enough that asking for it costs little, a few megabytes at most.
 const PAGE_LEN: i64 = 4096;
@@ -60,10 +62,30 @@ fn row_from(epoch: i64, columns: Columns<'_>) -> Option<Row<'_>> {
     })
 }
 
-impl Page {
-    fn rows(&self) -> Option<Vec<Row<'_>>> {
-        let rows: Vec<Columns<'_>> = serde_json::from_str(&self.text).ok()?;
-        rows.into_iter().map(|columns| row_from(self.epoch, columns)).collect()
+/// Checks each row of a page as it is read: a row is a third of a kilobyte, and a list of them would be written and read
+/// once more.
+struct Check<'v> {
+    verifier: &'v mut Verifier,
+    epoch: i64,
+    bad: Option<BadRow>,
+}
+
+impl<'de> Visitor<'de> for &mut Check<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        while let Some(columns) = rows.next_element::<Columns<'de>>()? {
+            let row = row_from(self.epoch, columns).ok_or_else(|| A::Error::custom("a hash is none"))?;
+            if let Err(bad) = self.verifier.row(&row) {
+                self.bad = Some(bad);
+                return Err(A::Error::custom("a row is wrong"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -80,8 +102,14 @@ async fn page(tx: &mut Tx, epoch: i64, after: i64) -> Result<(Page, i64, i64), S
 
 /// Checks a page; nothing if it is not what a page is, and its rows have to be looked at one by one.
 fn check(verifier: &mut Verifier, page: &Page) -> Option<Result<(), BadRow>> {
-    let rows = page.rows()?;
-    Some(rows.iter().try_for_each(|row| verifier.row(row)))
+    let mut check = Check { verifier, epoch: page.epoch, bad: None };
+    let mut json = serde_json::Deserializer::from_str(&page.text);
+    let read = json.deserialize_seq(&mut check).and_then(|()| json.end());
+    match (check.bad, read) {
+        (Some(bad), _) => Some(Err(bad)),
+        (None, Ok(())) => Some(Ok(())),
+        (None, Err(_)) => None,
+    }
 }
 
 /// Names the row of a page that cannot be read.
@@ -117,25 +145,83 @@ fn row_of(epoch: i64, row: &StoreRow) -> Result<Row<'static>, StoreError> {
 }
 
 /// Verifies the whole ledger, or what follows the last month that was closed, with the heads that were noted beside
-/// it. Pages are read while the one before is checked on another thread.
+/// it. Pages are read while the one before is checked on another thread. Of the whole ledger, the sums of
+/// `usage_days` are verified, too; what follows a month has no days of its own.
 pub async fn verify_store(store: &Store, from: Option<&Month>) -> Result<Verified, LedgerError> {
     let mut tx = store.read().await?;
+    let chains = chains(&mut tx, from).await?;
+    let usage = from.is_none().then(UsageSums::new);
+    let (verified, usage) = verify_chains(&mut tx, from, chains, usage).await?;
+    if let Some(usage) = usage {
+        usage.compare(&mut tx).await?;
+    }
+    Ok(verified)
+}
+
+/// Verifies the newest epochs after the last closed month, as many whole ones as have at most so many rows; not those
+/// of `but`.
+pub(super) async fn verify_newest(
+    store: &Store,
+    from: Option<&Month>,
+    but: &[i64],
+    rows_max: i64,
+) -> Result<Verified, LedgerError> {
+    let mut tx = store.read().await?;
+    let mut left = rows_max;
+    let mut newest: Vec<ChainOf> = chains(&mut tx, from).await?;
+    newest.retain(|chain| !but.contains(&chain.epoch));
+    let fits = |chain: &&ChainOf| {
+        left = left.saturating_sub(chain.last.saturating_sub(chain.after).max(0));
+        left >= 0
+    };
+    let count = newest.iter().rev().take_while(fits).count();
+    let newest = newest.split_off(newest.len() - count);
+    Ok(verify_chains(&mut tx, from, newest, None).await?.0)
+}
+
+/// A chain in the store.
+struct ChainOf {
+    epoch: i64,
+    /// Where verifying begins, and the last row that there seems to be.
+    after: i64,
+    last: i64,
+    /// What `epochs` has noted.
+    head: Option<Hash>,
+}
+
+async fn chains(tx: &mut Tx, from: Option<&Month>) -> Result<Vec<ChainOf>, LedgerError> {
     let below = from.map_or(0, |month| month.closed_below);
     let starts = from.map(Month::starts).transpose()?.unwrap_or_default();
-    let mut verifier = Verifier::new();
-    let epochs = tx.rows("SELECT epoch, head FROM epochs WHERE epoch >= $1 ORDER BY epoch", args![below]).await?;
-    let mut chains = Vec::new();
-    for row in &epochs {
+    let sql = "SELECT epoch, head, (SELECT max(seq) FROM ledger WHERE ledger.epoch = epochs.epoch) FROM epochs \
+               WHERE epoch >= $1 ORDER BY epoch";
+    let chain = |row: &StoreRow| {
         let mut fields = row.fields();
         let (epoch, head) = (fields.int()?, fields.bytes_or_none()?);
-        let start = starts.iter().find(|start| start.head.epoch == epoch);
-        chains.push((epoch, start.map_or(0, |start| start.head.seq)));
-        if let Some(head) = head.and_then(|head| head.try_into().ok()) {
-            verifier.expect_end(epoch, Hash(head));
+        let after = starts.iter().find(|start| start.head.epoch == epoch).map_or(0, |start| start.head.seq);
+        let head = head.and_then(|head| head.try_into().ok()).map(Hash);
+        Ok(ChainOf { epoch, after, last: fields.int_or_none()?.unwrap_or(0), head })
+    };
+    tx.rows(sql, args![below]).await?.iter().map(chain).collect()
+}
+
+async fn verify_chains(
+    tx: &mut Tx,
+    from: Option<&Month>,
+    chains: Vec<ChainOf>,
+    usage: Option<UsageSums>,
+) -> Result<(Verified, Option<UsageSums>), LedgerError> {
+    let mut verifier = Verifier::new();
+    verifier.sum_usage(usage);
+    for chain in &chains {
+        if let Some(head) = chain.head {
+            verifier.expect_end(chain.epoch, head);
         }
     }
-    verifier.expect("the anchor", anchors(&mut tx, below).await?);
-    verifier.start_from(starts);
+    let asked: BTreeSet<i64> = chains.iter().map(|chain| chain.epoch).collect();
+    let noted = anchors(tx, from.map_or(0, |month| month.closed_below)).await?;
+    verifier.expect("the anchor", noted.into_iter().filter(|head| asked.contains(&head.epoch)));
+    let starts = from.map(Month::starts).transpose()?.unwrap_or_default();
+    verifier.start_from(starts.into_iter().filter(|start| asked.contains(&start.head.epoch)));
 
     let (pages, read) = flume::bounded::<Page>(4);
     let checker = tokio::task::spawn_blocking(move || {
@@ -145,11 +231,12 @@ pub async fn verify_store(store: &Store, from: Option<&Month>) -> Result<Verifie
                 None => return Ok(Err((page.epoch, page.after))),
             }
         }
-        verifier.finish().map(Ok)
+        let usage = verifier.take_usage();
+        verifier.finish().map(|verified| Ok((verified, usage)))
     });
-    'chains: for (epoch, mut after) in chains {
+    'chains: for ChainOf { epoch, mut after, .. } in chains {
         loop {
-            let (page, count, last) = page(&mut tx, epoch, after).await?;
+            let (page, count, last) = page(tx, epoch, after).await?;
             // Whoever checks has found a bad row, and reads no more.
             if count > 0 && pages.send_async(page).await.is_err() {
                 break 'chains;
@@ -163,9 +250,29 @@ pub async fn verify_store(store: &Store, from: Option<&Month>) -> Result<Verifie
     drop(pages);
     match checker.await {
         Ok(Ok(Ok(verified))) => Ok(verified),
-        Ok(Ok(Err((epoch, after)))) => Err(unreadable(&mut tx, epoch, after).await?.into()),
+        Ok(Ok(Err((epoch, after)))) => Err(unreadable(tx, epoch, after).await?.into()),
         Ok(Err(bad)) => Err(bad.into()),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Has a verifier read the rows of one epoch after a place; the last of them.
+pub(super) async fn read_on(
+    tx: &mut Tx,
+    verifier: &mut Verifier,
+    epoch: i64,
+    mut after: i64,
+) -> Result<i64, LedgerError> {
+    loop {
+        let (page, count, last) = page(tx, epoch, after).await?;
+        match check(verifier, &page) {
+            Some(checked) => checked?,
+            None => return Err(unreadable(tx, epoch, after).await?.into()),
+        }
+        after = if count > 0 { last } else { after };
+        if count < PAGE_LEN {
+            return Ok(after);
+        }
     }
 }
 
@@ -178,80 +285,21 @@ async fn anchors(tx: &mut Tx, below: i64) -> Result<Vec<Head>, StoreError> {
     tx.rows(sql, args![below]).await?.iter().map(head).collect()
 }
 
-/// Begins an epoch, after closing those of this replica that have not ended: see [`recover`]. Says which those were.
-pub async fn begin(store: &Store, replica: &str, now_us: i64) -> Result<(Chain, Vec<i64>), LedgerError> {
+/// The last month that was closed, if there is one, with a signature that counts for the key that it names (64
+/// hexadecimal digits in `signer`).
+pub async fn last_month(store: &Store) -> Result<Option<Month>, LedgerError> {
     let mut tx = store.read().await?;
-    let sql = "SELECT epoch FROM epochs WHERE replica = $1 AND ended_us IS NULL ORDER BY epoch";
-    let unended = tx.rows(sql, args![replica]).await?;
-    let unended = unended.iter().map(|row| row.fields().int()).collect::<Result<Vec<i64>, _>>()?;
-    drop(tx);
-    for &epoch in &unended {
-        close(store, epoch, now_us).await?;
-    }
-    let mut tx = store.write().await?;
-    let epoch = tx.next("epoch").await?;
-    let sql = "SELECT epoch, head FROM epochs WHERE replica = $1 AND head IS NOT NULL ORDER BY epoch DESC LIMIT 1";
-    let previous = match tx.row(sql, args![replica]).await? {
-        Some(row) => {
-            let mut fields = row.fields();
-            Some((fields.int()?, Hash(fields.hash("epochs")?)))
-        }
-        None => None,
-    };
-    let sql = "INSERT INTO epochs (epoch, replica, started_us) VALUES ($1, $2, $3)";
-    tx.execute(sql, args![epoch, replica, now_us]).await?;
-    let mut chain = Chain::new(epoch);
-    let open = Record::Open(Open { replica: replica.to_owned().into(), previous });
-    let made: [Made<'_>; 1] = [(chain.append(now_us, &open), &open)];
-    sql::insert(&mut tx, &made).await?;
-    tx.commit().await?;
-    Ok((chain, unended))
+    let sql = "SELECT body, signer, signature FROM months ORDER BY month DESC LIMIT 1";
+    let Some(row) = tx.row(sql, &[]).await? else { return Ok(None) };
+    let mut fields = row.fields();
+    let (body, signer, signature) = (fields.text()?, fields.text()?, fields.bytes()?);
+    let key = Hash::from_hex(&signer).ok_or(MonthFault::Signature)?;
+    Ok(Some(Month::from_text(&body, &signature, &PublicKey(key.0))?))
 }
 
-/// Ends an epoch: writes what its engine could not, gives its grants back, and lets nobody write to it any more. An
-/// epoch that has ended is left as it is.
-pub async fn close(store: &Store, epoch: i64, now_us: i64) -> Result<(), LedgerError> {
-    // The lock keeps a writer that is still alive from adding to what is read here.
-    let mut tx = store.write().await?;
-    let lock = "UPDATE epochs SET head = head WHERE epoch = $1 AND ended_us IS NULL";
-    if tx.execute(lock, args![epoch]).await? == 0 {
-        return Ok(());
-    }
-    let mut verifier = Verifier::new();
-    let head = tx.row("SELECT head FROM epochs WHERE epoch = $1", args![epoch]).await?;
-    if let Some(head) = head.and_then(|row| row.fields().bytes_or_none().ok()?) {
-        verifier.expect_end(epoch, Hash(head.try_into().unwrap_or_default()));
-    }
-    let mut after = 0;
-    loop {
-        let (page, count, last) = page(&mut tx, epoch, after).await?;
-        match check(&mut verifier, &page) {
-            Some(checked) => checked?,
-            None => return Err(unreadable(&mut tx, epoch, after).await?.into()),
-        }
-        if count < PAGE_LEN {
-            break;
-        }
-        after = last;
-    }
-    let book = verifier.book().cloned().unwrap_or_default();
-    let mut chain = match verifier.head() {
-        Some(head) => Chain { epoch, seq: head.seq, head: head.hash },
-        None => Chain::new(epoch),
-    };
-    verifier.finish()?;
-    let records = recover(&book, now_us);
-    let made: Vec<Made<'_>> = records.iter().map(|record| (chain.append(now_us, record), record)).collect();
-    let grants = tx.rows("SELECT id, spent FROM grants WHERE epoch = $1 AND closed = 0", args![epoch]).await?;
-    let mut reports = Vec::new();
-    for row in &grants {
-        let mut fields = row.fields();
-        reports.push(ReportOf { id: fields.int()?, spent: fields.int()?, expires_us: 0, closes: true });
-    }
-    quota::report_in(&mut tx, &reports).await?;
-    sql::insert(&mut tx, &made).await?;
-    debug_assert!(made.is_empty() || book.stage() != Stage::Closed);
-    tx.execute("UPDATE epochs SET ended_us = $2 WHERE epoch = $1", args![epoch, now_us]).await?;
-    tx.commit().await?;
-    Ok(())
+/// Where verifying an epoch begins.
+pub(super) fn start_of(epoch: i64, from: Option<&Month>) -> Result<Start, LedgerError> {
+    let starts = from.map(Month::starts).transpose()?.unwrap_or_default();
+    let known = starts.into_iter().find(|start| start.head.epoch == epoch);
+    Ok(known.unwrap_or_else(|| Start { head: Head { epoch, seq: 0, hash: Hash::NONE }, book: Default::default() }))
 }

@@ -177,6 +177,12 @@ impl fmt::Debug for Text<'_> {
     }
 }
 
+impl Text<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl<'a> From<&'a str> for Text<'a> {
     fn from(text: &'a str) -> Self {
         Text(Cow::Borrowed(text))
@@ -255,6 +261,8 @@ pub struct Settle<'a> {
     pub completion_tokens: i64,
     /// Why it ended.
     pub stop: Text<'a>,
+    /// What its client knows it by, which need not be unique; empty for nothing.
+    pub name: Text<'a>,
 }
 
 /// What a bill charges of one device. Written as a list of its fields.
@@ -334,6 +342,8 @@ struct SettleBodyOf<'a> {
     plan: &'a Text<'a>,
     split: &'a [Share<'a>],
     stop: &'a Text<'a>,
+    #[serde(skip_serializing_if = "Text::is_empty")]
+    name: &'a Text<'a>,
 }
 
 #[derive(Deserialize)]
@@ -343,6 +353,8 @@ struct SettleBody<'a> {
     plan: Text<'a>,
     split: Vec<Share<'a>>,
     stop: Text<'a>,
+    #[serde(borrow, default)]
+    name: Option<Text<'a>>,
 }
 
 impl Serialize for Share<'_> {
@@ -421,7 +433,8 @@ impl<'a> Record<'a> {
                 row.device_ns = settle.total();
                 row.prompt_tokens = settle.prompt_tokens;
                 row.completion_tokens = settle.completion_tokens;
-                row.body = json(&SettleBodyOf { plan: &settle.plan, split: &settle.split, stop: &settle.stop }).into();
+                let Settle { plan, split, stop, name, .. } = settle;
+                row.body = json(&SettleBodyOf { plan, split, stop, name }).into();
             }
             Record::Checkpoint(checkpoint) => row.body = json(checkpoint).into(),
             Record::Lost(lost) => {
@@ -459,7 +472,11 @@ impl<'a> Record<'a> {
                 Record::Open(Open { replica: body.replica, previous })
             }
             Kind::Settle | Kind::Recovered => {
-                let SettleBody { plan, split, stop } = body(&row.body)?;
+                let SettleBody { plan, split, stop, name } = body(&row.body)?;
+                // Without a name there is no field, so that each bill has one form.
+                if name.as_ref().is_some_and(Text::is_empty) {
+                    return Err(unreadable("its name is empty".into()));
+                }
                 let settle = Settle {
                     tenant: Text::from(&*row.tenant),
                     request: Text::from(&*row.request),
@@ -470,6 +487,7 @@ impl<'a> Record<'a> {
                     prompt_tokens: row.prompt_tokens,
                     completion_tokens: row.completion_tokens,
                     stop,
+                    name: name.unwrap_or(Text::from("")),
                 };
                 match kind {
                     Kind::Settle => Record::Settle(settle),

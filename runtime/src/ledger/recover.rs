@@ -41,6 +41,7 @@ pub fn recover(book: &Book, now_us: i64) -> Vec<Record<'static>> {
             prompt_tokens: 0,
             completion_tokens: 0,
             stop: STOPPED_BY_CRASH.into(),
+            name: "".into(),
         }));
     }
     let nanos = |from: i64, until: i64| until.saturating_sub(from).max(0).saturating_mul(1_000);

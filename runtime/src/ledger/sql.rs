@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     error::LedgerError,
-    record::Record,
+    record::{Record, Settle},
     row::{Chain, Hash, Row},
 };
 use crate::{
@@ -72,6 +72,24 @@ pub(super) async fn insert(tx: &mut Tx, made: &[Made<'_>]) -> Result<(), LedgerE
         tx.execute(sql, args![&json(&usage)?]).await?;
     }
     Ok(())
+}
+
+/// Whether a request has this very bill; nothing if it has none.
+pub(super) async fn settled(tx: &mut Tx, settle: &Settle<'_>) -> Result<Option<bool>, StoreError> {
+    let sql = "SELECT kind, model, key, device_ns, prompt_tokens, completion_tokens, body FROM ledger \
+               WHERE tenant = $1 AND request = $2 AND kind IN ('settle', 'recovered')";
+    let Some(row) = tx.row(sql, args![settle.tenant.as_ref(), settle.request.as_ref()]).await? else {
+        return Ok(None);
+    };
+    let mut fields = row.fields();
+    let texts = (fields.text()?, fields.text_or_none()?, fields.text_or_none()?);
+    let numbers = (fields.int()?, fields.int()?, fields.int()?);
+    let body = fields.text()?;
+    let bill = Record::Settle(settle.clone()).to_row();
+    let same = texts == (bill.kind.into_owned(), Some(bill.model.into_owned()), Some(bill.key.into_owned()))
+        && numbers == (bill.device_ns, bill.prompt_tokens, bill.completion_tokens)
+        && body == bill.body;
+    Ok(Some(same))
 }
 
 /// The last row of an epoch, once nobody is about to write another.

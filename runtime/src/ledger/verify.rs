@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
 };
 
 use super::{
     book::{Book, Stage},
     record::Record,
     row::{Hash, Row},
+    usage::UsageSums,
 };
 
 /// What is wrong with a row.
@@ -175,10 +176,30 @@ pub struct Verifier {
     epoch: Option<Start>,
     /// The last rows of the epochs that were read.
     heads: BTreeMap<i64, Head>,
-    settled: HashSet<u128>,
+    settled: HashSet<u128, BuildHasherDefault<AsItIs>>,
     keys: [RandomState; 2],
     buffer: Vec<u8>,
+    usage: Option<UsageSums>,
     verified: Verified,
+}
+
+/// Takes numbers that are hashes already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Never called for the one type that is put in, and right for any.
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        self.0 = number as u64;
+    }
 }
 
 impl Default for Verifier {
@@ -197,9 +218,10 @@ impl Verifier {
             last: BTreeMap::new(),
             epoch: None,
             heads: BTreeMap::new(),
-            settled: HashSet::new(),
+            settled: HashSet::default(),
             keys: [RandomState::new(), RandomState::new()],
             buffer: Vec::with_capacity(1024),
+            usage: None,
             verified: Verified::default(),
         }
     }
@@ -207,6 +229,21 @@ impl Verifier {
     /// Has epochs begin where a signed month ends.
     pub fn start_from(&mut self, starts: impl IntoIterator<Item = Start>) {
         self.starts.extend(starts.into_iter().map(|start| (start.head.epoch, start)));
+    }
+
+    /// Goes on with an epoch where it stood. Its rows come first.
+    pub(super) fn resume(&mut self, start: Start) {
+        self.epoch = Some(start);
+    }
+
+    /// Adds up what bills make of the days' usage.
+    pub(super) fn sum_usage(&mut self, usage: Option<UsageSums>) {
+        self.usage = usage;
+    }
+
+    /// What they made of it.
+    pub(super) fn take_usage(&mut self) -> Option<UsageSums> {
+        self.usage.take()
     }
 
     /// Heads that were noted elsewhere: the rows must be there and have these hashes. Those before the start of their
@@ -266,6 +303,9 @@ impl Verifier {
                 let (tenant, request) = (settle.tenant.as_ref(), settle.request.as_ref());
                 if !settled.insert(id(tenant, request)) {
                     return Err(twice(tenant, request));
+                }
+                if let Some(usage) = &mut self.usage {
+                    usage.add(row.at_us, settle);
                 }
                 self.verified.requests += 1;
                 self.verified.charged_ns += i128::from(row.device_ns);

@@ -5,19 +5,32 @@
 //! gathers, so a slow disk makes groups longer and not the line. The rows of a chain are made here, in the order of
 //! the channel.
 //!
+//! The writer keeps the accounts that its rows make ([`Book`]). A row that does not fit them is not written: whoever
+//! made it has lost count, and nothing that it says from there on is worth signing. So the writer stops, as loudly as
+//! it can. A bill that is there already, word for word, is skipped: it was acknowledged to nobody, or sent twice.
+//!
 //! *When the store fails.* What failed before the commit was sent has not happened, and is tried again while the line
 //! waits. A failed commit is never tried again: of a disk, the next sync may claim success for pages that are gone;
 //! of a connection, nobody knows. So its outcome is read back by the last row of the group, under the lock that the
 //! transaction held; if that row is there the group is committed, and if not, or if nobody answers, the writer stops
 //! for good and every `done` from there on says so. The next start recovers.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{
+    book::Book,
     error::LedgerError,
     record::Record,
     row::Chain,
     sql::{self, Made},
+    verify::Fault,
 };
 use crate::{
     quota::{self, ReportOf},
@@ -59,17 +72,26 @@ pub struct WriterOptions {
 #[derive(Debug, Clone)]
 pub struct Writer {
     entries: flume::Sender<Entry>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Writer {
-    /// Starts the task, which writes on after `chain`; what it returns is how it ended.
+    /// Starts the task, which writes on after `chain`, which [`begin`](super::begin) has just begun; what it returns is
+    /// how it ended.
     pub fn start(
         store: Store,
         chain: Chain,
         options: WriterOptions,
     ) -> (Writer, tokio::task::JoinHandle<Result<Chain, LedgerError>>) {
         let (entries, waiting) = flume::bounded(RECORDS_WAITING_MAX);
-        (Writer { entries }, tokio::spawn(run(store, chain, waiting, options)))
+        let stopped = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(run(store, chain, waiting, options, stopped.clone()));
+        (Writer { entries, stopped }, task)
+    }
+
+    /// Whether it has stopped for good: nothing that is sent from now on is written.
+    pub fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire) || self.entries.is_disconnected()
     }
 
     /// Sends a record, if there is room and somebody writes; otherwise it comes back.
@@ -80,6 +102,11 @@ impl Writer {
     /// Sends a record, and waits for room; nothing if nobody writes any more.
     pub async fn send(&self, entry: Entry) -> Option<()> {
         self.entries.send_async(entry).await.ok()
+    }
+
+    /// Sends a record, and waits for room on this thread, until `deadline`; false if there was none or nobody writes.
+    pub fn send_before(&self, entry: Entry, deadline: std::time::Instant) -> bool {
+        self.entries.send_deadline(entry, deadline).is_ok()
     }
 
     /// How many records wait.
@@ -109,15 +136,19 @@ async fn run(
     mut chain: Chain,
     waiting: flume::Receiver<Entry>,
     options: WriterOptions,
+    stopped: Arc<AtomicBool>,
 ) -> Result<Chain, LedgerError> {
+    let mut book = Book::begun();
     while let Ok(first) = waiting.recv_async().await {
         let mut group = Group::default();
         group.push(first);
         waiting.try_iter().take(GROUP_LEN_MAX - 1).for_each(|entry| group.push(entry));
         let Group { records, reports, done } = group;
-        let end = commit_group(&store, &chain, &records, reports).await;
+        let end = commit_group(&store, &chain, &mut book, records, merged(reports)).await;
         tokio::time::sleep(options.commit_delay).await;
         let written = end.is_ok();
+        // Before anybody is told, so that nobody who was told so sends more.
+        stopped.store(!written, Ordering::Release);
         done.into_iter().for_each(|done| done(written));
         match end {
             Ok(next) => chain = next,
@@ -139,21 +170,34 @@ async fn run(
     Ok(chain)
 }
 
+/// Reports are totals, so of one grant the largest says all; it ends when any says so.
+fn merged(mut reports: Vec<ReportOf>) -> Vec<ReportOf> {
+    reports.sort_unstable_by_key(|report| report.id);
+    reports.dedup_by(|next, kept| {
+        let same = next.id == kept.id;
+        if same {
+            kept.spent = kept.spent.max(next.spent);
+            kept.expires_us = kept.expires_us.max(next.expires_us);
+            kept.closes |= next.closes;
+        }
+        same
+    });
+    reports
+}
+
 /// Writes a group, with as many tries as it takes until a commit was sent.
 async fn commit_group(
     store: &Store,
     from: &Chain,
-    records: &[(i64, Record<'static>)],
-    mut reports: Vec<ReportOf>,
+    book: &mut Book,
+    mut records: Vec<(i64, Record<'static>)>,
+    reports: Vec<ReportOf>,
 ) -> Result<Chain, LedgerError> {
-    let mut chain = from.clone();
-    let made: Vec<Made<'_>> = records.iter().map(|(at, record)| (chain.append(*at, record), record)).collect();
-    // Reports are totals, so of one grant the largest says all.
-    reports.sort_unstable_by_key(|report| (report.id, std::cmp::Reverse(report.spent)));
-    reports.dedup_by_key(|report| report.id);
     let mut pause = PAUSE.0;
     loop {
-        let error = match write(store, &made, &reports).await {
+        let mut chain = from.clone();
+        let made: Vec<Made<'_>> = records.iter().map(|(at, record)| (chain.append(*at, record), record)).collect();
+        let error = match write(store, &made, &reports, book).await {
             Ok(()) => return Ok(chain),
             Err(error) => error,
         };
@@ -169,19 +213,61 @@ async fn commit_group(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
             }
+            LedgerError::Store(StoreError::Database(sqlx::Error::Database(said))) if said.is_unique_violation() => {
+                let before = records.len();
+                records = without_known(store, records).await?;
+                if records.len() == before {
+                    // It is the place in the chain that is taken: somebody else writes to this epoch.
+                    return Err(StoreError::Database(sqlx::Error::Database(said)).into());
+                }
+            }
             other => return Err(other),
         }
     }
 }
 
-async fn write(store: &Store, made: &[Made<'_>], reports: &[ReportOf]) -> Result<(), LedgerError> {
+async fn write(store: &Store, made: &[Made<'_>], reports: &[ReportOf], book: &mut Book) -> Result<(), LedgerError> {
     let mut tx = store.write().await?;
     // Grants first: whoever takes one locks its tenant, and no chain.
     if !reports.is_empty() {
         quota::report_in(&mut tx, reports).await?;
     }
     sql::insert(&mut tx, made).await?;
+    // What follows a commit that was sent is never tried again, so each record is entered once.
+    for (row, record) in made {
+        let unsound = |fault: Fault| LedgerError::Unsound { epoch: row.epoch, seq: row.seq, fault: Box::new(fault) };
+        book.apply(row.at_us, record).map_err(unsound)?;
+    }
     Ok(tx.commit().await?)
+}
+
+/// Leaves out the bills that are there already. One that says something else is a fault of whoever made it.
+async fn without_known(
+    store: &Store,
+    records: Vec<(i64, Record<'static>)>,
+) -> Result<Vec<(i64, Record<'static>)>, LedgerError> {
+    let mut tx = store.read().await?;
+    let (mut seen, mut kept) = (BTreeMap::new(), Vec::with_capacity(records.len()));
+    for (at_us, record) in records {
+        let Record::Settle(settle) = &record else {
+            kept.push((at_us, record));
+            continue;
+        };
+        let id = (settle.tenant.as_ref().to_owned(), settle.request.as_ref().to_owned());
+        let known = match seen.get(&id) {
+            Some(known) => Some(known == settle),
+            None => sql::settled(&mut tx, settle).await?,
+        };
+        match known {
+            Some(true) => tracing::warn!(tenant = id.0, request = id.1, "a request was settled twice, the same"),
+            Some(false) => return Err(LedgerError::SettledTwice { tenant: id.0, request: id.1 }),
+            None => {
+                seen.insert(id, settle.clone());
+                kept.push((at_us, record));
+            }
+        }
+    }
+    Ok(kept)
 }
 
 /// Whether the chain's last row is there after all.
@@ -201,4 +287,16 @@ async fn read_back(store: &Store, chain: &Chain) -> bool {
         pause = (pause * 2).min(PAUSE.1);
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_one_grant_are_merged_into_all_that_they_say() {
+        let report = |id, spent, expires_us, closes| ReportOf { id, spent, expires_us, closes };
+        let merged = merged(vec![report(2, 1, 1, false), report(1, 7, 20, true), report(1, 9, 10, false)]);
+        assert_eq!(merged, [report(1, 9, 20, true), report(2, 1, 1, false)]);
+    }
 }

@@ -96,6 +96,7 @@ impl Node {
         self.scheduler.set_pool(id, self.pools[device]);
         let step_latency_max = Nanos(self.devices[device].config.step_latency_max.as_nanos() as u64);
         self.scheduler.set_step_latency(id, step_latency_max);
+        self.scheduler.set_device_rate(id, self.devices[device].config.rate_ppm);
         for loaded in std::mem::take(&mut self.devices[device].loaded) {
             self.enter_model(device, loaded);
         }

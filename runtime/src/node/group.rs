@@ -5,15 +5,45 @@ use std::time::Instant;
 use weir_scheduler::{RequestId, TenantId};
 
 use super::{
+    books::Bill,
     message::{EmbedReply, GroupId},
     record::Recorded,
     why::Tally,
 };
 use crate::{
-    error::{FailureKind, RequestFailure},
+    error::{FailureKind, LEDGER_UNAVAILABLE, RequestFailure},
     outlet::Outlet,
     submission::Usage,
 };
+
+/// What tells a reader that its answer is complete.
+pub(crate) enum Ending {
+    Text(Outlet, Usage),
+    Vectors(EmbedReply, Vec<Vec<f32>>, Usage),
+    /// Nobody reads.
+    Nobody,
+}
+
+impl Ending {
+    /// Tells it, if its bill is written; or else that it counts for nothing.
+    pub(crate) fn tell(self, written: bool) {
+        let end = |usage| match written {
+            true => Ok(usage),
+            false => {
+                let message = LEDGER_UNAVAILABLE.to_owned();
+                Err(RequestFailure { message, kind: FailureKind::LedgerUnavailable })
+            }
+        };
+        match self {
+            Ending::Text(outlet, usage) => outlet.close(end(usage)),
+            Ending::Vectors(reply, vectors, usage) => {
+                // A caller that went away has dropped its end, which is a cancel.
+                let _ = reply.send(end(usage).map(|usage| (vectors, usage)));
+            }
+            Ending::Nobody => {}
+        }
+    }
+}
 
 /// Where a request's output goes.
 pub(crate) enum Output {
@@ -48,26 +78,30 @@ pub(crate) struct Group {
     pub(crate) first_token: Option<Instant>,
     pub(crate) tally: Tally,
     pub(super) recorded: Recorded,
+    pub(crate) bill: Bill,
 }
 
 impl Group {
-    /// Ends the request towards its reader, once; later calls change nothing.
-    fn end(&mut self, end: Result<Usage, RequestFailure>) {
+    /// What ends the request with its answer complete, once; it is nobody's business here any more.
+    pub(crate) fn ending(&mut self) -> Ending {
         match &mut self.output {
-            Output::Text(outbox) => outbox.close(end),
-            Output::Vectors { vectors, reply, .. } => {
-                if let Some(reply) = reply.take() {
-                    // A caller that went away has dropped its end, which is a cancel.
-                    let _ = reply.send(end.map(|usage| (std::mem::take(vectors), usage)));
-                }
-            }
-            Output::Canary { .. } => {}
+            Output::Text(outlet) => Ending::Text(outlet.hand_over(), self.usage),
+            Output::Vectors { vectors, reply, .. } => match reply.take() {
+                Some(reply) => Ending::Vectors(reply, std::mem::take(vectors), self.usage),
+                None => Ending::Nobody,
+            },
+            Output::Canary { .. } => Ending::Nobody,
         }
     }
 
-    /// Ends the request with its answer complete.
-    pub(crate) fn complete(&mut self) {
-        self.end(Ok(self.usage));
+    /// A word for how it ended.
+    pub(crate) fn why_ended(&self) -> &'static str {
+        match (self.failed, self.cancelled, self.cut.is_empty()) {
+            (true, _, true) => "failed",
+            (_, _, false) => "quota",
+            (false, true, true) => "cancelled",
+            (false, false, true) => "finished",
+        }
     }
 
     /// Ends the request with a failure at once; its choices are still to be cancelled. True if that is a request's
@@ -76,7 +110,16 @@ impl Group {
         if std::mem::replace(&mut self.failed, true) {
             return false;
         }
-        self.end(Err(RequestFailure { message: message.to_owned(), kind }));
+        let failure = RequestFailure { message: message.to_owned(), kind };
+        match &mut self.output {
+            Output::Text(outlet) => outlet.close(Err(failure)),
+            Output::Vectors { reply, .. } => {
+                if let Some(reply) = reply.take() {
+                    let _ = reply.send(Err(failure));
+                }
+            }
+            Output::Canary { .. } => {}
+        }
         // Nobody asked for a canary, so nobody's request has failed.
         !self.is_canary()
     }

@@ -1,11 +1,12 @@
 //! What the engine thread is told.
 
 use tokio::sync::oneshot;
-use weir_scheduler::{BlockHash, ModelId, Nanos, TenantId};
+use weir_scheduler::{BlockHash, ModelId, Nanos, Tenant, TenantId};
 
-use super::{NodeModel, sequence::SequenceSpec};
+use super::{NodeModel, desk::Told, sequence::SequenceSpec};
 use crate::{
     codec::hash::BlockChain,
+    config::TenantSpec,
     devices::{DeviceError, DeviceStatus},
     error::{AddModelError, RequestFailure, SubmitError},
     executor::{link::LinkEvent, wire::LoadModel},
@@ -25,6 +26,10 @@ pub(crate) enum NodeMessage {
     Link { device: usize, epoch: u64, event: LinkEvent },
     /// Load one more model.
     AddModel(Box<AddModel>),
+    /// What came of an order for device time.
+    Lease(Box<Told>),
+    /// A tenant has another plan, or is new.
+    PutTenant(Box<PutTenant>),
     /// Say how the devices are.
     Devices(oneshot::Sender<Vec<DeviceStatus>>),
     /// Take a device out, or back in.
@@ -45,6 +50,16 @@ pub(crate) struct AddModel {
     pub(crate) load: LoadModel,
     /// Answered once: the id it got, or why it got none.
     pub(crate) done: oneshot::Sender<Result<ModelId, AddModelError>>,
+}
+
+/// A tenant's plan, from now on.
+pub(crate) struct PutTenant {
+    pub(crate) number: TenantId,
+    pub(crate) spec: Arc<TenantSpec>,
+    /// The same, as far as the scheduler acts on it.
+    pub(crate) plan: Tenant,
+    /// Answered when it holds.
+    pub(crate) done: oneshot::Sender<()>,
 }
 
 /// An operator's word about one device.

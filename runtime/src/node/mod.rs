@@ -9,10 +9,13 @@
 //! A turn takes every message that is there, then plans steps until each device has as many as it may have in flight.
 //! Nothing in a turn waits: outboxes are bounded and cut slow readers off, links queue, metrics are atomics.
 
+mod books;
+pub(crate) mod desk;
 mod device;
 mod drain;
 mod executors;
 mod group;
+mod lease;
 mod leases;
 pub(crate) mod message;
 mod models;
@@ -23,8 +26,10 @@ mod recovery;
 mod requests;
 pub(crate) mod sequence;
 mod steps;
+mod tenants;
 mod why;
-mod windows;
+
+pub(crate) use self::books::{Ledger, unix_us};
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -40,6 +45,8 @@ use weir_scheduler::{
 };
 
 use self::{
+    books::{Books, RETRY_INTERVAL},
+    desk::Order,
     device::{Device, DeviceState, WATCH_INTERVAL},
     group::Group,
     leases::Leases,
@@ -80,6 +87,8 @@ pub(crate) struct NodeParts {
     pub(crate) devices: Vec<DeviceConfig>,
     /// In the order of their ids, which begin at 1.
     pub(crate) tenants: Vec<TenantSpec>,
+    /// Where grants for them are ordered.
+    pub(crate) orders: flume::Sender<Order>,
     /// The devices' pools, in the same order.
     pub(crate) pools: Vec<Option<PoolId>>,
     /// Key of what the node keeps as digests.
@@ -90,6 +99,8 @@ pub(crate) struct NodeParts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) recorder: Recorder,
     pub(crate) status: Arc<Status>,
+    /// Where charges are written, if they are.
+    pub(crate) ledger: Option<Ledger>,
     /// Told once, when every device has loaded or one cannot.
     pub(crate) started: oneshot::Sender<Result<(), EngineError>>,
 }
@@ -98,6 +109,7 @@ pub(crate) struct NodeParts {
 pub(crate) struct Node {
     scheduler: Scheduler,
     leases: Leases,
+    books: Books,
     models: Vec<NodeModel>,
     devices: Vec<Device>,
     pools: Vec<Option<PoolId>>,
@@ -145,6 +157,8 @@ struct Live {
     computed: u32,
     /// The device and the epoch whose executor has its sequence.
     open_on: Option<(usize, u64)>,
+    /// Of what it was charged under its present id, what its group's bill has.
+    booked: Nanos,
     /// Steps of it that an executor died in.
     deaths: u32,
     /// The last of them is not explained yet.
@@ -169,7 +183,8 @@ impl Node {
         let records = Records::new(parts.scheduler.stats().tenants.len());
         Node {
             scheduler: parts.scheduler,
-            leases: Leases::new(&parts.tenants),
+            leases: Leases::new(&parts.tenants, parts.devices.len(), parts.orders),
+            books: Books::new(parts.ledger, &parts.tenants, parts.devices.len()),
             models: parts.models,
             devices: parts.devices.into_iter().map(|config| Device::new(config, &parts.loads)).collect(),
             pools: parts.pools,
@@ -219,6 +234,7 @@ impl Node {
             self.finish_drains();
             self.send_canaries();
             self.look_at_leases();
+            self.look_at_books();
             // Twice: what one device passes over is there for another that has nothing to do.
             for _ in 0..self.devices.len().min(2) {
                 for device in 0..self.devices.len() {
@@ -235,6 +251,7 @@ impl Node {
             }
         }
         self.end_all();
+        self.close_books();
         self.recorder.end();
         if let Some(ended) = self.stopping.take() {
             let _ = ended.send(());
@@ -256,6 +273,7 @@ impl Node {
             self.scheduler.device_lost(now, DeviceId(device as u16));
         }
         self.settle();
+        self.leases.end(&self.scheduler);
         // For whoever still looks: nothing is left, and every account is up to date.
         self.observe();
     }
@@ -282,6 +300,9 @@ impl Node {
     }
 
     fn observe(&self) {
+        if self.books.have_stopped() {
+            self.status.ledger_stopped();
+        }
         self.metrics.requests_live(self.groups.len());
         self.metrics.observe(&self.scheduler, self.now(), &self.models, &self.device_statuses());
     }
@@ -304,7 +325,9 @@ impl Node {
             DeviceState::Loading | DeviceState::Drained => None,
         });
         let grants = self.scheduler.next_deadline().map(|at| self.clock + Duration::from_nanos(at.0));
-        due.chain(grants).chain([now + WATCH_INTERVAL]).min().unwrap_or(now)
+        let late = self.books.are_late().then(|| now + RETRY_INTERVAL);
+        let leases = self.leases.next_look().map(|at| self.clock + Duration::from_nanos(at.0));
+        due.chain(grants).chain(leases).chain(late).chain([now + WATCH_INTERVAL]).min().unwrap_or(now)
     }
 
     fn take(&mut self, message: NodeMessage) {
@@ -323,6 +346,8 @@ impl Node {
                 }
             }
             NodeMessage::AddModel(add) => self.add_model(*add),
+            NodeMessage::Lease(told) => self.hear_of_lease(*told),
+            NodeMessage::PutTenant(put) => self.put_tenant(*put),
             NodeMessage::Devices(told) => {
                 let _ = told.send(self.device_statuses());
             }
@@ -387,6 +412,7 @@ mod tests {
             loads: models.into_iter().map(|load| (load, Vec::new())).collect(),
             pools: vec![None],
             tenants: Vec::new(),
+            orders: flume::unbounded().0,
             devices: vec![DeviceConfig { threads: 1, rows_max: 8, ..DeviceConfig::cpu(0, ExecutorMode::Thread) }],
             canary_interval: Duration::from_secs(3600),
             inbox,
@@ -394,6 +420,7 @@ mod tests {
             metrics: metrics.clone(),
             recorder: Recorder::default(),
             status: Arc::new(Status::new()),
+            ledger: None,
             secret: [3; 32],
             started,
         };
@@ -419,7 +446,7 @@ mod tests {
         let work =
             SubmitWork::Generate { choices: vec![spec], prompt, hashes: Vec::new(), chain, outbox: outbox.clone() };
         let (accepted, answer) = oneshot::channel();
-        let names = Names { request: format!("req-{group}"), answer: None };
+        let names = Names { request: format!("req-{group}"), answer: None, key: "".into(), bill: None };
         let submit = Submit {
             group: GroupId(group),
             tenant: TenantId(1),

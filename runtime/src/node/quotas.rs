@@ -2,8 +2,11 @@
 
 use weir_scheduler::{Nanos, TenantId};
 
-use super::{Live, Node, group::Output, message::GroupId};
-use crate::{error::FailureKind, metrics::Outcome, stream::FinishReason, submission::StopReason};
+use super::{Live, Node, desk::Told, group::Output, message::GroupId};
+use crate::{
+    config::TenantSpec, error::FailureKind, metrics::Outcome, quota::ReportOf, stream::FinishReason,
+    submission::StopReason,
+};
 
 /// What a client is told; how long it has to wait stands beside it.
 pub(super) const QUOTA_SPENT: &str =
@@ -15,15 +18,33 @@ impl Node {
         self.leases.ask(&mut self.scheduler, now, tenant, wanted);
     }
 
+    /// A tenant has a quota, another one, or none any more.
+    pub(super) fn put_quota(&mut self, tenant: TenantId, spec: &TenantSpec) {
+        self.leases.put(&mut self.scheduler, tenant, spec);
+    }
+
     pub(super) fn return_lease(&mut self, tenant: TenantId, epoch: u64, amount: Nanos) {
-        self.leases.take_back(&mut self.scheduler, tenant, epoch, amount);
+        self.leases.take_back(tenant, epoch, amount);
+    }
+
+    /// What came of an order for device time.
+    pub(super) fn hear_of_lease(&mut self, told: Told) {
+        let now = self.now();
+        self.leases.hear(&mut self.scheduler, now, told);
+    }
+
+    /// What of a tenant's grants is spent by now, to be written beside a bill.
+    pub(super) fn grant_reports(&self, tenant: TenantId) -> Vec<ReportOf> {
+        self.leases.reports(&self.scheduler, tenant)
     }
 
     /// Lets grants expire and waits end, and extends the leases that are in use.
     pub(super) fn look_at_leases(&mut self) {
         let now = self.now();
-        self.leases.look(&mut self.scheduler, now);
+        // First what expires: it is given back in the same look.
         self.scheduler.tick(now);
+        self.settle();
+        self.leases.look(&mut self.scheduler, now);
         self.settle();
     }
 

@@ -135,7 +135,7 @@ impl Node {
         for mut live in returning {
             let Some(group) = self.groups.get_mut(&live.group) else { continue };
             if !group.is_wanted() {
-                self.close(live, End::Cancelled, Nanos(0));
+                self.close(live, End::Cancelled);
                 continue;
             }
             let (work, redo) = match live.sequence.as_ref() {
@@ -143,7 +143,7 @@ impl Node {
                 None => {
                     let items = group.unembedded().unwrap_or_default();
                     if items.is_empty() {
-                        self.close(live, End::Finished, Nanos(0));
+                        self.close(live, End::Finished);
                         continue;
                     }
                     let lens = items.iter().filter_map(|&item| group.input(item)).map(|input| input.len() as u32);
@@ -175,7 +175,7 @@ impl Node {
                 }
                 Err(reject) => {
                     tracing::error!(?reject, "a request could not be taken up again");
-                    self.close(live, End::Lost, Nanos(0));
+                    self.close(live, End::Lost);
                 }
             }
         }
@@ -285,7 +285,7 @@ impl Node {
     pub(super) fn give_up_returning(&mut self) {
         if !self.devices.iter().any(|device| device.is_ready() || device.is_coming_back()) {
             for live in std::mem::take(&mut self.returning) {
-                self.close(live, End::Lost, Nanos(0));
+                self.close(live, End::Lost);
             }
         }
     }
@@ -296,7 +296,7 @@ impl Node {
         self.returning = stay;
         let gone: Vec<Live> = gone;
         for live in gone {
-            self.close(live, End::Cancelled, Nanos(0));
+            self.close(live, End::Cancelled);
         }
     }
 }

@@ -6,6 +6,7 @@ use weir_scheduler::{Admission, Cause, End, Event, Nanos, Reject, RejectReason, 
 
 use super::{
     Live, Node,
+    books::Bill,
     group::{Group, Output},
     message::{GroupId, Submit, SubmitWork},
     quotas::QUOTA_SPENT,
@@ -40,6 +41,12 @@ impl Node {
         let Submit { group, tenant, model, work, priority, names, came, accepted } = submit;
         let now = self.now();
         let model_index = model.0 as usize;
+        if !self.books.take_newcomers() {
+            self.metrics.ended(Outcome::Rejected);
+            self.records.refused(group);
+            let _ = accepted.send(Err(SubmitError::LedgerUnavailable));
+            return;
+        }
         if self.is_kept_out(tenant, model_index, &work) {
             self.metrics.ended(Outcome::Rejected);
             self.records.refused(group);
@@ -79,8 +86,10 @@ impl Node {
         match self.scheduler.admit_group(now, admissions) {
             Ok(requests) => {
                 self.register(group, tenant, model_index, output, &requests, sequences, prompt_tokens);
+                let name = names.answer.clone().unwrap_or_else(|| names.request.clone());
+                let bill = self.books.open(tenant, names.key.clone(), name, names.bill.clone());
                 if let Some(group) = self.groups.get_mut(&group) {
-                    group.priority = priority;
+                    (group.priority, group.bill) = (priority, bill);
                 }
                 self.follow(group, &names, now, came);
                 if accepted.send(Ok(())).is_err() {
@@ -88,6 +97,9 @@ impl Node {
                 }
             }
             Err(reject) => {
+                if reject.reason == RejectReason::QuotaSpent {
+                    self.leases.was_refused(tenant);
+                }
                 self.metrics.ended(Outcome::Rejected);
                 self.records.refused(group);
                 self.record_refusal((tenant, model_index, priority), prompt_tokens, &output, &sequences);
@@ -132,6 +144,7 @@ impl Node {
                 items: None,
                 computed: 0,
                 open_on: None,
+                booked: Nanos::ZERO,
                 deaths: 0,
                 suspect: false,
                 times: Times::default(),
@@ -157,6 +170,7 @@ impl Node {
             first_token: None,
             tally: Tally::default(),
             recorded: Recorded::default(),
+            bill: Bill::default(),
         };
         self.groups.insert(id, group);
     }
@@ -208,12 +222,16 @@ impl Node {
                     Event::Preempted { .. } => self.metrics.preempted(),
                     Event::GrantLow { tenant, wanted, .. } => self.ask_lease(tenant, wanted),
                     Event::GrantReturned { tenant, epoch, amount } => self.return_lease(tenant, epoch, amount),
-                    Event::Settled { request, end, charge, times, preemptions, .. } => {
+                    Event::Moved { request, from, charge } => self.book(request, from, charge),
+                    Event::Settled { request, end, device, charge, times, preemptions, .. } => {
+                        self.book(request, device, charge);
                         if let Some(live) = self.sequences.get_mut(&request) {
+                            // It may go on under another id.
+                            live.booked = Nanos::ZERO;
                             live.times = times;
                             live.preemptions += preemptions;
                         }
-                        self.settled(request, end, charge);
+                        self.settled(request, end);
                     }
                 }
             }
@@ -221,23 +239,20 @@ impl Node {
         self.events = events;
     }
 
-    fn settled(&mut self, request: RequestId, end: End, charge: Nanos) {
+    fn settled(&mut self, request: RequestId, end: End) {
         let Some(mut live) = self.sequences.remove(&request) else { return };
         self.survived(request);
         if end == End::Lost {
-            if let Some(group) = self.groups.get_mut(&live.group) {
-                group.usage.device_nanos += charge.0;
-            }
             match self.keep(live) {
                 None => return,
                 Some(back) => live = back,
             }
-            return self.close(live, end, Nanos(0));
+            return self.close(live, end);
         }
         if let Some(group) = self.groups.get(&live.group) {
             self.forget_sequence(live.open_on, group.model, request);
         }
-        self.close(live, end, charge);
+        self.close(live, end);
     }
 
     /// Has the executor that holds a sequence, if it is still that one, forget it with its next step.
@@ -250,7 +265,7 @@ impl Node {
     }
 
     /// One choice has ended for good; with the last, the request has.
-    pub(super) fn close(&mut self, mut live: Live, end: End, charge: Nanos) {
+    pub(super) fn close(&mut self, mut live: Live, end: End) {
         if end == End::Quota {
             self.cut(&mut live);
         }
@@ -264,7 +279,6 @@ impl Node {
         if !group.is_canary() {
             self.metrics.waited(&live.times);
         }
-        group.usage.device_nanos += charge.0;
         if let Some(sequence) = &live.sequence {
             group.usage.completion_tokens += sequence.drawn();
             group.recorded.choice(sequence);
@@ -303,10 +317,10 @@ impl Node {
             if matches!(outcome, Outcome::Completed | Outcome::Quota) {
                 self.metrics.completed(group.submitted.elapsed(), group.usage);
             }
-            group.complete();
         }
-        if let Some(group) = self.groups.remove(&id) {
+        if let Some(mut group) = self.groups.remove(&id) {
             self.explain_end(&group);
+            self.settle_bill(&mut group);
             self.record_end(group);
         }
     }

@@ -137,8 +137,14 @@ pub(super) struct Records {
 
 impl Records {
     pub(super) fn new(tenants: usize) -> Records {
-        let ended_len_max = (ENDED_LEN_MAX / tenants.max(1)).max(ENDED_LEN_MIN);
-        Records { tables: HashMap::new(), groups: HashMap::new(), numbers: 0, ended_len_max }
+        let mut records = Records { tables: HashMap::new(), groups: HashMap::new(), numbers: 0, ended_len_max: 0 };
+        records.share_among(tenants);
+        records
+    }
+
+    /// There are so many tenants by now. What is above the part of one goes when its next request ends.
+    pub(super) fn share_among(&mut self, tenants: usize) {
+        self.ended_len_max = (ENDED_LEN_MAX / tenants.max(1)).max(ENDED_LEN_MIN);
     }
 
     /// A group of a request is there, as one more of its parts, or as its first.
@@ -282,8 +288,9 @@ impl Node {
             }
             for request in &group.requests {
                 let Some(why) = self.scheduler.why(now, *request) else { continue };
-                device_nanos += why.charge.0;
-                preemptions += why.preemptions + self.sequences.get(request).map_or(0, |live| live.preemptions);
+                let live = self.sequences.get(request);
+                device_nanos += why.charge.saturating_sub(live.map_or(Nanos(0), |live| live.booked)).0;
+                preemptions += why.preemptions + live.map_or(0, |live| live.preemptions);
                 let place = why.queued.map(|queued| Place {
                     position: queued.position,
                     tenants_ahead: queued.tenants_ahead,
@@ -326,7 +333,7 @@ mod tests {
     const THEIRS: TenantId = TenantId(2);
 
     fn names(request: &str, answer: Option<&str>) -> Names {
-        Names { request: request.into(), answer: answer.map(str::to_owned) }
+        Names { request: request.into(), answer: answer.map(str::to_owned), key: "".into(), bill: None }
     }
 
     fn ended(millis: u64, state: RequestState) -> Ended {

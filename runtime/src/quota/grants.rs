@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 
 use super::{
     calendar::Period,
-    limit::{Answer, Limits, Unit, Window, Windows},
+    limit::{Answer, Limits, Unit, Want, Window, Windows},
 };
 
 /// Asks for a grant.
@@ -44,10 +44,8 @@ pub struct Ask {
     pub replica: String,
     /// In which of its lives.
     pub epoch: i64,
-    /// How much would be welcome.
-    pub wanted: i64,
-    /// How much is needed.
-    pub least: i64,
+    /// How much.
+    pub want: Want,
     /// The asker's clock.
     pub at_us: i64,
     /// When the grant ends if nobody extends it.
@@ -103,6 +101,17 @@ impl Grant {
         }
     }
 
+    /// The answer to an ask of its id: the same one again, if it is the same ask.
+    pub(super) fn told_again(&self, ask: &Ask) -> Taken {
+        let same =
+            (&self.tenant, self.unit, &self.replica, self.epoch) == (&ask.tenant, ask.unit, &ask.replica, ask.epoch);
+        match (same, self.closed) {
+            (false, _) => Taken::Foreign,
+            (true, true) => Taken::Closed,
+            (true, false) => Taken::Answer(Answer::again(self.amount)),
+        }
+    }
+
     /// Whether somebody whose clock says this is to close it.
     pub fn is_over(&self, at_us: i64, skew_us: i64) -> bool {
         !self.closed && at_us > self.expires_us.saturating_add(skew_us)
@@ -116,6 +125,8 @@ pub enum Taken {
     Answer(Answer),
     /// The grant of this id has ended meanwhile.
     Closed,
+    /// The id is that of somebody else's grant: nothing was taken.
+    Foreign,
 }
 
 /// What a report finds.
@@ -154,18 +165,15 @@ impl Grants {
         &self.grants
     }
 
-    /// Takes a grant under these limits, after closing what is over.
+    /// Takes a grant under these limits, after closing what is over of the same unit.
     pub fn take(&mut self, ask: &Ask, limits: &Limits) -> Taken {
-        self.expire(&ask.tenant, ask.at_us);
+        self.expire_of(&ask.tenant, |unit| unit == ask.unit, ask.at_us);
         if let Some(grant) = self.grants.get(&ask.id) {
-            return match grant.closed {
-                true => Taken::Closed,
-                false => Taken::Answer(Answer::Granted { amount: grant.amount, soft: vec![], over: vec![] }),
-            };
+            return grant.told_again(ask);
         }
         let mut windows: Windows =
             Period::ALL.map(|period| self.window(&ask.tenant, ask.unit, period, ask.at_us, limits));
-        let answer = limits.take(&mut windows, ask.wanted, ask.least);
+        let answer = limits.take(&mut windows, ask.want);
         for (period, window) in Period::ALL.into_iter().zip(windows) {
             self.windows.insert((ask.tenant.clone(), ask.unit, period, window.begins_us), window);
         }
@@ -204,9 +212,20 @@ impl Grants {
 
     /// Closes a tenant's grants that are over by somebody's clock.
     pub fn expire(&mut self, tenant: &str, at_us: i64) {
-        let over = |(_, grant): &(&i64, &Grant)| grant.tenant == tenant && grant.is_over(at_us, self.skew_us);
+        self.expire_of(tenant, |_| true, at_us);
+    }
+
+    fn expire_of(&mut self, tenant: &str, of: impl Fn(Unit) -> bool, at_us: i64) {
+        let is_its = |grant: &Grant| grant.tenant == tenant && of(grant.unit);
+        let over = |(_, grant): &(&i64, &Grant)| is_its(grant) && grant.is_over(at_us, self.skew_us);
         let over: Vec<i64> = self.grants.iter().filter(over).map(|(id, _)| *id).collect();
         over.into_iter().for_each(|id| self.close(id));
+    }
+
+    /// Forgets closed grants that expired before an instant, and windows that nothing is carried over from any more.
+    pub fn forget(&mut self, before_us: i64, now_us: i64) {
+        self.grants.retain(|_, grant| !grant.closed || grant.expires_us >= before_us);
+        self.windows.retain(|(_, _, period, begins_us), _| period.end(period.end(*begins_us)) > now_us);
     }
 
     fn report(&mut self, id: i64, spent: i64) -> Reported {
@@ -259,8 +278,7 @@ mod tests {
             unit: Unit::Requests,
             replica: "one".into(),
             epoch: 1,
-            wanted,
-            least: wanted,
+            want: Want::of(wanted),
             at_us,
             expires_us: at_us + 5_000_000,
         }
@@ -280,8 +298,20 @@ mod tests {
         assert_eq!(granted(grants.take(&ask(1, 4, 0), &limits)), 4);
         assert_eq!(granted(grants.take(&ask(1, 4, 0), &limits)), 4);
         assert!(grants.windows().values().all(|window| window.granted == 4));
+        for other in [
+            Ask { tenant: "beta".into(), ..ask(1, 4, 0) },
+            Ask { unit: Unit::DeviceNs, ..ask(1, 4, 0) },
+            Ask { replica: "two".into(), ..ask(1, 4, 0) },
+            Ask { epoch: 2, ..ask(1, 4, 0) },
+        ] {
+            assert_eq!(grants.take(&other, &limits), Taken::Foreign, "{other:?}");
+        }
         grants.give_back(1, 3);
         assert_eq!(grants.take(&ask(1, 4, 0), &limits), Taken::Closed);
+        grants.forget(5_000_000, 0);
+        assert_eq!(grants.grants().len(), 1, "it expired then, and not before");
+        grants.forget(5_000_001, 0);
+        assert!(grants.grants().is_empty() && !grants.windows().is_empty());
     }
 
     #[test]

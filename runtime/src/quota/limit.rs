@@ -42,16 +42,19 @@ impl Unit {
     }
 }
 
+/// The greatest burst: ten limits on top of one.
+pub const BURST_PERCENT_MAX: u32 = 1_000;
+
 /// A plan's limits of one unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// By [`Period::ALL`]; nothing is no limit: then what is used is counted all the same.
     pub amounts: [Option<i64>; 3],
-    /// Of the limit of hours and days, on top of it; at most 100.
+    /// Of the limit of hours and days, on top of it; at most [`BURST_PERCENT_MAX`].
     pub burst_percent: u32,
     /// Of what a month left unused; at most 100.
     pub carry_percent: u32,
-    /// Of what is allowed: granting past it is an event. Zero for none.
+    /// Of what is allowed: granting past it is an event. Zero for none, at most 100.
     pub soft_percent: u32,
     /// Everything is granted, and what would have been refused is an event.
     pub shadow: bool,
@@ -73,6 +76,31 @@ pub struct Window {
 /// The windows of one moment, by [`Period::ALL`].
 pub type Windows = [Window; 3];
 
+/// How much is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Would be welcome.
+    pub wanted: i64,
+    /// Is needed.
+    pub least: i64,
+    /// With less than this left, nothing is taken; it counts as spent.
+    pub floor: i64,
+}
+
+impl Want {
+    /// So much, or what there is.
+    pub fn of(amount: i64) -> Want {
+        Want { wanted: amount, least: amount, floor: 1 }
+    }
+}
+
+impl Answer {
+    /// As a grant is told once more: what was noteworthy was told the first time.
+    pub(super) fn again(amount: i64) -> Answer {
+        Answer::Granted { amount, soft: vec![], beyond: vec![], over: vec![] }
+    }
+}
+
 /// What comes of asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -82,6 +110,8 @@ pub enum Answer {
         amount: i64,
         /// Windows whose soft limit this passes.
         soft: Vec<Period>,
+        /// Windows that are past their soft limit, these among them.
+        beyond: Vec<Period>,
         /// Windows that would not have allowed it: only in shadow mode.
         over: Vec<Period>,
     },
@@ -95,8 +125,7 @@ pub enum Answer {
 }
 
 fn percent(amount: i64, percent: u32) -> i64 {
-    // At most twice an `i64`, before it is divided.
-    i64::try_from(i128::from(amount) * i128::from(percent.min(100)) / 100).unwrap_or(i64::MAX)
+    i64::try_from(i128::from(amount) * i128::from(percent) / 100).unwrap_or(i64::MAX)
 }
 
 impl Limits {
@@ -109,12 +138,16 @@ impl Limits {
         self.amounts[period as usize].map(|amount| amount.max(0))
     }
 
+    fn burst(&self, amount: i64) -> i64 {
+        percent(amount, self.burst_percent.min(BURST_PERCENT_MAX))
+    }
+
     /// What a window may have granted at most.
     pub fn allowed(&self, period: Period, brought: i64) -> i64 {
         let Some(amount) = self.amount(period) else { return i64::MAX };
         let burst = match period {
             Period::Month => 0,
-            _ => percent(amount, self.burst_percent),
+            _ => self.burst(amount),
         };
         amount.saturating_add(burst).saturating_add(brought).max(0)
     }
@@ -125,19 +158,20 @@ impl Limits {
         match period {
             Period::Month => {
                 let own = before.granted.saturating_sub(before.brought.max(0)).max(0);
-                percent(amount.saturating_sub(own).max(0), self.carry_percent)
+                percent(amount.saturating_sub(own).max(0), self.carry_percent.min(100))
             }
             _ => {
                 let owed = before.granted.saturating_sub(amount).saturating_sub(before.brought);
                 // The plan may have been another then.
-                -owed.clamp(0, percent(amount, self.burst_percent))
+                -owed.clamp(0, self.burst(amount))
             }
         }
     }
 
-    /// Takes up to `wanted` out of every window: less where little is left, but `least` if there is as much.
-    pub fn take(&self, windows: &mut Windows, wanted: i64, least: i64) -> Answer {
-        let (wanted, least) = (wanted.max(1), least.max(1));
+    /// Takes up to `wanted` out of every window: less where little is left, but `least` if there is as much, and nothing where
+    /// there is less than `floor`.
+    pub fn take(&self, windows: &mut Windows, Want { wanted, least, floor }: Want) -> Answer {
+        let (wanted, least, floor) = (wanted.max(1), least.max(1), floor.max(1));
         let left_in = |period: Period, window: &Window| {
             self.allowed(period, window.brought).saturating_sub(window.granted).max(0)
         };
@@ -147,22 +181,23 @@ impl Limits {
             true => wanted,
             false => wanted.min(least.max(left / 4)).min(left),
         };
-        if amount == 0 {
-            let spent = here().filter(|(period, window)| left_in(*period, window) == 0);
+        if left < floor && !self.shadow {
+            let spent = here().filter(|(period, window)| left_in(*period, window) < floor);
             let last = spent.map(|(period, window)| (period.end(window.begins_us), period)).max();
             let (until_us, period) = last.unwrap_or((i64::MAX, Period::Month));
             return Answer::Spent { period, until_us };
         }
         let over = here().filter(|(p, window)| left_in(*p, window) < amount).map(|(p, _)| p).collect();
         let passes = |period: Period, window: &Window| {
-            let soft = percent(self.allowed(period, window.brought), self.soft_percent);
-            self.soft_percent > 0 && window.granted < soft && window.granted.saturating_add(amount) >= soft
+            let soft = percent(self.allowed(period, window.brought), self.soft_percent.min(100));
+            (self.soft_percent > 0 && window.granted.saturating_add(amount) >= soft).then_some(window.granted < soft)
         };
-        let soft = here().filter(|(p, window)| passes(*p, window)).map(|(p, _)| p).collect();
+        let beyond = here().filter(|(p, window)| passes(*p, window).is_some()).map(|(p, _)| p).collect();
+        let soft = here().filter(|(p, window)| passes(*p, window) == Some(true)).map(|(p, _)| p).collect();
         for window in windows.iter_mut() {
             window.granted += amount;
         }
-        Answer::Granted { amount, soft, over }
+        Answer::Granted { amount, soft, beyond, over }
     }
 }
 
@@ -204,19 +239,37 @@ mod tests {
     fn events_are_told_once_and_shadow_mode_refuses_nothing() {
         let mut limits = Limits { amounts: [Some(10), None, Some(100)], soft_percent: 80, ..Limits::default() };
         let mut windows = [window(0, 0), window(0, 0), window(0, 70)];
-        let hour_and_month = Answer::Granted { amount: 10, soft: vec![Period::Hour, Period::Month], over: vec![] };
-        assert_eq!(limits.take(&mut windows, 20, 20), hour_and_month);
+        let both = vec![Period::Hour, Period::Month];
+        let hour_and_month = Answer::Granted { amount: 10, soft: both.clone(), beyond: both.clone(), over: vec![] };
+        assert_eq!(limits.take(&mut windows, Want::of(20)), hour_and_month);
         let spent = Answer::Spent { period: Period::Hour, until_us: Period::Hour.end(0) };
-        assert_eq!(limits.take(&mut windows, 1, 1), spent);
+        assert_eq!(limits.take(&mut windows, Want::of(1)), spent);
         limits.shadow = true;
-        let over = Answer::Granted { amount: 1, soft: vec![], over: vec![Period::Hour] };
-        assert_eq!(limits.take(&mut windows, 1, 1), over);
+        let over = Answer::Granted { amount: 1, soft: vec![], beyond: both, over: vec![Period::Hour] };
+        assert_eq!(limits.take(&mut windows, Want::of(1)), over);
+    }
+
+    #[test]
+    fn a_burst_of_several_limits_is_one() {
+        let limits = Limits { amounts: [Some(100), None, None], burst_percent: 1_000, ..Limits::default() };
+        assert_eq!(limits.allowed(Period::Hour, 0), 1_100);
+        assert_eq!(limits.brought(Period::Hour, Some(&window(0, 1_100))), -1_000, "all of it is owed");
+    }
+
+    #[test]
+    fn less_than_the_floor_stays_where_it_is() {
+        let limits = Limits { amounts: [Some(10), None, Some(5)], ..Limits::default() };
+        let mut windows = [window(0, 0), window(0, 0), window(0, 2)];
+        let want = Want { wanted: 9, least: 1, floor: 4 };
+        let spent = Answer::Spent { period: Period::Month, until_us: Period::Month.end(0) };
+        assert_eq!(limits.take(&mut windows, want), spent);
+        assert_eq!(limits.take(&mut windows, Want { floor: 3, ..want }), Answer::again(1));
     }
 
     proptest! {
         #[test]
         fn windows_in_a_row_allow_their_limits_and_one_burst(
-            amount in 0i64..1_000, burst in 0u32..=100, takes in proptest::collection::vec(0i64..3_000, 1..40),
+            amount in 0i64..1_000, burst in 0u32..=BURST_PERCENT_MAX, takes in proptest::collection::vec(0i64..3_000, 1..40),
         ) {
             let limits = Limits { amounts: [Some(amount), None, None], burst_percent: burst, ..Limits::default() };
             let (mut before, mut run) = (None, 0i64);
@@ -242,8 +295,8 @@ mod tests {
             let mut windows = [window(0, 0); 3];
             let mut total = 0;
             for (wanted, least) in asks {
-                match limits.take(&mut windows, wanted, least) {
-                    Answer::Granted { amount, soft, over } => {
+                match limits.take(&mut windows, Want { wanted, least, floor: 1 }) {
+                    Answer::Granted { amount, soft, over, .. } => {
                         prop_assert!(amount > 0 && amount <= wanted && soft.is_empty() && over.is_empty());
                         total += amount;
                     }

@@ -117,6 +117,11 @@ pub(super) enum Line<'a> {
         tokens_max: u32,
         context_len_max: u32,
     },
+    Tenant {
+        at: u64,
+        tenant: u32,
+        plan: &'a TenantLine,
+    },
     Request {
         at: u64,
         tenant: u32,
@@ -151,9 +156,13 @@ pub(super) enum Line<'a> {
         wall: u64,
     },
     /// Lines that should stand here were dropped.
-    Dropped { lines: u64 },
+    Dropped {
+        lines: u64,
+    },
     /// The trace is as long as it may be.
-    End { bytes_max: u64 },
+    End {
+        bytes_max: u64,
+    },
 }
 
 impl<'a> Line<'a> {

@@ -42,6 +42,8 @@ pub struct RecordConfig {
 pub(crate) enum Note {
     /// A device has a model.
     Model { at: u64, device: u16, model: u16, name: String, limits: weir_scheduler::ModelLimits },
+    /// A tenant has another plan, or is new; its place among the tenants of the header, or the next.
+    Tenant { at: u64, tenant: u32, plan: Box<TenantLine> },
     /// A request has ended, or was refused.
     Request(RequestNote),
     /// A step has ended.

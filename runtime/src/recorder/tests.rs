@@ -103,6 +103,7 @@ fn written(bytes_max: u64, drops: u64, notes: Vec<Note>) -> (String, u64) {
 fn the_lines_are_exactly_those_of_the_fixture() {
     let limits = ModelLimits { blocks: 5, rows_max: 6, tokens_max: 7, context_len_max: 8 };
     let model = Note::Model { at: 1, device: 0, model: 0, name: "m".into(), limits };
+    let plan = Box::new(TenantLine { name: "c".into(), ..header().tenants[0].clone() });
     let ended = |at, end| Note::Request(RequestNote { end, ..request_note(at) });
     let refused =
         RequestNote { drawn: vec![0], cached_tokens: 0, ttft: None, took: 0, device_nanos: 0, ..request_note(5) };
@@ -119,6 +120,7 @@ fn the_lines_are_exactly_those_of_the_fixture() {
     let too_long = RequestNote { drawn: vec![1; 4_000], ..request_note(9) };
     let notes = vec![
         model,
+        Note::Tenant { at: 2, tenant: 2, plan },
         Note::Request(RequestNote { priority: 1, ..request_note(2) }),
         ended(3, RequestEnd::Cancelled),
         ended(4, RequestEnd::Failed),
@@ -132,7 +134,7 @@ fn the_lines_are_exactly_those_of_the_fixture() {
     let expected = fs::read_to_string(fixture).expect("fixture");
     let expected = expected.replace("\"weir\":\"0.0.0\"", concat!("\"weir\":\"", env!("CARGO_PKG_VERSION"), "\""));
     assert_eq!(text.lines().collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>());
-    assert_eq!(lines, 10);
+    assert_eq!(lines, 11);
 }
 
 #[test]

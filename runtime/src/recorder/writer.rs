@@ -69,6 +69,7 @@ impl<W: Write> Writer<W> {
             Note::Model { at, device, model, name, limits } => {
                 self.put(&Line::model(*at, (*device, *model), name, *limits))
             }
+            Note::Tenant { at, tenant, plan } => self.put(&Line::Tenant { at: *at, tenant: *tenant, plan }),
             Note::Request(request) => {
                 let blocks = self.numbers.runs(&request.blocks);
                 self.put(&request_line(request, blocks))

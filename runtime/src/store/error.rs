@@ -150,7 +150,7 @@ impl StoreError {
         StoreError::Invalid { field: field.into(), message: message.into() }
     }
 
-    pub(super) fn corrupt(table: &'static str, id: &str, message: impl ToString) -> Self {
+    pub(crate) fn corrupt(table: &'static str, id: &str, message: impl ToString) -> Self {
         StoreError::Corrupt { table, id: id.to_owned(), message: message.to_string() }
     }
 

@@ -36,6 +36,17 @@ pub struct Outcome {
     pub body: Option<Vec<u8>>,
 }
 
+/// What the ledger has charged for a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Billed {
+    /// Device time, in nanoseconds.
+    pub device_ns: i64,
+    /// Tokens of its prompts.
+    pub prompt_tokens: i64,
+    /// Tokens that were drawn.
+    pub completion_tokens: i64,
+}
+
 /// What beginning found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begun {
@@ -122,5 +133,30 @@ impl Store {
         let gone = tx.execute(sql, args![now_us]).await?;
         tx.commit().await?;
         Ok(gone)
+    }
+
+    /// What a tenant was charged for a request that is billed under `request`, or, where it has several prompts, under that, a
+    /// hyphen and a number; nothing where there is no bill.
+    pub async fn bills_of(&self, tenant: &str, request: &str) -> Result<Option<Billed>, StoreError> {
+        let sql = "SELECT device_ns, prompt_tokens, completion_tokens FROM ledger WHERE tenant = $1 \
+                   AND (request = $2 OR (request > $3 AND request < $4)) AND kind IN ('settle', 'recovered') LIMIT 10000";
+        // What begins with a hyphen is between these two: a full stop is the character after it.
+        let (first, last) = (format!("{request}-"), format!("{request}."));
+        let mut sum = None;
+        for row in self.read().await?.rows(sql, args![tenant, request, &first, &last]).await? {
+            let mut at = row.fields();
+            let sum: &mut Billed = sum.get_or_insert_default();
+            sum.device_ns = sum.device_ns.saturating_add(at.int()?);
+            sum.prompt_tokens = sum.prompt_tokens.saturating_add(at.int()?);
+            sum.completion_tokens = sum.completion_tokens.saturating_add(at.int()?);
+        }
+        Ok(sum)
+    }
+
+    /// Whether a life of a replica is over, so that nothing of it runs any more.
+    pub async fn epoch_is_over(&self, epoch: i64) -> Result<bool, StoreError> {
+        let row = self.read().await?.row("SELECT ended_us FROM epochs WHERE epoch = $1", args![epoch]).await?;
+        // One that was never begun runs nothing either.
+        row.map_or(Ok(true), |row| Ok(row.fields().int_or_none()?.is_some()))
     }
 }

@@ -10,7 +10,7 @@ use super::{
     change::Change,
     error::StoreError,
     page,
-    tenants::{check_id, check_name, from_json, json},
+    settings::{check_id, check_name, from_json, json},
     value::{Row, args},
 };
 
@@ -150,6 +150,13 @@ impl Tx {
         };
         rows.iter().map(key).collect()
     }
+
+    /// Keys of those who run the server, which are no tenant's, in the order of their ids, those after `after`.
+    pub async fn operators_keys(&mut self, after: &str, limit: u32) -> Result<Vec<Key>, StoreError> {
+        let sql = "SELECT id, tenant, name, hash, role, scopes, models, expires_us, created_us, created_by, revoked_us, \
+                   last_used_us, replaces FROM keys WHERE id > $1 AND tenant IS NULL ORDER BY id LIMIT $2";
+        self.rows(sql, args![after, page(limit)]).await?.iter().map(key).collect()
+    }
 }
 
 impl Store {
@@ -190,8 +197,8 @@ impl Change {
         if before.tenant != new.tenant {
             return Err(StoreError::missing("key", old));
         }
-        if before.revoked_us.is_some() {
-            return Err(StoreError::invalid("key", "a revoked key has no successor"));
+        if before.revoked_us.is_some() || before.expires_us.is_some_and(|end| end <= self.at_us()) {
+            return Err(StoreError::invalid("key", "a key that has ended has no successor"));
         }
         let until = before.expires_us.map_or(old_until_us, |end| end.min(old_until_us));
         self.tx().execute("UPDATE keys SET expires_us = $2 WHERE id = $1", args![old, until]).await?;

@@ -7,7 +7,7 @@ use super::{
     error::StoreError,
     limits::Limits,
     page,
-    tenants::{check_id, from_json},
+    settings::{check_id, from_json},
     value::{Row, args},
 };
 

@@ -17,7 +17,7 @@ use super::{Dialect, StoreOptions, error::StoreError, schema, tx::Tx};
 /// What a connection becomes, and what it promises. A commit has reached the disk when it returns; a transaction that its
 /// client forgot is undone and its locks given back.
 const BECOME: &str = "SET ROLE weir_server; SET synchronous_commit = on; SET TIME ZONE 'UTC'; \
-                      SET idle_in_transaction_session_timeout = '30s'; SET default_transaction_isolation = 'read committed'";
+                      SET idle_in_transaction_session_timeout = '5s'; SET default_transaction_isolation = 'read committed'";
 
 /// A pool of connections as `weir_server`.
 #[derive(Debug, Clone)]

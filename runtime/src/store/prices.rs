@@ -1,12 +1,12 @@
-//! What a device hour costs, by model, plan and class of device, from when on. Old prices stay, so that an old bill can be
-//! computed again.
+//! What a device hour costs, by model, plan and class of device, from when on. Prices are added and never removed, so that an old bill
+//! can be computed again.
 
 use super::{
     Store, Tx,
     audit::Event,
     change::Change,
     error::StoreError,
-    tenants::json,
+    settings::json,
     value::{Row, args},
 };
 
@@ -53,7 +53,7 @@ impl Price {
 
     fn check(&self) -> Result<(), StoreError> {
         for (field, text) in [("model", &self.model), ("plan", &self.plan), ("device_class", &self.device_class)] {
-            super::tenants::check_name(field, text)?;
+            super::settings::check_name(field, text)?;
         }
         if self.micros_per_device_hour < 0 {
             return Err(StoreError::invalid("micros_per_device_hour", "must be at least 0"));
@@ -90,27 +90,28 @@ impl Store {
 }
 
 impl Change {
-    /// Adds a price, or puts another amount in the place of one that begins at the same time.
-    pub async fn set_price(&mut self, price: &Price) -> Result<(), StoreError> {
+    /// Sets a price. Bills of the time before `open_us` stand, so none begins there: a price is changed by another that begins
+    /// later. One that begins at the same time gets this amount, and the log has both.
+    pub async fn set_price(&mut self, price: &Price, open_us: i64) -> Result<(), StoreError> {
         price.check()?;
+        if price.from_us < open_us {
+            return Err(StoreError::invalid("from_us", "lies in a month whose bills stand"));
+        }
+        let p = price;
+        let place = args![&p.model, &p.plan, &p.device_class, p.from_us];
+        let sql = "SELECT model, plan, device_class, from_us, micros_per_device_hour FROM prices \
+                   WHERE model = $1 AND plan = $2 AND device_class = $3 AND from_us = $4";
+        let before = self.tx().row(sql, place).await?.as_ref().map(self::price).transpose()?;
         let sql = "INSERT INTO prices (model, plan, device_class, from_us, micros_per_device_hour) VALUES ($1, $2, $3, $4, $5) \
                    ON CONFLICT (model, plan, device_class, from_us) \
                    DO UPDATE SET micros_per_device_hour = excluded.micros_per_device_hour";
-        let p = price;
         let values = args![&p.model, &p.plan, &p.device_class, p.from_us, p.micros_per_device_hour];
         self.tx().execute(sql, values).await?;
         let told = json("price", price)?;
-        self.record(Event::of("price.set", "price", &price.id()).after(&told)).await
-    }
-
-    /// Removes a price that was a mistake.
-    pub async fn delete_price(&mut self, price: &Price) -> Result<(), StoreError> {
-        let sql = "DELETE FROM prices WHERE model = $1 AND plan = $2 AND device_class = $3 AND from_us = $4";
-        let values = args![&price.model, &price.plan, &price.device_class, price.from_us];
-        if self.tx().execute(sql, values).await? == 0 {
-            return Err(StoreError::missing("price", &price.id()));
-        }
-        self.record(Event::of("price.delete", "price", &price.id())).await
+        let old = before.map(|before| json("price", &before)).transpose()?;
+        let id = price.id();
+        let event = Event::of("price.set", "price", &id).after(&told);
+        self.record(old.iter().fold(event, |event, old| event.before(old))).await
     }
 }
 

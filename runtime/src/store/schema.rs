@@ -10,12 +10,20 @@ use sqlx::{
 use super::{Dialect, error::StoreError};
 
 /// Number, what it makes, and its text for SQLite and for PostgreSQL.
-const MIGRATIONS: [(i64, &str, &str, &str); 1] = [(
-    1,
-    "store",
-    include_str!("../../migrations/sqlite/0001_store.sql"),
-    include_str!("../../migrations/postgres/0001_store.sql"),
-)];
+const MIGRATIONS: [(i64, &str, &str, &str); 2] = [
+    (
+        1,
+        "store",
+        include_str!("../../migrations/sqlite/0001_store.sql"),
+        include_str!("../../migrations/postgres/0001_store.sql"),
+    ),
+    (
+        2,
+        "invoices",
+        include_str!("../../migrations/sqlite/0002_invoices.sql"),
+        include_str!("../../migrations/postgres/0002_invoices.sql"),
+    ),
+];
 
 /// The newest version that this program knows.
 pub(super) const KNOWN: i64 = MIGRATIONS[MIGRATIONS.len() - 1].0;

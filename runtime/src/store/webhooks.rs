@@ -10,7 +10,7 @@ use super::{
     change::Change,
     error::StoreError,
     page,
-    tenants::{check_id, from_json, json},
+    settings::{check_id, from_json, json},
     value::{Row, args},
 };
 
@@ -68,6 +68,13 @@ impl DeliveryState {
             DeliveryState::Dead => "dead",
         }
     }
+
+    /// Reads a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [DeliveryState::Waiting, DeliveryState::Delivered, DeliveryState::Dead]
+            .into_iter()
+            .find(|state| state.word() == word)
+    }
 }
 
 /// One event for one webhook.
@@ -108,11 +115,7 @@ fn webhook(row: &Row) -> Result<Webhook, StoreError> {
 fn delivery(row: &Row) -> Result<Delivery, StoreError> {
     let mut at = row.fields();
     let (id, webhook, tenant, event, body) = (at.int()?, at.text()?, at.text_or_none()?, at.text()?, at.text()?);
-    let state = match at.text()?.as_str() {
-        "delivered" => DeliveryState::Delivered,
-        "dead" => DeliveryState::Dead,
-        _ => DeliveryState::Waiting,
-    };
+    let state = DeliveryState::parse(&at.text()?).unwrap_or(DeliveryState::Waiting);
     let attempts = u32::try_from(at.int()?).map_err(|e| StoreError::corrupt("deliveries", &id.to_string(), e))?;
     let (next_us, status, error, created_us) = (at.int()?, at.int_or_none()?, at.text_or_none()?, at.int()?);
     Ok(Delivery { id, webhook, tenant, event, body, state, attempts, next_us, status, error, created_us })
@@ -182,6 +185,50 @@ impl Store {
         self.read().await?.webhooks(tenant, after, limit).await
     }
 
+    /// Puts an event on its way to every webhook that wants it: the operator's, and those of the tenant that it tells of; to how
+    /// many.
+    pub async fn notify(&self, tenant: Option<&str>, event: &str, body: &str, at_us: i64) -> Result<usize, StoreError> {
+        let sql = "SELECT id, tenant, url, secret, events, enabled, version, created_us, updated_us FROM webhooks \
+                   WHERE enabled = 1 AND (tenant IS NULL OR tenant = $1) ORDER BY id LIMIT 1000";
+        let mut tx = self.write().await?;
+        let mut sent = 0;
+        for row in tx.rows(sql, args![tenant]).await? {
+            let webhook = webhook(&row)?;
+            if webhook.settings.events.contains(event) {
+                tx.deliver(&webhook.id, tenant, event, body, at_us).await?;
+                sent += 1;
+            }
+        }
+        tx.commit().await?;
+        Ok(sent)
+    }
+
+    /// When the next delivery is due, if there is one.
+    pub async fn deliveries_next(&self) -> Result<Option<i64>, StoreError> {
+        let sql = "SELECT next_us FROM deliveries WHERE state = 'waiting' ORDER BY next_us LIMIT 1";
+        self.read().await?.row(sql, args![]).await?.map(|row| row.fields().int()).transpose()
+    }
+
+    /// Begins anew with a delivery that was given up. False where there is no such.
+    pub async fn delivery_again(&self, id: i64, now_us: i64) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        let sql = "UPDATE deliveries SET state = 'waiting', attempts = 0, next_us = $2, updated_us = $2 \
+                   WHERE id = $1 AND state = 'dead'";
+        let changed = tx.execute(sql, args![id, now_us]).await?;
+        tx.commit().await?;
+        Ok(changed > 0)
+    }
+
+    /// Forgets what was delivered before an instant, 1,000 rows at most; how many. What was given up stays.
+    pub async fn deliveries_forget(&self, before_us: i64) -> Result<u64, StoreError> {
+        let mut tx = self.write().await?;
+        let sql = "DELETE FROM deliveries WHERE id IN \
+                   (SELECT id FROM deliveries WHERE state = 'delivered' AND updated_us < $1 LIMIT 1000)";
+        let gone = tx.execute(sql, args![before_us]).await?;
+        tx.commit().await?;
+        Ok(gone)
+    }
+
     /// Takes deliveries that are due, and puts each off until `again_us`: whoever took them has until then to say how it went,
     /// and another replica does not send them meanwhile.
     pub async fn deliveries_due(&self, now_us: i64, again_us: i64, limit: u32) -> Result<Vec<Delivery>, StoreError> {
@@ -218,12 +265,24 @@ impl Store {
         tx.commit().await
     }
 
-    /// Deliveries in a state, in the order of their numbers, those after `after`.
-    pub async fn deliveries(&self, state: DeliveryState, after: i64, limit: u32) -> Result<Vec<Delivery>, StoreError> {
-        let sql = "SELECT id, webhook, tenant, event, body, state, attempts, next_us, status, error, created_us \
+    /// Deliveries in a state, in the order of their numbers, those after `after`: a webhook's, or all.
+    pub async fn deliveries(
+        &self,
+        webhook: Option<&str>,
+        state: DeliveryState,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Delivery>, StoreError> {
+        let all = "SELECT id, webhook, tenant, event, body, state, attempts, next_us, status, error, created_us \
                    FROM deliveries WHERE state = $1 AND id > $2 ORDER BY id LIMIT $3";
+        let own = "SELECT id, webhook, tenant, event, body, state, attempts, next_us, status, error, created_us \
+                   FROM deliveries WHERE state = $1 AND id > $2 AND webhook = $4 ORDER BY id LIMIT $3";
         let mut tx = self.read().await?;
-        tx.rows(sql, args![state.word(), after, page(limit)]).await?.iter().map(delivery).collect()
+        let rows = match webhook {
+            None => tx.rows(all, args![state.word(), after, page(limit)]).await?,
+            Some(webhook) => tx.rows(own, args![state.word(), after, page(limit), webhook]).await?,
+        };
+        rows.iter().map(delivery).collect()
     }
 }
 

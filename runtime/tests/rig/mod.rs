@@ -21,6 +21,7 @@ pub fn config(models: Vec<ModelSpec>) -> EngineConfig {
         canary_interval: Duration::from_secs(3600),
         seed: 1,
         record: None,
+        accounts: None,
     }
 }
 
@@ -43,6 +44,8 @@ pub async fn start(models: &[&str]) -> Engine {
 pub fn text(engine: &Engine, tenant: &str, prompt: impl Into<String>, max_tokens: u32) -> Submission {
     Submission {
         tenant: engine.tenant(tenant).expect("tenant"),
+        key: "".into(),
+        bill: None,
         model: engine.models()[0].name.clone(),
         request_id: "test".into(),
         priority: 0,
@@ -67,6 +70,8 @@ pub fn embedding<T: Into<String>>(
 ) -> EmbedSubmission {
     EmbedSubmission {
         tenant: engine.tenant(tenant).expect("tenant"),
+        key: "".into(),
+        bill: None,
         model: engine.models()[0].name.clone(),
         request_id: "test".into(),
         priority: 0,

@@ -72,6 +72,14 @@ impl Fixture {
         self.folder.path().join("weir.db")
     }
 
+    /// Takes away what keeps the ledger from being changed.
+    pub(crate) async fn may_change_the_ledger(&self) {
+        // The owner of PostgreSQL's tables may anyway.
+        if self.dialect == Dialect::Sqlite {
+            self.tamper("DROP TRIGGER ledger_stays; DROP TRIGGER ledger_remains").await;
+        }
+    }
+
     /// What somebody does to the database behind the store's back.
     pub(crate) async fn tamper(&self, sql: &'static str) {
         match self.dialect {

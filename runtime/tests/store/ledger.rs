@@ -9,13 +9,13 @@ use weir_runtime::{
     ledger::{
         self, Checkpoint, Entry, LedgerError, OperatorTimes, Record, Running, Settle, Share, Writer, WriterOptions,
     },
-    quota::{self, Answer, Ask, Limits, ReportOf, Taken, Unit},
+    quota::{self, Answer, Ask, Limits, ReportOf, Taken, Unit, Want},
     store::{Dialect, Store, Value},
 };
 
 use crate::{cases::with_tenants, fixture::Fixture};
 
-const AT_US: i64 = 1_795_000_000_000_000;
+pub(crate) const AT_US: i64 = 1_795_000_000_000_000;
 
 fn settle(number: i64, ns: i64) -> Record<'static> {
     Record::Settle(Settle {
@@ -28,6 +28,7 @@ fn settle(number: i64, ns: i64) -> Record<'static> {
         prompt_tokens: 3,
         completion_tokens: 5,
         stop: "stop".into(),
+        name: "".into(),
     })
 }
 
@@ -121,9 +122,113 @@ pub(crate) async fn a_writer_whose_epoch_was_ended_acknowledges_nothing(on: Fixt
 pub(crate) async fn a_request_is_never_settled_twice(on: Fixture) {
     let store = on.open().await;
     let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
-    let (acknowledged, end) = write(&store, chain, vec![settle(1, 10), settle(1, 10)]).await;
+    let same = vec![settle(1, 10), settle(1, 10), checkpoint(17, 7), settle(2, 5)];
+    let (acknowledged, end) = write(&store, chain, same).await;
+    assert!(end.is_ok(), "{end:?}");
+    assert_eq!(acknowledged, 4, "what is there already is there");
+    let (chain, _) = ledger::begin(&store, "two", AT_US).await.unwrap();
+    let (acknowledged, end) = write(&store, chain, vec![settle(1, 10), settle(3, 10)]).await;
+    assert!(end.is_ok(), "{end:?}");
+    assert_eq!(acknowledged, 2);
+    assert_eq!(usage(&on, &store).await, [3, 25, 15]);
+    let (chain, _) = ledger::begin(&store, "three", AT_US).await.unwrap();
+    let (acknowledged, end) = write(&store, chain, vec![settle(4, 10), settle(1, 11)]).await;
     assert_eq!(acknowledged, 0);
-    assert!(end.is_err());
+    let Err(LedgerError::SettledTwice { tenant, request }) = end else { panic!("{end:?}") };
+    assert_eq!((tenant.as_str(), request.as_str()), ("acme", "req \"1\""));
+    ledger::verify_store(&store, None).await.unwrap();
+}
+
+pub(crate) async fn a_row_that_does_not_add_up_is_not_written_and_ends_the_writer(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let (acknowledged, end) = write(&store, chain, vec![settle(1, 10), checkpoint(18, 7), settle(2, 5)]).await;
+    assert_eq!(acknowledged, 0);
+    let Err(LedgerError::Unsound { seq, fault, .. }) = end else { panic!("{end:?}") };
+    assert_eq!((seq, *fault), (3, ledger::Fault::Sum { device: "d".into(), wall: 18, accounted: 17 }));
+    assert_eq!(ledger::verify_store(&store, None).await.unwrap().rows, 1);
+}
+
+pub(crate) async fn an_epoch_that_its_engine_closed_has_nothing_to_recover(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let (writer, task) = Writer::start(store.clone(), chain, WriterOptions::default());
+    for record in [settle(1, 10), Record::Close] {
+        writer.send(Entry { at_us: AT_US, record, grants: Vec::new(), done: None }).await;
+    }
+    drop(writer);
+    // A bill that no checkpoint follows is not a whole account.
+    assert!(matches!(task.await.unwrap(), Err(LedgerError::Unsound { .. })));
+    let (chain, _) = ledger::begin(&store, "two", AT_US).await.unwrap();
+    let (writer, task) = Writer::start(store.clone(), chain, WriterOptions::default());
+    let Record::Checkpoint(last) = checkpoint(10, 0) else { unreachable!() };
+    let last = Record::Checkpoint(Checkpoint { running: vec![], ..last });
+    for record in [settle(1, 10), last, Record::Close] {
+        writer.send(Entry { at_us: AT_US, record, grants: Vec::new(), done: None }).await;
+    }
+    drop(writer);
+    let chain = task.await.unwrap().unwrap();
+    ledger::end(&store, &chain, AT_US + 5).await.unwrap();
+    assert!(ledger::end(&store, &chain, AT_US + 6).await.is_err(), "it has ended");
+    let (_, recovered) = ledger::begin(&store, "two", AT_US + 9).await.unwrap();
+    assert_eq!(recovered, [0; 0]);
+    ledger::verify_store(&store, None).await.unwrap();
+}
+
+pub(crate) async fn a_start_refuses_a_ledger_that_was_changed(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    let (ended, live) = (chain.epoch, chain.epoch + 1);
+    write(&store, chain, vec![settle(1, 10)]).await.1.unwrap();
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    write(&store, chain, vec![settle(2, 10)]).await.1.unwrap();
+    on.may_change_the_ledger().await;
+    for epoch in [ended, live] {
+        // The other digit is one bit away.
+        on.tamper(if epoch == ended { FLIP_FIRST } else { FLIP_SECOND }).await;
+        let begun = ledger::begin(&store, "one", AT_US).await;
+        let Err(LedgerError::BadRow(bad)) = begun else { panic!("not found: {begun:?}") };
+        assert_eq!((bad.epoch, bad.seq), (epoch, 2), "{bad}");
+        on.tamper(if epoch == ended { UNFLIP_FIRST } else { UNFLIP_SECOND }).await;
+    }
+    ledger::begin(&store, "one", AT_US).await.unwrap();
+}
+
+const FLIP_FIRST: &str = "UPDATE ledger SET device_ns = 11 WHERE request = 'req \"1\"'";
+const UNFLIP_FIRST: &str = "UPDATE ledger SET device_ns = 10 WHERE request = 'req \"1\"'";
+const FLIP_SECOND: &str = "UPDATE ledger SET prompt_tokens = 2 WHERE request = 'req \"2\"'";
+const UNFLIP_SECOND: &str = "UPDATE ledger SET prompt_tokens = 3 WHERE request = 'req \"2\"'";
+
+pub(crate) async fn a_days_sum_that_was_changed_is_found(on: Fixture) {
+    let store = on.open().await;
+    let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
+    write(&store, chain, (0..20).map(|number| settle(number, 10)).collect()).await.1.unwrap();
+    ledger::verify_store(&store, None).await.unwrap();
+    for (change, undo) in [
+        ("UPDATE usage_days SET device_ns = device_ns - 1", "UPDATE usage_days SET device_ns = device_ns + 1"),
+        ("UPDATE usage_days SET model = 'other'", "UPDATE usage_days SET model = 'tiny'"),
+    ] {
+        on.tamper(change).await;
+        let found = ledger::verify_store(&store, None).await;
+        assert!(matches!(&found, Err(LedgerError::Usage { tenant, .. }) if tenant == "acme"), "{found:?}");
+        on.tamper(undo).await;
+        ledger::verify_store(&store, None).await.unwrap();
+    }
+    on.tamper("DELETE FROM usage_days").await;
+    assert!(matches!(ledger::verify_store(&store, None).await, Err(LedgerError::Usage { .. })));
+}
+
+pub(crate) async fn what_is_in_the_ledger_stays(on: Fixture) {
+    let store = on.open().await;
+    ledger::begin(&store, "one", AT_US).await.unwrap();
+    for change in
+        ["UPDATE ledger SET at_us = 1", "DELETE FROM ledger", "UPDATE anchors SET seq = 1", "DELETE FROM anchors"]
+    {
+        let mut tx = store.write().await.unwrap();
+        let anchor = "INSERT INTO anchors (day, epoch, seq, at_us, hash) SELECT 1, epoch, 1, 1, head FROM epochs";
+        tx.execute(anchor, &[]).await.unwrap();
+        assert!(tx.execute(change, &[]).await.is_err(), "{change}");
+    }
 }
 
 pub(crate) async fn a_byte_flipped_in_the_store_is_found_and_named(on: Fixture) {
@@ -131,9 +236,7 @@ pub(crate) async fn a_byte_flipped_in_the_store_is_found_and_named(on: Fixture) 
     let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
     let epoch = chain.epoch;
     write(&store, chain, (0..20).map(|number| settle(number, 10)).collect()).await.1.unwrap();
-    if on.dialect == Dialect::Sqlite {
-        on.tamper("DROP TRIGGER ledger_stays").await;
-    }
+    on.may_change_the_ledger().await;
     on.tamper("UPDATE ledger SET model = 'tinx' WHERE seq = 9").await;
     let Err(LedgerError::BadRow(bad)) = ledger::verify_store(&store, None).await else { panic!("not found") };
     assert_eq!((bad.epoch, bad.seq), (epoch, 9));
@@ -151,8 +254,7 @@ fn ask(id: i64, epoch: i64, wanted: i64, at_us: i64) -> Ask {
         unit: Unit::Requests,
         replica: "one".into(),
         epoch,
-        wanted,
-        least: 1,
+        want: Want { wanted, least: 1, floor: 1 },
         at_us,
         expires_us: at_us + 5_000_000,
     }

@@ -1,12 +1,17 @@
 //! The store: one suite on SQLite and on PostgreSQL.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod billing;
 mod cases;
 mod catalogue;
 mod fixture;
 mod ledger;
 mod opening;
+mod partition;
 mod postgres;
+mod quotas;
+#[path = "../rig/mod.rs"]
+mod rig;
 mod rights;
 mod sql;
 
@@ -42,7 +47,7 @@ on_both! {
     lists_go_on_after_a_key,
     keys_are_revoked_rotated_and_foreign_ones_unknown,
     last_use_is_written_in_batches_and_never_goes_back,
-    prices_are_set_and_removed,
+    prices_are_set_and_the_past_stays,
     the_log_tells_who_did_what,
     a_flipped_byte_of_the_log_is_named,
     rows_cut_from_the_log_are_missed,
@@ -64,7 +69,31 @@ on_both! {
     the_next_start_recovers_once,
     a_writer_whose_epoch_was_ended_acknowledges_nothing,
     a_request_is_never_settled_twice,
+    a_row_that_does_not_add_up_is_not_written_and_ends_the_writer,
+    an_epoch_that_its_engine_closed_has_nothing_to_recover,
+    a_start_refuses_a_ledger_that_was_changed,
+    a_days_sum_that_was_changed_is_found,
+    what_is_in_the_ledger_stays,
     a_byte_flipped_in_the_store_is_found_and_named,
     of_five_hundred_at_once_exactly_ten_get_a_place,
     grants_in_rows_do_what_grants_in_memory_do,
+}
+
+on_both! {
+    quotas: quotas_on_sqlite, quotas_on_postgres;
+    of_five_hundred_clients_ten_are_answered,
+    three_replicas_let_in_as_many_as_there_is_room_for,
+    windows_of_a_store_sum_to_device_time,
+    a_quota_that_came_later_is_kept_in_the_store,
+    a_refused_request_gives_its_count_back,
+    many_reports_are_one_and_old_grants_are_forgotten,
+}
+
+on_both! {
+    billing: billing_on_sqlite, billing_on_postgres;
+    the_bill_of_a_closed_month_never_changes,
+    usage_is_read_by_days_however_much_there_is,
+    an_export_has_every_row_once,
+    what_a_request_was_charged_is_found_by_its_id,
+    an_event_reaches_those_who_want_it,
 }

@@ -1,16 +1,22 @@
 //! What PostgreSQL itself keeps the server from.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
-use weir_runtime::store::{Actor, NewTenant, Store, StoreError, TenantSettings};
+use weir_runtime::store::{ANY, Actor, NewTenant, Price, Store, StoreError, TenantSettings};
 
 use crate::fixture::Fixture;
 
 async fn with_two_tenants(on: &Fixture) -> Store {
     let store = on.open().await;
     let mut change = store.change(&Actor::system(), 1).await.unwrap();
-    for id in ["acme", "rival"] {
-        let settings = TenantSettings::named(id, "starter");
+    for (id, plan) in [("acme", "starter"), ("rival", "professional")] {
+        let settings = TenantSettings::named(id, plan);
         change.create_tenant(&NewTenant { id: id.into(), settings }).await.unwrap();
+    }
+    for plan in [ANY, "starter", "professional", "enterprise"] {
+        let any = || ANY.to_owned();
+        let (model, plan) = (any(), plan.to_owned());
+        let price = Price { model, plan, device_class: any(), from_us: 1, micros_per_device_hour: 1 };
+        change.set_price(&price, 0).await.unwrap();
     }
     change.commit().await.unwrap();
     store
@@ -40,6 +46,12 @@ async fn a_foreign_tenants_rows_are_not_there() {
             let ids: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
             assert_eq!(ids, sees, "{tenant:?}: {sql}");
         }
+        // There are three plans, with a price each and one for all: it sees its own, and what is for all.
+        for (sql, all) in [("SELECT id FROM plans", 1), ("SELECT model FROM prices", 2)] {
+            let rows = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
+            let there = if sees.is_empty() { all - 1 } else { all };
+            assert_eq!(rows.len(), there, "{tenant:?}: {sql}");
+        }
         // By name it is as one that never was.
         let foreign =
             sqlx::query("SELECT id FROM tenants WHERE id = 'rival'").fetch_optional(&mut connection).await.unwrap();
@@ -59,6 +71,10 @@ async fn a_tenants_role_changes_nothing_and_sees_no_secrets() {
         "SELECT * FROM keys",
         "SELECT secret FROM webhooks",
         "SELECT body FROM idempotency",
+        "SELECT * FROM audit",
+        "SELECT actor FROM audit",
+        "SELECT credential, source, agent FROM audit",
+        "SELECT after FROM audit",
         "SELECT * FROM counters",
         "INSERT INTO windows VALUES ('acme', 'device_ns', 'hour', 0, 0, 0, 0)",
         "SET ROLE postgres",

@@ -116,6 +116,7 @@ fn what_a_crash_took_is_the_operators_and_downtime_too() {
         prompt_tokens: 1,
         completion_tokens: 1,
         stop: "stop".into(),
+        name: "".into(),
     };
     let checkpoint = Checkpoint {
         device: "d".into(),

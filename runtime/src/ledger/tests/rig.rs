@@ -162,6 +162,7 @@ impl Life<'_> {
             prompt_tokens: self.rng.below(1000) as i64,
             completion_tokens: self.rng.below(1000) as i64,
             stop: "stop".into(),
+            name: "".into(),
         };
         self.write(&Record::Settle(settle));
     }

@@ -162,6 +162,7 @@ fn a_request_is_settled_once_over_all_epochs() {
         prompt_tokens: 1,
         completion_tokens: 1,
         stop: "stop".into(),
+        name: "".into(),
     };
     let mut rows = Vec::new();
     for epoch in 1..=2 {

@@ -41,8 +41,7 @@ proptest! {
                 unit: Unit::DeviceNs,
                 replica: "one".into(),
                 epoch: 1,
-                wanted,
-                least: 1,
+                want: Want { wanted, least: 1, floor: 1 },
                 at_us,
                 expires_us: at_us + 5_000_000,
             };

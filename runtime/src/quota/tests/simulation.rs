@@ -213,8 +213,7 @@ impl World {
                     unit: Unit::DeviceNs,
                     replica: replica.to_string(),
                     epoch: self.replicas[replica].life,
-                    wanted: 2_000_000_000,
-                    least: self.rng.within((1, 50_000_000)),
+                    want: Want { wanted: 2_000_000_000, least: self.rng.within((1, 50_000_000)), floor: 1 },
                     at_us: self.clock(replica),
                     expires_us,
                 };
@@ -287,6 +286,7 @@ impl World {
                         self.stats.refused += 1;
                     }
                     Taken::Closed => {}
+                    Taken::Foreign => panic!("ids are never used twice"),
                 }
             }
             Message::Extend { id, spent, expires_us } => {

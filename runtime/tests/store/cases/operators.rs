@@ -227,14 +227,19 @@ pub(crate) async fn keys_are_revoked_rotated_and_foreign_ones_unknown(on: Fixtur
     change.revoke_key(Some("acme"), "wk_2", Some("lost")).await.unwrap();
     change.revoke_key(None, "wk_2", None).await.unwrap();
     assert!(change.rotate_key("wk_2", NOW, &key_of("acme", "wk_3")).await.is_err());
+    let ended = NewKey { expires_us: Some(NOW + 1), ..key_of("acme", "wk_ended") };
+    change.create_key(&ended).await.unwrap();
+    assert!(change.rotate_key("wk_ended", NOW, &key_of("acme", "wk_3")).await.is_err(), "it has ended by now");
+    change.revoke_key(None, "wk_ended", None).await.unwrap();
     change.commit().await.unwrap();
 
     assert_eq!(store.key(Some("acme"), "wk_1").await.unwrap().expires_us, Some(NOW + 100));
     assert_eq!(store.key(Some("acme"), "wk_2").await.unwrap().revoked_us, Some(NOW + 1));
     let ids = |keys: Vec<weir_runtime::store::Key>| keys.into_iter().map(|key| key.id).collect::<Vec<_>>();
-    assert_eq!(ids(store.keys(Some("acme"), "", 10).await.unwrap()), ["wk_1", "wk_2"]);
-    assert_eq!(ids(store.keys(Some("acme"), "wk_1", 10).await.unwrap()), ["wk_2"]);
-    assert_eq!(ids(store.keys(None, "", 10).await.unwrap()), ["wk_0", "wk_1", "wk_2"]);
+    assert_eq!(ids(store.keys(Some("acme"), "", 10).await.unwrap()), ["wk_1", "wk_2", "wk_ended"]);
+    assert_eq!(ids(store.keys(Some("acme"), "wk_1", 10).await.unwrap()), ["wk_2", "wk_ended"]);
+    assert_eq!(ids(store.keys(None, "", 10).await.unwrap()), ["wk_0", "wk_1", "wk_2", "wk_ended"]);
+    assert_eq!(ids(store.read().await.unwrap().operators_keys("", 10).await.unwrap()), ["wk_0"]);
 }
 
 pub(crate) async fn last_use_is_written_in_batches_and_never_goes_back(on: Fixture) {
@@ -250,7 +255,7 @@ pub(crate) async fn last_use_is_written_in_batches_and_never_goes_back(on: Fixtu
     assert_eq!(store.key(None, "wk_2").await.unwrap().last_used_us, Some(6));
 }
 
-pub(crate) async fn prices_are_set_and_removed(on: Fixture) {
+pub(crate) async fn prices_are_set_and_the_past_stays(on: Fixture) {
     let store = on.open().await;
     let price = |from_us, micros_per_device_hour| Price {
         model: "m".into(),
@@ -260,17 +265,17 @@ pub(crate) async fn prices_are_set_and_removed(on: Fixture) {
         micros_per_device_hour,
     };
     let mut change = store.change(&actor(), NOW).await.unwrap();
-    for (from_us, micros) in [(0, 1), (10, 2), (0, 3)] {
-        change.set_price(&price(from_us, micros)).await.unwrap();
+    for (from_us, micros) in [(5, 1), (10, 2), (5, 3)] {
+        change.set_price(&price(from_us, micros), 5).await.unwrap();
     }
-    assert!(change.set_price(&price(0, -1)).await.is_err());
+    assert!(change.set_price(&price(5, -1), 5).await.is_err());
+    let past = change.set_price(&price(5, 4), 6).await.unwrap_err();
+    assert!(matches!(past, StoreError::Invalid { ref field, .. } if field == "from_us"), "{past}");
     change.commit().await.unwrap();
-    assert_eq!(store.prices().await.unwrap(), [price(0, 3), price(10, 2)]);
-    let mut change = store.change(&actor(), NOW).await.unwrap();
-    change.delete_price(&price(10, 2)).await.unwrap();
-    assert!(matches!(change.delete_price(&price(10, 2)).await, Err(StoreError::Missing { .. })));
-    change.commit().await.unwrap();
-    assert_eq!(store.prices().await.unwrap(), [price(0, 3)]);
+    assert_eq!(store.prices().await.unwrap(), [price(5, 3), price(10, 2)]);
+    let log = store.audit(None, 0, 10).await.unwrap();
+    let amounts: Vec<_> = log.iter().map(|row| (row.before.is_some(), row.after.is_some())).collect();
+    assert_eq!(amounts, [(false, true), (false, true), (true, true)]);
 }
 
 pub(crate) async fn a_plan_that_contradicts_a_tenant_is_refused(on: Fixture) {

@@ -86,7 +86,7 @@ pub(crate) async fn deliveries_are_taken_once_and_tried_again(on: Fixture) {
     }
     let again = store.deliveries_due(NOW + 60, NOW + 120, 100).await.unwrap();
     assert_eq!(again.iter().map(|delivery| delivery.attempts).collect::<Vec<_>>(), [2; 8]);
-    let dead = store.deliveries(DeliveryState::Dead, 0, 10).await.unwrap();
+    let dead = store.deliveries(None, DeliveryState::Dead, 0, 10).await.unwrap();
     assert_eq!(dead.iter().map(|delivery| delivery.error.as_deref()).collect::<Vec<_>>(), [Some("no")]);
 
     let mut change = store.change(&actor(), NOW).await.unwrap();
@@ -96,7 +96,7 @@ pub(crate) async fn deliveries_are_taken_once_and_tried_again(on: Fixture) {
     assert!(change.update_webhook(None, "w1", 1, Some(b"new"), &off).await.is_err());
     change.delete_webhook(Some("acme"), "w1").await.unwrap();
     change.commit().await.unwrap();
-    assert_eq!(store.deliveries(DeliveryState::Dead, 0, 10).await.unwrap(), []);
+    assert_eq!(store.deliveries(None, DeliveryState::Dead, 0, 10).await.unwrap(), []);
 }
 
 pub(crate) async fn a_second_opening_finds_everything(on: Fixture) {
