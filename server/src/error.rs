@@ -15,7 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use weir_runtime::{FailureKind, RequestFailure, SubmitError};
 
-use crate::identity::Denied;
+use crate::identity::{Denied, Wider};
 
 /// How much of a client's own words an error repeats.
 const ECHO_LEN_MAX: usize = 64;
@@ -48,6 +48,14 @@ pub enum ApiError {
     /// No such request, one that is forgotten, or another tenant's: all read the same. 404.
     #[error("There is no request `{}`, or it ended too long ago.", excerpt(.0))]
     UnknownRequest(String),
+    /// There is no such thing, or it is somebody else's: both read the same. 404.
+    #[error("There is no {kind} `{}`.", excerpt(.id))]
+    Missing {
+        /// `tenant`, `key`, ...
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
     /// No such route. 404.
     #[error("Invalid URL ({0})")]
     UnknownRoute(String),
@@ -104,6 +112,9 @@ pub enum ApiError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// What requests cost cannot be written down. 503.
+    #[error("{0}")]
+    LedgerUnavailable(String),
     /// The first token is not expected within the plan's target. 503.
     #[error("{message}")]
     TargetUnmet {
@@ -171,6 +182,7 @@ impl ApiError {
             ApiError::UnknownModel(_) => (StatusCode::NOT_FOUND, REQUEST, "model_not_found"),
             ApiError::UnknownDevice(_) => (StatusCode::NOT_FOUND, REQUEST, "device_not_found"),
             ApiError::UnknownRequest(_) => (StatusCode::NOT_FOUND, REQUEST, "request_not_found"),
+            ApiError::Missing { kind, .. } => (StatusCode::NOT_FOUND, REQUEST, missing_code(kind)),
             ApiError::UnknownRoute(_) => (StatusCode::NOT_FOUND, REQUEST, "unknown_url"),
             ApiError::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             ApiError::HeadUnreadable => (StatusCode::BAD_REQUEST, REQUEST, "invalid_http"),
@@ -185,6 +197,7 @@ impl ApiError {
             ApiError::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded"),
             ApiError::QuotaSpent { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "insufficient_quota"),
             ApiError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "overloaded"),
+            ApiError::LedgerUnavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "ledger_unavailable"),
             ApiError::TargetUnmet { .. } => (StatusCode::SERVICE_UNAVAILABLE, "server_error", "latency_target_unmet"),
             ApiError::TimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "server_error", "request_timeout"),
             ApiError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "server_error", "internal_error"),
@@ -220,6 +233,7 @@ impl ApiError {
             | ApiError::QuotaSpent { retry_after, .. }
             | ApiError::Overloaded { retry_after, .. }
             | ApiError::TargetUnmet { retry_after, .. } => Some(*retry_after),
+            ApiError::LedgerUnavailable(_) => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -295,6 +309,7 @@ impl From<SubmitError> for ApiError {
                 ApiError::Overloaded { message, retry_after }
             }
             SubmitError::QuotaSpent { message, retry_after } => ApiError::QuotaSpent { message, retry_after },
+            error @ SubmitError::LedgerUnavailable => ApiError::LedgerUnavailable(error.to_string()),
             error @ SubmitError::Draining => {
                 // Another replica has room now; this one comes back after a restart.
                 ApiError::Overloaded { message: error.to_string(), retry_after: Duration::from_secs(1) }
@@ -312,6 +327,7 @@ impl From<RequestFailure> for ApiError {
                 ApiError::Overloaded { message: failure.message, retry_after: Duration::from_secs(1) }
             }
             FailureKind::QuotaSpent { retry_after } => ApiError::QuotaSpent { message: failure.message, retry_after },
+            FailureKind::LedgerUnavailable => ApiError::LedgerUnavailable(failure.message),
             // Not the server's to be retried: the same again would be refused.
             FailureKind::Quarantined => {
                 ApiError::Invalid { message: failure.message, param: None, code: "request_quarantined" }
@@ -321,6 +337,25 @@ impl From<RequestFailure> for ApiError {
             }
             _ => ApiError::Internal(failure.message),
         }
+    }
+}
+
+/// The word for something that is not there.
+fn missing_code(kind: &str) -> &'static str {
+    match kind {
+        "tenant" => "tenant_not_found",
+        "plan" => "plan_not_found",
+        "key" => "key_not_found",
+        "price" => "price_not_found",
+        "webhook" => "webhook_not_found",
+        "invoice" => "invoice_not_found",
+        _ => "not_found",
+    }
+}
+
+impl From<Wider> for ApiError {
+    fn from(wider: Wider) -> Self {
+        ApiError::Forbidden(format!("Not allowed: {wider}."))
     }
 }
 

@@ -43,6 +43,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use self::wire::{Pace, Paced, Socket, Wire};
 use crate::{
+    api::Seat,
     error::ApiError,
     identity::{Peers, Tls},
 };
@@ -250,11 +251,13 @@ async fn connection(
     // A stream's events are small and must not wait for each other.
     let _ = stream.tcp().set_nodelay(true);
     let pace = Arc::new(Pace::default());
+    let seat = Seat::default();
     let ended = {
         let (router, now) = (TowerToHyperService::new(router), phase.clone());
         let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
             pace.asked();
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(seat.clone());
             let answer = router.call(request);
             let (pace, now) = (pace.clone(), now.clone());
             async move {

@@ -6,7 +6,7 @@
 use std::{
     fmt, fs,
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -134,7 +134,8 @@ pub fn read_key_file(path: &Path) -> Result<Key, KeyError> {
 pub fn write_key_file(path: &Path, key: &Key) -> Result<(), KeyError> {
     let fail = |cause| KeyError::File { path: path.to_owned(), cause };
     if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(fail)?;
+        // Keys and the database lie in it: nobody else's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
     }
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
     writeln!(file, "{}", key.reveal()).and_then(|()| file.sync_all()).map_err(fail)

@@ -18,6 +18,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod everybody;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod http;
@@ -25,3 +26,4 @@ pub mod identity;
 pub mod keys;
 pub mod openai;
 mod openapi;
+pub mod webhooks;

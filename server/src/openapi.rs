@@ -18,6 +18,11 @@ use crate::{api, openai};
         api::models::list,
         api::models::one,
         api::requests::one,
+        api::keys::list_own,
+        api::keys::create_own,
+        api::keys::rotate_own,
+        api::keys::revoke_own,
+        api::usage::own,
         api::probes::health,
         api::probes::ready,
         api::probes::version,
@@ -27,6 +32,47 @@ use crate::{api, openai};
     modifiers(&BearerKey)
 )]
 struct Document;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Weir, for operators", description = "Tenants, keys, plans, prices, use, bills, webhooks, the ledger and the audit log."),
+    paths(
+        api::admin::tenants::list,
+        api::admin::tenants::create,
+        api::admin::tenants::one,
+        api::admin::tenants::change,
+        api::admin::tenants::suspend,
+        api::admin::tenants::activate,
+        api::admin::keys::list,
+        api::admin::keys::create,
+        api::admin::keys::rotate,
+        api::admin::keys::revoke,
+        api::admin::plans::list,
+        api::admin::plans::create,
+        api::admin::plans::one,
+        api::admin::plans::change,
+        api::admin::plans::remove,
+        api::admin::plans::prices,
+        api::admin::plans::set_price,
+        api::admin::audit::list,
+        api::admin::audit::verify,
+        api::admin::ledger::verify,
+        api::admin::ledger::export,
+        api::admin::usage::all,
+        api::admin::invoices::one,
+        api::admin::webhooks::list,
+        api::admin::webhooks::create,
+        api::admin::webhooks::one,
+        api::admin::webhooks::edit,
+        api::admin::webhooks::delete,
+        api::admin::webhooks::test,
+        api::admin::webhooks::deliveries,
+        api::admin::webhooks::retry,
+    ),
+    security(("key" = [])),
+    modifiers(&BearerKey)
+)]
+struct AdminDocument;
 
 struct BearerKey;
 
@@ -44,6 +90,15 @@ pub(crate) fn document() -> utoipa::openapi::OpenApi {
 
 /// Serves it.
 pub(crate) async fn serve() -> impl IntoResponse {
-    let text = document().to_json().unwrap_or_default();
+    written(&document())
+}
+
+/// Serves the operators' document.
+pub(crate) async fn serve_admin() -> impl IntoResponse {
+    written(&AdminDocument::openapi())
+}
+
+fn written(document: &utoipa::openapi::OpenApi) -> impl IntoResponse + use<> {
+    let text = document.to_json().unwrap_or_default();
     ([(header::CONTENT_TYPE, "application/json")], text)
 }

@@ -13,6 +13,7 @@ use super::{
     App, RequestId, body,
     choices::Choices,
     fingerprint,
+    limits::{Meter, estimate},
     respond::{self, Deadline, within},
     unix_now,
 };
@@ -40,14 +41,16 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Extension(id): Extension<RequestId>,
+    Extension(meter): Extension<Meter>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let deadline = Deadline::after(app.limits.request_timeout);
+    let deadline = Deadline::of(&app, &caller);
     let (parts, content) = request.into_parts();
     let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
     let request = ChatRequest::parse(&bytes)?;
-    drop(bytes);
     let card = app.model(&caller, &request.model)?;
+    meter.reserve(estimate(bytes.len(), request.sampling.tokens_max(), request.sampling.choices()))?;
+    drop(bytes);
     let head = Head {
         id: format!("chatcmpl-{}", random_id()),
         created: unix_now(),
@@ -58,6 +61,8 @@ pub(crate) async fn handle(
     let sampling = request.sampling;
     let submission = Submission {
         tenant: caller.tenant,
+        key: caller.credential.clone(),
+        bill: meter.bill(0),
         model: request.model,
         request_id: id.0.to_string(),
         priority: sampling.priority(),
@@ -72,9 +77,9 @@ pub(crate) async fn handle(
         logprobs: head.logprobs_top,
         echo: false,
     };
-    let stream = within(deadline, app.engine()?.submit(submission)).await??;
+    let stream = within(&deadline, app.engine()?.submit(submission)).await??;
     let count = sampling.choices() as usize;
-    let choices = Choices::new(vec![stream], sampling.choices());
+    let choices = Choices::new(vec![stream], sampling.choices()).metered(meter);
     if sampling.streams() {
         let encoder = Encoder::new(Shape::Chat, head, sampling.options(), choices.prompt_tokens(), count);
         return respond::stream(choices, encoder, deadline).await;

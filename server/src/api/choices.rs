@@ -13,12 +13,21 @@ use std::{
 use tokio::{sync::mpsc, task::JoinSet};
 use weir_runtime::{FailureKind, FinishReason, RequestFailure, StopReason, StreamEvent, TokenStream, Usage};
 
+use super::limits::Meter;
+
 /// Events of all prompts waiting to be written; what does not fit waits in each stream's own bounded outbox.
 const EVENTS_MAX: usize = 16;
 
 /// The merged stream. Dropping it cancels every prompt.
 #[derive(Debug)]
-pub(super) enum Choices {
+pub(super) struct Choices {
+    of: Of,
+    /// Sees every event on its way.
+    meter: Option<Meter>,
+}
+
+#[derive(Debug)]
+enum Of {
     /// The usual case needs no tasks.
     One(TokenStream),
     /// One task for each prompt.
@@ -27,7 +36,7 @@ pub(super) enum Choices {
 
 /// Several prompts.
 #[derive(Debug)]
-pub(super) struct Many {
+struct Many {
     /// Events with the first choice of their prompt.
     events: mpsc::Receiver<(u32, StreamEvent)>,
     /// Aborted when dropped.
@@ -54,7 +63,7 @@ impl Choices {
         if streams.len() == 1
             && let Some(stream) = streams.pop()
         {
-            return Choices::One(stream);
+            return Choices { of: Of::One(stream), meter: None };
         }
         let open = streams.len();
         let prompt_tokens = streams.iter().fold(0u32, |sum, s| sum.saturating_add(s.prompt_tokens()));
@@ -71,7 +80,7 @@ impl Choices {
                 }
             });
         }
-        Choices::Many(Many {
+        let many = Many {
             events,
             _readers: readers,
             n,
@@ -83,21 +92,28 @@ impl Choices {
             spent: None,
             ends: VecDeque::new(),
             over: false,
-        })
+        };
+        Choices { of: Of::Many(many), meter: None }
+    }
+
+    /// The same, with what its tenant is told of its use.
+    pub(super) fn metered(self, meter: Meter) -> Self {
+        meter.begun(self.prompt_tokens());
+        Choices { meter: Some(meter), ..self }
     }
 
     /// The answer is wanted as a whole.
     pub(super) fn be_patient(&self) {
-        if let Choices::One(stream) = self {
+        if let Of::One(stream) = &self.of {
             stream.be_patient();
         }
     }
 
     /// Tokens of all prompts.
     pub(super) fn prompt_tokens(&self) -> u32 {
-        match self {
-            Choices::One(stream) => stream.prompt_tokens(),
-            Choices::Many(many) => many.prompt_tokens,
+        match &self.of {
+            Of::One(stream) => stream.prompt_tokens(),
+            Of::Many(many) => many.prompt_tokens,
         }
     }
 
@@ -109,10 +125,14 @@ impl Choices {
 
     /// The next event, if there is one; else the task is woken when there is.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
-        match self {
-            Choices::One(stream) => stream.poll_next(context),
-            Choices::Many(many) => many.poll_next(context),
+        let event = ready!(match &mut self.of {
+            Of::One(stream) => stream.poll_next(context),
+            Of::Many(many) => many.poll_next(context),
+        });
+        if let (Some(event), Some(meter)) = (&event, &self.meter) {
+            meter.saw(event);
         }
+        Poll::Ready(event)
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     App, RequestId, body,
     choices::Choices,
     fingerprint,
+    limits::{Meter, estimate},
     respond::{self, Deadline, within},
     unix_now,
 };
@@ -40,14 +41,17 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Extension(id): Extension<RequestId>,
+    Extension(meter): Extension<Meter>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let deadline = Deadline::after(app.limits.request_timeout);
+    let deadline = Deadline::of(&app, &caller);
     let (parts, content) = request.into_parts();
     let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
     let request = CompletionRequest::parse(&bytes)?;
-    drop(bytes);
     let card = app.model(&caller, &request.model)?;
+    let texts = request.sampling.choices().saturating_mul(u32::try_from(request.prompt.len()).unwrap_or(u32::MAX));
+    meter.reserve(estimate(bytes.len(), request.sampling.tokens_max(), texts))?;
+    drop(bytes);
     let head = Head {
         id: format!("cmpl-{}", random_id()),
         created: unix_now(),
@@ -62,6 +66,8 @@ pub(crate) async fn handle(
     for prompt in request.prompt {
         let submission = Submission {
             tenant: caller.tenant,
+            key: caller.credential.clone(),
+            bill: meter.bill(streams.len()),
             model: request.model.clone(),
             request_id: id.0.to_string(),
             priority: sampling.priority(),
@@ -80,10 +86,13 @@ pub(crate) async fn handle(
             echo,
         };
         // A refusal drops the streams before it, which cancels them: all prompts are accepted, or none.
-        streams.push(within(deadline, app.engine()?.submit(submission)).await??);
+        let stream = within(&deadline, app.engine()?.submit(submission)).await??;
+        // The first may cost something even if the next is refused.
+        meter.begun(stream.prompt_tokens());
+        streams.push(stream);
     }
     let count = streams.len() * n as usize;
-    let choices = Choices::new(streams, n);
+    let choices = Choices::new(streams, n).metered(meter);
     if sampling.streams() {
         let encoder = Encoder::new(Shape::Completion, head, sampling.options(), choices.prompt_tokens(), count);
         return respond::stream(choices, encoder, deadline).await;

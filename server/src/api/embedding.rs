@@ -8,10 +8,11 @@ use axum::{
     response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use weir_runtime::{EmbedInput, EmbedSubmission};
+use weir_runtime::{EmbedInput, EmbedSubmission, SubmitError};
 
 use super::{
     App, RequestId, body,
+    limits::{Meter, estimate},
     respond::{self, Deadline, within},
 };
 use crate::{
@@ -36,14 +37,16 @@ pub(crate) async fn handle(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
     Extension(id): Extension<RequestId>,
+    Extension(meter): Extension<Meter>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let deadline = Deadline::after(app.limits.request_timeout);
+    let deadline = Deadline::of(&app, &caller);
     let (parts, content) = request.into_parts();
     let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
     let request = EmbeddingRequest::parse(&bytes)?;
-    drop(bytes);
     let card = app.model(&caller, &request.model)?;
+    meter.reserve(estimate(bytes.len(), Some(0), 1))?;
+    drop(bytes);
     let truncate = request.truncate.unwrap_or(false);
     if let (Some(asked), Some(native)) = (request.dimensions, card.embedding_dim)
         && asked != native
@@ -53,13 +56,22 @@ pub(crate) async fn handle(
     let format = request.encoding_format.unwrap_or_default();
     let submission = EmbedSubmission {
         tenant: caller.tenant,
+        key: caller.credential.clone(),
+        bill: meter.bill(0),
         model: request.model.clone(),
         request_id: id.0.to_string(),
         priority: request.priority.unwrap_or(0),
         inputs: request.input.into_iter().map(Into::into).collect(),
         truncate,
     };
-    let embeddings = within(deadline, app.engine()?.embed(submission)).await??;
+    meter.begun(0);
+    let embedded = within(&deadline, app.engine()?.embed(submission)).await?;
+    let embeddings = embedded.inspect_err(|error| {
+        if nothing_was_done(error) {
+            meter.not_begun();
+        }
+    })?;
+    meter.done(embeddings.usage);
     let one = |(index, vector): (u32, Vec<f32>)| Embedding {
         object: "embedding",
         index,
@@ -74,6 +86,18 @@ pub(crate) async fn handle(
         model: request.model,
         usage: embeddings.usage.into(),
     }))
+}
+
+/// Whether a refusal certainly came before any of the device's time was used. A spent quota or a drain may have ended a list
+/// that was half done.
+fn nothing_was_done(error: &SubmitError) -> bool {
+    use SubmitError::{Busy, ContextTooLong, Invalid, TargetUnmet, UnknownModel, WrongKind};
+    match error {
+        // Its rows have brought executors down.
+        Invalid { code, .. } => *code != Some("request_quarantined"),
+        Busy { .. } | ContextTooLong { .. } | TargetUnmet { .. } | UnknownModel { .. } | WrongKind { .. } => true,
+        _ => false,
+    }
 }
 
 impl From<TextOrTokens> for EmbedInput {

@@ -3,17 +3,24 @@
 //! Every request passes two layers on the root router, so that a route added later cannot forget them: an id in and
 //! out, and a caller from its key for every path that is not in [`PUBLIC`].
 
-mod admin;
+pub(crate) mod admin;
 mod body;
+mod books;
 pub(crate) mod chat;
 mod choices;
 pub(crate) mod completion;
+mod edit;
 pub(crate) mod embedding;
 mod id;
+mod idempotency;
+pub(crate) mod keys;
+mod limits;
 pub(crate) mod models;
 pub(crate) mod probes;
+mod query;
 pub(crate) mod requests;
 mod respond;
+pub(crate) mod usage;
 
 use std::{
     sync::{
@@ -32,19 +39,22 @@ use axum::{
     routing::{get, post},
 };
 use sha2::{Digest, Sha256};
-use weir_runtime::{Engine, ModelCard, SubmitError};
+use weir_runtime::{Engine, ModelCard, SubmitError, store::Store};
 
 use crate::{
     error::{ApiError, BodyUnread, excerpt},
+    everybody::Everybody,
     http::{Connections, Peer},
     identity::{
         Caller, Door, Identity, Now,
         routes::{Access, access, methods},
     },
     openapi,
+    webhooks::Webhooks,
 };
 pub use admin::{ModelsRoot, admin_router};
 pub use id::RequestId;
+pub use limits::Seat;
 
 /// What anyone may ask, key or not: probes come from machines that have none.
 pub const PUBLIC: [&str; 2] = ["/health", "/ready"];
@@ -53,9 +63,13 @@ pub const PUBLIC: [&str; 2] = ["/health", "/ready"];
 pub struct App {
     engine: OnceLock<Engine>,
     identity: Arc<Identity>,
+    everybody: Option<Arc<Everybody>>,
     limits: Limits,
     connections: Arc<Connections>,
     draining: AtomicBool,
+    limiter: limits::Limiter,
+    flights: idempotency::Flights,
+    webhooks: OnceLock<Arc<Webhooks>>,
 }
 
 /// Bounds on one request.
@@ -65,15 +79,43 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Longest a request may take, streaming included.
     pub request_timeout: Duration,
+    /// How long what runs may go on once its key was revoked or its tenant suspended.
+    pub revoked_time: Duration,
     /// Connections to the API at once.
     pub connections_max: usize,
 }
 
 impl App {
-    /// An application whose engine is still loading.
+    /// An application without a store, for tests; its engine is still loading.
     pub fn new(identity: Arc<Identity>, limits: Limits) -> Arc<Self> {
+        App::with(identity, None, limits)
+    }
+
+    /// An application for everybody there is, whose engine is still loading.
+    pub fn of(everybody: Arc<Everybody>, limits: Limits) -> Arc<Self> {
+        App::with(everybody.identity().clone(), Some(everybody), limits)
+    }
+
+    fn with(identity: Arc<Identity>, everybody: Option<Arc<Everybody>>, limits: Limits) -> Arc<Self> {
         let connections = Connections::new(limits.connections_max);
-        Arc::new(App { engine: OnceLock::new(), identity, limits, connections, draining: AtomicBool::new(false) })
+        let engine = OnceLock::new();
+        let (limiter, flights) = (limits::Limiter::default(), idempotency::Flights::default());
+        Arc::new(App {
+            engine,
+            identity,
+            everybody,
+            limits,
+            connections,
+            draining: AtomicBool::new(false),
+            limiter,
+            flights,
+            webhooks: OnceLock::new(),
+        })
+    }
+
+    /// Where tenants, keys, the ledger and the rest are kept; none in tests of what needs none.
+    pub fn store(&self) -> Option<&Store> {
+        self.everybody.as_deref().map(Everybody::store)
     }
 
     /// The API's connections.
@@ -83,12 +125,31 @@ impl App {
 
     /// The engine is there. Later calls change nothing.
     pub fn set_engine(&self, engine: Engine) {
+        self.tell_of_quotas(&engine);
         let _ = self.engine.set(engine);
     }
 
     /// The server is going down: probes say so from now on.
     pub fn begin_drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What sends webhooks.
+    fn webhooks(&self) -> Option<&Webhooks> {
+        self.webhooks.get().map(|webhooks| &**webhooks)
+    }
+
+    /// The store, for whoever cannot do without.
+    fn kept(&self) -> Result<&Store, ApiError> {
+        self.store().ok_or_else(|| ApiError::Overloaded {
+            message: "The server has no store open.".into(),
+            retry_after: Duration::from_secs(1),
+        })
+    }
+
+    /// The life of the engine here, by which the store knows what it runs.
+    fn epoch(&self) -> i64 {
+        self.engine.get().and_then(Engine::epoch).unwrap_or(0)
     }
 
     fn engine(&self) -> Result<&Engine, ApiError> {
@@ -111,13 +172,21 @@ impl App {
 
 /// The API.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let costly = Router::new()
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completion::handle))
         .route("/v1/embeddings", post(embedding::handle))
+        .route_layer(from_fn_with_state(app.clone(), idempotency::once))
+        .route_layer(from_fn_with_state(app.clone(), limits::limit));
+    Router::new()
+        .merge(costly)
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/requests/{*id}", get(requests::one))
+        .route("/v1/keys", get(keys::list_own).post(keys::create_own))
+        .route("/v1/keys/{id}/rotate", post(keys::rotate_own))
+        .route("/v1/keys/{id}/revoke", post(keys::revoke_own))
+        .route("/v1/usage", get(usage::own))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/version", get(probes::version))

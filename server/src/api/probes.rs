@@ -86,5 +86,6 @@ fn front_gauges(app: &App) -> String {
     ];
     let one =
         |(name, help, value)| format!("# HELP weir_{name} {help}.\n# TYPE weir_{name} gauge\nweir_{name} {value}\n");
-    gauges.into_iter().map(one).collect()
+    let webhooks = app.webhooks().map(|webhooks| webhooks.metrics());
+    gauges.into_iter().map(one).chain(webhooks).collect()
 }

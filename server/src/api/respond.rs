@@ -9,6 +9,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -22,9 +23,10 @@ use hyper::body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use weir_runtime::StreamEvent;
 
-use super::choices::Choices;
+use super::{App, choices::Choices};
 use crate::{
     error::ApiError,
+    identity::{Caller, Identity},
     openai::{
         answer::Answer,
         reply::Usage,
@@ -37,26 +39,49 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Events are gathered into one write until they are this long; the last of them may go beyond it.
 const FRAME_BYTES: usize = 4 << 10;
 
-/// When a request has to be over, and what it is told then.
-#[derive(Debug, Clone, Copy)]
+/// When a request has to be over, and what it is told then: after its time, or when who asks may not any more.
+#[derive(Clone)]
 pub(super) struct Deadline {
     at: Instant,
     allowed: Duration,
+    who: Arc<(Arc<Identity>, Caller)>,
+    /// How long what runs may go on once who asks may not any more.
+    grace: Duration,
 }
 
 impl Deadline {
-    pub(super) fn after(allowed: Duration) -> Self {
-        Deadline { at: Instant::now() + allowed, allowed }
+    /// As the server's bounds say, for a caller that was let in.
+    pub(super) fn of(app: &App, caller: &Caller) -> Self {
+        let allowed = app.limits.request_timeout;
+        let who = Arc::new((app.identity.clone(), caller.clone()));
+        Deadline { at: Instant::now() + allowed, allowed, who, grace: app.limits.revoked_time }
     }
 
     fn passed(&self) -> ApiError {
         ApiError::TimedOut(self.allowed.as_secs())
     }
+
+    /// Waits until the caller may not any more, and has had its grace.
+    async fn revoked(self) -> ApiError {
+        let denied = self.who.0.revoked(&self.who.1).await;
+        tokio::time::sleep(self.grace).await;
+        tracing::info!(
+            credential = &*self.who.1.credential,
+            tenant = &*self.who.1.name,
+            "cut what ran by a key that may not any more"
+        );
+        denied.into()
+    }
 }
 
 /// Waits for a future, at most until the deadline.
-pub(super) async fn within<T>(deadline: Deadline, work: impl Future<Output = T>) -> Result<T, ApiError> {
-    timeout_at(deadline.at, work).await.map_err(|_| deadline.passed())
+pub(super) async fn within<T>(deadline: &Deadline, work: impl Future<Output = T>) -> Result<T, ApiError> {
+    tokio::select! {
+        // What is done is done.
+        biased;
+        done = timeout_at(deadline.at, work) => done.map_err(|_| deadline.passed()),
+        error = deadline.clone().revoked() => Err(error),
+    }
 }
 
 /// Gathers all events.
@@ -66,17 +91,20 @@ pub(super) async fn gather(
     deadline: Deadline,
 ) -> Result<(Answer, Usage), ApiError> {
     choices.be_patient();
-    loop {
-        let event = within(deadline, choices.next()).await?.ok_or_else(broke_off)?;
-        if let Some(usage) = answer.add(event)? {
-            return Ok((answer, usage.into()));
+    within(&deadline, async {
+        loop {
+            let event = choices.next().await.ok_or_else(broke_off)?;
+            if let Some(usage) = answer.add(event)? {
+                return Ok((answer, usage.into()));
+            }
         }
-    }
+    })
+    .await?
 }
 
 /// Sends events as they come.
 pub(super) async fn stream(mut choices: Choices, encoder: Encoder, deadline: Deadline) -> Result<Response, ApiError> {
-    let first = match timeout(SILENCE_MAX, within(deadline, choices.next())).await {
+    let first = match timeout(SILENCE_MAX, within(&deadline, choices.next())).await {
         Ok(event) => match event?.ok_or_else(broke_off)? {
             StreamEvent::Failed(failure) => return Err(failure.into()),
             event => Some(event),
@@ -104,6 +132,8 @@ struct Events {
     spoke: Instant,
     /// Wakes the task for a comment or for the deadline. It is only set again when it fires, not with each event.
     alarm: Pin<Box<Sleep>>,
+    /// Ends when who asks may not any more.
+    revoked: Pin<Box<dyn Future<Output = ApiError> + Send>>,
 }
 
 impl Events {
@@ -118,7 +148,8 @@ impl Events {
         };
         let spoke = Instant::now();
         let alarm = Box::pin(sleep_until(deadline.at.min(spoke + SILENCE_MAX)));
-        Events { choices, encoder, deadline, out, progress, spoke, alarm }
+        let revoked = Box::pin(deadline.clone().revoked());
+        Events { choices, encoder, deadline, out, progress, spoke, alarm, revoked }
     }
 
     fn fail(&mut self, error: &ApiError) {
@@ -130,6 +161,11 @@ impl Events {
     fn gather(&mut self, context: &mut Context<'_>) {
         if self.progress == Progress::Open && Instant::now() >= self.deadline.at {
             self.fail(&self.deadline.passed());
+        }
+        if self.progress == Progress::Open
+            && let Poll::Ready(error) = self.revoked.as_mut().poll(context)
+        {
+            self.fail(&error);
         }
         while self.progress == Progress::Open && self.out.len() < FRAME_BYTES {
             match self.choices.poll_next(context) {

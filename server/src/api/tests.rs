@@ -15,9 +15,11 @@ use people::app;
 
 mod access;
 mod controls;
+mod kept;
 mod matrix;
 mod people;
 mod requests;
+mod stored;
 
 pub(super) const KEY: &str = "weir-key-of-a";
 const OTHER_KEY: &str = "weir-key-of-b";
@@ -54,15 +56,27 @@ impl Answer {
     }
 }
 
-pub(super) const LIMITS: Limits =
-    Limits { body_bytes_max: 64 << 10, request_timeout: Duration::from_secs(600), connections_max: 64 };
+pub(super) const LIMITS: Limits = Limits {
+    body_bytes_max: 64 << 10,
+    request_timeout: Duration::from_secs(600),
+    revoked_time: Duration::ZERO,
+    connections_max: 64,
+};
 
 async fn loaded(limits: Limits) -> (Arc<App>, Router) {
     serving(limits, &["m=fake:step=10us,token=1us", "org/secret=fake:step=10us,token=1us"]).await
 }
 
 pub(super) async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Router) {
-    let engine = Engine::start(EngineConfig {
+    let engine = Engine::start(config(models));
+    let app = app(limits);
+    app.set_engine(engine.await.expect("engine"));
+    (app.clone(), router(app))
+}
+
+/// An engine of two tenants.
+fn config(models: &[&str]) -> EngineConfig {
+    EngineConfig {
         models: models.iter().map(|m| m.parse().expect("model")).collect(),
         tenants: vec![TenantSpec::named("a"), TenantSpec::named("b")],
         devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
@@ -72,10 +86,8 @@ pub(super) async fn serving(limits: Limits, models: &[&str]) -> (Arc<App>, Route
         canary_interval: Duration::from_secs(5),
         seed: 1,
         record: None,
-    });
-    let app = app(limits);
-    app.set_engine(engine.await.expect("engine"));
-    (app.clone(), router(app))
+        accounts: None,
+    }
 }
 
 async fn send(router: &Router, request: HttpRequest<axum::body::Body>) -> Answer {
@@ -441,9 +453,13 @@ async fn the_document_names_every_route() {
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/keys",
+        "/v1/keys/{id}/revoke",
+        "/v1/keys/{id}/rotate",
         "/v1/models",
         "/v1/models/{id}",
         "/v1/requests/{id}",
+        "/v1/usage",
         "/version",
     ];
     let mut sorted: Vec<&str> = paths.iter().map(|p| p.as_str()).collect();

@@ -20,6 +20,16 @@ pub(super) fn client_key(file: &Path) -> anyhow::Result<String> {
     Ok(read.reveal().to_owned())
 }
 
+/// The key of a command for operators: WEIR_ADMIN_KEY, or what is in the file.
+pub(super) fn admin_key(file: &Path) -> anyhow::Result<String> {
+    if let Some(key) = env::var("WEIR_ADMIN_KEY").ok().filter(|key| !key.is_empty()) {
+        return Ok(key);
+    }
+    let read =
+        read_key_file(file).context("no operators' key: run this where `weir serve` runs, or set WEIR_ADMIN_KEY")?;
+    Ok(read.reveal().to_owned())
+}
+
 /// A server to talk to.
 pub(super) struct Server {
     agent: ureq::Agent,
@@ -42,6 +52,21 @@ impl Server {
     pub(super) fn post(&self, path: &str, body: &Value) -> anyhow::Result<impl io::Read + use<>> {
         let request = self.agent.post(format!("{}{path}", self.url)).header("authorization", &self.authorization);
         let sent = request.header("content-type", "application/json").send(body.to_string().as_bytes());
+        self.read(sent)
+    }
+
+    /// Any method, with a body or without.
+    pub(super) fn send(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<impl io::Read + use<>> {
+        let request = ureq::http::Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header("authorization", &self.authorization);
+        let sent = match body {
+            Some(body) => {
+                self.agent.run(request.header("content-type", "application/json").body(body.to_string().into_bytes())?)
+            }
+            None => self.agent.run(request.body(())?),
+        };
         self.read(sent)
     }
 

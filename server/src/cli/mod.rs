@@ -1,16 +1,22 @@
 //! The `weir` command.
 
+mod audit;
 mod bench;
 mod chat;
 mod client;
 mod doctor;
 mod inspect;
+mod invoice;
 mod key;
 mod make_model;
+mod plan;
 mod probe;
 mod quickstart;
+mod remote;
 mod serve;
 mod simulate;
+mod tenant;
+mod usage;
 mod why;
 
 use std::{
@@ -50,9 +56,22 @@ enum Command {
     Why(why::WhyArgs),
     /// Say what this machine can do, and what is missing
     Doctor(doctor::DoctorArgs),
-    /// Make keys
-    #[command(subcommand)]
-    Key(key::KeyCommand),
+    /// Look after tenants
+    Tenant(tenant::TenantArgs),
+    /// Look after keys
+    Key(key::KeyArgs),
+    /// Look after plans
+    Plan(plan::PlanArgs),
+    /// Look after prices
+    Price(plan::PriceArgs),
+    /// Look at the log of changes, or verify it
+    Audit(audit::AuditArgs),
+    /// Verify the ledger
+    Ledger(audit::LedgerArgs),
+    /// Say what a tenant used, or all of them, and what it costs
+    Usage(usage::UsageArgs),
+    /// Print a tenant's bill of a month
+    Invoice(invoice::InvoiceArgs),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -112,7 +131,14 @@ pub fn main() -> ExitCode {
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Key(command) => key::run(command),
+        Command::Tenant(args) => tenant::run(args),
+        Command::Key(args) => key::run(args),
+        Command::Plan(args) => plan::run(args),
+        Command::Price(args) => plan::price(args),
+        Command::Audit(args) => audit::run(args),
+        Command::Ledger(args) => audit::ledger(args),
+        Command::Usage(args) => usage::run(&args),
+        Command::Invoice(args) => invoice::run(&args),
         Command::MakeModel(args) => make_model::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Config(ConfigCommand::Print(args)) => load(args).map(|(config, _)| put(&print(&config))),

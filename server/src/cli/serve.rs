@@ -1,6 +1,7 @@
 //! `weir serve`: from a configuration to a running server, and down again.
 
-mod everybody;
+mod cover;
+mod stored;
 
 use std::{
     collections::BTreeSet,
@@ -21,25 +22,35 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, RecordConfig, devices};
+use weir_runtime::{
+    Accounts, DeviceConfig, Engine, EngineConfig, ExecutorMode, ModelSpec, RecordConfig, devices, ledger::WriterOptions,
+};
 
-use self::everybody::{Everybody, covered, keep_certificate_fresh, keep_tokens_fresh, tls};
+use self::{
+    cover::{covered, keep_certificate_fresh, keep_tokens_fresh, tls},
+    stored::{everybody, replica},
+};
 use super::{Start, put, quickstart};
 use crate::{
     api::{App, Limits, ModelsRoot, admin_router, metrics_router, router},
     config::{
         ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, ModelEntry, PoolTable, STARTER_FILE,
-        TenantTable, starter_text,
+        starter_text,
     },
     http::{self, Connections, Phase},
-    identity::{Identity, Peers, Tls},
+    identity::{Peers, Tls},
     keys::{Key, write_key_file},
+    webhooks::EnvelopeKey,
 };
 
 /// Time after the drain's deadline for the last events to leave. The process ends within two seconds of the deadline.
 const CLOSE_TIME: Duration = Duration::from_millis(1500);
 /// Time for a scrape, or an operator's request, that is under way.
 const METRICS_CLOSE_TIME: Duration = Duration::from_millis(200);
+/// Time for the store to write its last and to close.
+const STORE_CLOSE_TIME: Duration = Duration::from_millis(200);
+/// The key that seals webhooks' secrets lies beside the pepper.
+const ENVELOPE_FILE: &str = "envelope.key";
 /// Operators are few.
 const ADMIN_CONNECTIONS_MAX: usize = 16;
 /// The metrics are read by a scraper or two.
@@ -52,20 +63,16 @@ pub(super) fn run((config, start): (Config, Start)) -> anyhow::Result<()> {
     let (engine_config, without) = engine_config(&config)?;
     make_demo_key(&config)?;
     let admin = admin(&config)?;
-    let everybody = Everybody::of(&config)?;
-    let identity = everybody.identity(&config)?;
     let tls = tls(&config)?;
     if start == Start::First {
         leave_starter(&config.models.value);
     }
     raise_descriptor_limit(config.connections_max.value);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("weir-http").build()?;
-    runtime.spawn(everybody.keep_fresh(identity.clone()));
-    runtime.spawn(keep_tokens_fresh(identity.clone()));
     if let Some(tls) = &tls {
         runtime.spawn(keep_certificate_fresh(tls.clone()));
     }
-    let outcome = runtime.block_on(serve(&config, engine_config, &without, identity, tls, admin));
+    let outcome = runtime.block_on(serve(&config, engine_config, &without, tls, admin));
     // What still runs has had its time.
     runtime.shutdown_background();
     outcome
@@ -79,9 +86,8 @@ struct Admin {
 
 async fn serve(
     config: &Config,
-    engine_config: EngineConfig,
+    mut engine_config: EngineConfig,
     without: &[String],
-    identity: Arc<Identity>,
     tls: Option<Arc<Tls>>,
     admin: Option<Admin>,
 ) -> anyhow::Result<()> {
@@ -104,9 +110,20 @@ async fn serve(
     let limits = Limits {
         body_bytes_max: usize::try_from(config.body_bytes_max.value.0)?,
         request_timeout: config.request_timeout.value.0,
+        revoked_time: config.revoked_time.value.0,
         connections_max: config.connections_max.value as usize,
     };
-    let app = App::new(identity, limits);
+    let everybody = everybody(config).await?;
+    engine_config.tenants = everybody.specs().await;
+    engine_config.accounts = Some(Accounts {
+        store: everybody.store().clone(),
+        replica: replica(config),
+        options: WriterOptions::default(),
+    });
+    tokio::spawn(everybody.clone().keep_fresh());
+    tokio::spawn(keep_tokens_fresh(everybody.identity().clone()));
+    let app = App::of(everybody.clone(), limits);
+    app.keep_books(EnvelopeKey::open(&config.pepper_file.value.with_file_name(ENVELOPE_FILE)));
     // Before the first connection is accepted: from then on a signal means an orderly end.
     let mut signals = Signals::new()?;
     let (phase, phases) = watch::channel(Phase::Serving);
@@ -138,6 +155,7 @@ async fn serve(
         // Nobody was promised anything yet.
         _ = signals.next() => return Ok(()),
     };
+    everybody.set_engine(engine.clone()).await;
     app.set_engine(engine.clone());
     put(&quickstart::text(&engine, address, tls.is_some(), &config.tenants));
     for line in without {
@@ -158,6 +176,10 @@ async fn serve(
     for listener in [metrics, admin].into_iter().flatten() {
         let _ = tokio::time::timeout(METRICS_CLOSE_TIME, listener).await;
     }
+    if let Ok(Err(error)) = tokio::time::timeout(STORE_CLOSE_TIME, everybody.note_uses()).await {
+        tracing::warn!(%error, "when keys were last used is not written down");
+    }
+    let _ = tokio::time::timeout(STORE_CLOSE_TIME, everybody.store().clone().close()).await;
     Ok(())
 }
 
@@ -261,9 +283,6 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
         if let Some(name) = unknown {
             tracing::warn!(tenant = tenant.name, model = name, "a tenant is allowed a model that is not served");
         }
-        if tenant.keys.is_empty() {
-            tracing::warn!(tenant = tenant.name, "a tenant has no key: nobody can call in its name");
-        }
     }
     let program = env::current_exe().context("cannot find this program's own file")?;
     let gpu = config.gpu_program(&program);
@@ -297,7 +316,8 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
     reserve(&config.pools, &mut devices)?;
     let engine = EngineConfig {
         models,
-        tenants: config.tenants.iter().map(TenantTable::spec).collect(),
+        // The store's, once it is open.
+        tenants: Vec::new(),
         devices,
         inspector: executor,
         queue_len_max: config.queue_len_max.value,
@@ -310,6 +330,7 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
             .0
             .clone()
             .map(|path| RecordConfig { path, bytes_max: config.record_bytes_max.value.0 }),
+        accounts: None,
     };
     Ok((engine, resolved.without))
 }

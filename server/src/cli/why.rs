@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{
     client::{Server, client_key},
     put,
+    remote::encoded,
 };
 use crate::config::DEMO_KEY_FILE;
 
@@ -121,18 +122,6 @@ fn seconds(micros: u64) -> String {
     format!("{}.{:03} s", micros / 1_000_000, micros / 1_000 % 1_000)
 }
 
-/// An id as part of a path: a client may have chosen any visible characters.
-fn encoded(id: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    id.bytes().fold(String::new(), |mut out, byte| {
-        match plain(byte) {
-            true => out.push(char::from(byte)),
-            false => out.push_str(&format!("%{byte:02X}")),
-        }
-        out
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,11 +143,5 @@ mod tests {
         assert_eq!(lines[4], format!("  queue                749 us   74.9 %  {}", "#".repeat(23)));
         assert_eq!(lines[5], "  share                  1 us    0.1 %");
         assert_eq!(lines[10], "  total               1000 us");
-    }
-
-    #[test]
-    fn an_id_is_one_part_of_the_path() {
-        assert_eq!(encoded("chatcmpl-1.a_b~"), "chatcmpl-1.a_b~");
-        assert_eq!(encoded("a/b?c%"), "a%2Fb%3Fc%25");
     }
 }

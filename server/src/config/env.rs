@@ -1,9 +1,11 @@
 //! The environment as a layer: `WEIR_NAME` means `--name`, `WEIR_MODELS` lists models, and `PORT` stands in for
-//! `WEIR_PORT`, since that is what hosting platforms set.
+//! `WEIR_PORT`, since that is what hosting platforms set. `DATABASE_URL`, or a file that `DATABASE_URL_FILE` names, stands in for
+//! `WEIR_DATABASE`.
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use super::{Layer, settings::Settings};
+use crate::identity::SecretSource;
 
 /// The settings alone, so that each variable is parsed exactly as its flag is.
 #[derive(Debug, Parser)]
@@ -24,6 +26,12 @@ pub fn read_env(get: impl Fn(&str) -> Option<String>) -> Result<Layer, String> {
         if value.is_none() && flag == "port" {
             name = "PORT".to_owned();
             value = variable(&get, &name);
+        }
+        if value.is_none() && flag == "database" {
+            name = "DATABASE_URL".to_owned();
+            let source = SecretSource::from_env(&get, &name).map_err(|e| e.to_string())?;
+            let secret = source.map(|source| source.read()).transpose().map_err(|e| e.to_string())?;
+            value = secret.map(|secret| secret.reveal().to_owned());
         }
         let Some(value) = value else { continue };
         let arg = format!("--{flag}={value}");

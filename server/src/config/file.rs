@@ -248,6 +248,9 @@ impl TenantTable {
         if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || !self.name.chars().all(plain) {
             return Err(format!("a tenant's name is 1 to {NAME_BYTES_MAX} letters, digits and -_."));
         }
+        if self.name.starts_with('.') {
+            return Err("a tenant's name does not begin with a dot".into());
+        }
         if self.name.eq_ignore_ascii_case(OPERATOR_NAME) {
             return Err(format!("no tenant is called {OPERATOR_NAME}: those who run the server are"));
         }
@@ -351,6 +354,7 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     if let Some(file) = server.pepper_file.as_mut() {
         *file = folder.join(&*file);
     }
+    server.database = server.database.map(|url| url.beneath(folder));
     for file in [&mut server.tls.certificate, &mut server.tls.key] {
         if let Some(file) = file.as_mut().and_then(|file| file.0.as_mut()) {
             *file = folder.join(&*file);

@@ -4,6 +4,7 @@
 //! by clap; the environment goes through clap too, as if each `WEIR_NAME` were `--name`. So a key, a flag and a variable
 //! cannot drift apart, and all three refuse the same values.
 
+mod database;
 mod env;
 mod file;
 mod print;
@@ -14,10 +15,12 @@ mod units;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+pub use database::DatabaseUrl;
 pub use env::read_env;
-pub use file::{FileError, FileSettings, KeySource, PoolTable, TenantTable, read_file};
+pub use file::{FileError, FileSettings, KeySource, KeyTable, PoolTable, TenantTable, read_file};
 pub use print::print;
 pub use settings::{
     EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFile, OptionalFolder, ServerSettings, Settings,
@@ -89,6 +92,12 @@ pub struct Config {
     pub admin_key_file: Sourced<PathBuf>,
     /// Where the secret of key hashes is.
     pub pepper_file: Sourced<PathBuf>,
+    /// Where the store is.
+    pub database: Sourced<DatabaseUrl>,
+    /// What this server is called there; empty is what the database and the port say.
+    pub replica: Sourced<String>,
+    /// How long what runs may go on once its key was revoked.
+    pub revoked_time: Sourced<Span>,
     /// Whose word on the client counts.
     pub trusted_proxies: Sourced<CidrList>,
     /// Whether keys may cross a network in the clear.
@@ -183,6 +192,14 @@ impl Config {
                 PathBuf::from(ADMIN_KEY_FILE),
             ),
             pepper_file: pick(f.server.pepper_file, e.server.pepper_file, t.server.pepper_file, PEPPER_FILE.into()),
+            database: pick(f.server.database, e.server.database, t.server.database, DatabaseUrl::default()),
+            replica: pick(f.server.replica, e.server.replica, t.server.replica, String::new()),
+            revoked_time: pick(
+                f.server.revoked_time,
+                e.server.revoked_time,
+                t.server.revoked_time,
+                Span(Duration::ZERO),
+            ),
             trusted_proxies: pick(
                 f.server.trusted_proxies,
                 e.server.trusted_proxies,

@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, de::Error};
 use weir_runtime::devices::{DeviceList, GpuMissing};
 
-use super::{ByteSize, Span};
+use super::{ByteSize, DatabaseUrl, Span};
 use crate::identity::CidrList;
 
 /// Both tables.
@@ -50,6 +50,17 @@ pub struct ServerSettings {
     /// [default: .weir/pepper]
     #[arg(long, value_name = "FILE")]
     pub pepper_file: Option<PathBuf>,
+    /// The store of tenants, keys and the ledger: sqlite:FILE, or postgres://... where several servers share it, also in DATABASE_URL
+    /// [default: sqlite:.weir/weir.db]
+    #[arg(long, value_name = "URL")]
+    pub database: Option<DatabaseUrl>,
+    /// What this server is called in the store; of its own, and the same after a restart [default: local in a file, in PostgreSQL
+    /// the machine's name and the API's port]
+    #[arg(long, value_name = "NAME", value_parser = replica)]
+    pub replica: Option<String>,
+    /// How long what runs may go on once its key was revoked or its tenant suspended; 0s cuts it at once [default: 0s]
+    #[arg(long, value_name = "TIME")]
+    pub revoked_time: Option<Span>,
     /// Addresses of proxies whose word on the client counts (X-Forwarded-For, Forwarded, X-Forwarded-Host, x-weir-tenant), as
     /// 10.0.0.0/8,2001:db8::/32; or `none` [default: none]
     #[arg(long, value_name = "RANGES")]
@@ -304,6 +315,9 @@ impl ServerSettings {
     /// What flags refuse by their ranges, for values that came from a file.
     pub(super) fn check(&self) -> Result<(), String> {
         nonzero("server.connections_max", self.connections_max)?;
+        if let Some(name) = &self.replica {
+            replica(name).map_err(|error| format!("server.replica {error}"))?;
+        }
         within("server.request_timeout", self.request_timeout, LEAST_TIME)
     }
 }
@@ -329,6 +343,15 @@ const LEAST_TIME: TimeRange = (Span(Duration::from_nanos(1)), Span::seconds(86_4
 const STEP_LATENCY: TimeRange = (Span(Duration::from_millis(1)), Span::seconds(60));
 /// It is a term of the bound on the service gap, whose other terms are some seconds.
 const LOCALITY: TimeRange = (Span(Duration::ZERO), Span::seconds(10));
+
+/// A name that fits a log, a metric and a row.
+fn replica(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    match text.len() <= 64 && text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("must be at most 64 letters, digits and -_.:".into()),
+    }
+}
 
 fn step_latency(text: &str) -> Result<Span, String> {
     text.parse().and_then(|time| ranged(time, STEP_LATENCY))

@@ -78,6 +78,9 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # admin = "127.0.0.1:8001"       # for operators, with the key below: models are added here. Or "off"
 # admin_key_file = ".weir/admin.key"
 # pepper_file = ".weir/pepper"   # the secret that key hashes are made with: keep a copy
+# database = "sqlite:.weir/weir.db"  # tenants, keys, the ledger. Or "postgres://...", better in DATABASE_URL(_FILE)
+# replica = ""                   # what this server is called in the store, when several share it
+# revoked_time = "0s"            # how long what runs may go on once its key was revoked or its tenant suspended
 # trusted_proxies = []           # "10.0.0.0/8": whose word on the client's address, host and tenant counts
 # insecure_public = false        # true: listen where others can reach it, without TLS and without a proxy
 # tls.certificate = "off"        # a file in PEM, read again when it changes
@@ -110,7 +113,8 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # fake:step=4ms,token=20us. Models on the command line replace this list.
 "#;
 
-const TENANTS: &str = r#"# Who may ask. Tenants share each device by weight while both have work waiting.
+const TENANTS: &str = r#"# Who may ask. Tenants share each device by weight while both have work waiting. A tenant here is put into the
+# database once; from then on what the database says counts, and `weir tenant` changes it. Its keys stay here.
 [[tenants]]
 name = "demo"
 weight = 1
@@ -118,8 +122,7 @@ weight = 1
 # running_max = 64               # requests running
 # kv_blocks_floor = 0            # cache that no other tenant can take away
 # kv_blocks_ceiling = 1000       # cache at most; absent is no limit
-# device_seconds_per_hour = 600  # device time it may use; also _per_day, _per_month, in UTC; absent is no limit.
-                                 # What was used is kept in memory: a restart begins every window anew
+# device_seconds_per_hour = 600  # device time it may use; also _per_day, _per_month, in UTC; absent is no limit
 # cache_blocks_floor = 0         # the same two for what is cached and not in use
 # cache_blocks_ceiling = 1000
 # ttft_target = "2s"             # a request whose first token is not expected by then is refused
@@ -184,6 +187,8 @@ mod tests {
         shown.admin_key_file.value = PathBuf::from(ADMIN_KEY_FILE);
         assert_eq!(shown.pepper_file.value, folder.path().join(PEPPER_FILE));
         shown.pepper_file.value = PathBuf::from(PEPPER_FILE);
+        assert_eq!(shown.database.value.file(), Some(folder.path().join(".weir/weir.db")));
+        shown.database.value = Default::default();
         let bare = Config::merge(Layer::default(), Layer::default(), None);
         assert_eq!(shown.seed.origin, Origin::File);
         assert_eq!(super::super::print::values(&shown), super::super::print::values(&bare));

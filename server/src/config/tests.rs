@@ -59,6 +59,9 @@ fn every_setting_has_its_variable() {
         ("WEIR_ADMIN", "127.0.0.1:1"),
         ("WEIR_ADMIN_KEY_FILE", "k"),
         ("WEIR_PEPPER_FILE", "p"),
+        ("WEIR_DATABASE", "sqlite:d"),
+        ("WEIR_REPLICA", "one"),
+        ("WEIR_REVOKED_TIME", "5s"),
         ("WEIR_TRUSTED_PROXIES", "10.0.0.0/8,::1"),
         ("WEIR_INSECURE_PUBLIC", "true"),
         ("WEIR_TLS_CERTIFICATE", "c"),
@@ -107,6 +110,22 @@ fn port_stands_in_and_service_links_are_ignored() {
 }
 
 #[test]
+fn the_stores_address_comes_from_the_usual_variable_or_a_file() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("url");
+    std::fs::write(&path, "postgres://u:p@db/weir\n").expect("write");
+    let path = path.to_string_lossy().into_owned();
+    let database = |pairs: &[(&str, &str)]| {
+        env(pairs).map(|layer| layer.settings.server.database.map(|url| url.reveal().to_owned()))
+    };
+    assert_eq!(database(&[("DATABASE_URL", "sqlite:a")]), Ok(Some("sqlite:a".into())));
+    assert_eq!(database(&[("DATABASE_URL_FILE", &path)]), Ok(Some("postgres://u:p@db/weir".into())));
+    assert_eq!(database(&[("DATABASE_URL", "sqlite:a"), ("WEIR_DATABASE", "sqlite:b")]), Ok(Some("sqlite:b".into())));
+    assert!(database(&[("DATABASE_URL", "sqlite:a"), ("DATABASE_URL_FILE", &path)]).is_err());
+    assert!(database(&[("DATABASE_URL", "mysql://x")]).expect_err("refused").contains("DATABASE_URL"));
+}
+
+#[test]
 fn a_variable_that_does_not_parse_is_named() {
     for (name, value) in [("WEIR_PORT", "many"), ("PORT", "-1"), ("WEIR_ROWS_MAX", "0"), ("WEIR_KV_MEMORY", "1")] {
         let error = env(&[(name, value)]).expect_err("refused");
@@ -144,7 +163,7 @@ fn times_out_of_their_range_are_refused_wherever_they_are_said() {
 fn what_is_printed_can_be_read_and_holds_no_secret() {
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let text = format!(
-        "[server]\nport = 9\nadmin_key_file = \"/a\"\npepper_file = \"/p\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
+        "[server]\nport = 9\nadmin_key_file = \"/a\"\npepper_file = \"/p\"\ndatabase = \"sqlite:/d\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
          models = [\"x\"]\nkv_blocks_ceiling = 5\n[[tenants.keys]]\nname = \"k\"\nsha256 = \"{hash}\"\n\
          [[tenants.keys]]\nkey_file = \"/k\"\nrole = \"tenant_admin\"\n[[tenants]]\nname = \"b\"\n\
          ip_allow = [\"10.0.0.0/8\"]\ndomain = \"b.example\"\n[server.tls]\ncertificate = \"/c\"\nkey = \"/d\"\n\

@@ -83,6 +83,11 @@ pub(super) fn visible_of(id: &str) -> Option<&str> {
     (visible.len() == ID_LEN && visible.bytes().all(|byte| DIGITS.contains(&byte))).then_some(visible)
 }
 
+/// Whether a text can be a key's id.
+pub fn is_key_id(id: &str) -> bool {
+    visible_of(id).is_some()
+}
+
 /// A hash of a secret, keyed with the pepper. Compared in a time that does not depend on where two differ.
 #[derive(Clone, Copy)]
 pub struct SecretHash([u8; 32]);

@@ -4,15 +4,17 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use weir_runtime::TenantId;
 
-use super::{Role, Scope, Scopes};
+use super::{Account, Role, Scope, Scopes};
 
 /// An authenticated caller.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// Who pays.
     pub tenant: TenantId,
-    /// The tenant's name, for logs.
+    /// The tenant's name, which is its id in the store.
     pub name: Arc<str>,
+    /// What the tenant has bought, as it holds for this request.
+    pub account: Arc<Account>,
     /// The models it may know of; `None` is all.
     pub models: Option<Arc<BTreeSet<String>>>,
     /// What it is.
@@ -59,6 +61,7 @@ impl Caller {
         Caller {
             tenant,
             name: name.into(),
+            account: Arc::default(),
             models: None,
             role,
             scopes: role.scopes(),

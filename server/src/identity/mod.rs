@@ -28,7 +28,7 @@ mod scope;
 mod secret;
 mod snapshot;
 mod tls;
-mod watch;
+mod watched;
 
 use std::{
     net::IpAddr,
@@ -38,9 +38,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::http::{HeaderMap, header};
+use tokio::sync::watch;
 
 pub use self::{
-    api_key::{ApiKey, SecretHash},
+    api_key::{ApiKey, SecretHash, is_key_id},
     caller::{AuthMethod, Caller, Wanted, Wider},
     cidr::{Cidr, CidrList},
     exposure::{Cover, Exposed, Peers},
@@ -49,12 +50,12 @@ pub use self::{
     origin::{HostName, Origin, TenantName, origin},
     pepper::{Pepper, PepperError},
     role::{Door, Role},
-    row::{KeyRow, OVERLAP_MAX, PlainKey, RotateError, Standing, TenantRow},
+    row::{Account, KeyRow, OVERLAP_MAX, PlainKey, RotateError, Standing, TenantRow},
     scope::{Scope, Scopes, UnknownScope},
     secret::{Secret, SecretError, SecretSource},
     snapshot::{KEYS_LEN_MAX, Snapshot, SnapshotError},
     tls::{Tls, TlsError},
-    watch::{EVERY, Watched},
+    watched::{EVERY, Watched},
 };
 use self::{
     jwt::{Bearer, TOKEN_BYTES_MAX},
@@ -65,6 +66,8 @@ use self::{
 #[derive(Debug)]
 pub struct Identity {
     snapshot: ArcSwap<Snapshot>,
+    /// Counts the snapshots, for those who wait for another.
+    turn: watch::Sender<u64>,
     issuers: Issuers,
     proxies: CidrList,
     failures: Failures,
@@ -114,7 +117,7 @@ impl Identity {
     /// Of those in a snapshot, and those whom the issuers speak for.
     pub fn new(snapshot: Snapshot, issuers: Issuers, proxies: CidrList) -> Self {
         let failures = Failures::new(Instant::now());
-        Identity { snapshot: ArcSwap::from_pointee(snapshot), issuers, proxies, failures }
+        Identity { snapshot: ArcSwap::from_pointee(snapshot), turn: watch::Sender::new(0), issuers, proxies, failures }
     }
 
     /// Everybody at this moment.
@@ -125,11 +128,33 @@ impl Identity {
     /// From the next request on, it is these.
     pub fn replace(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
+        self.turn.send_modify(|turn| *turn = turn.wrapping_add(1));
+    }
+
+    /// Waits until a caller that was let in would not be any more, because its key was revoked, its file's key changed, or its
+    /// tenant may not work; and says why. The end of a key's or token's own time is no such reason.
+    pub async fn revoked(&self, caller: &Caller) -> Denied {
+        let mut turns = self.turn.subscribe();
+        loop {
+            turns.mark_unchanged();
+            if let Err(denied) = self.snapshot.load().still(caller) {
+                return denied;
+            }
+            if turns.changed().await.is_err() {
+                // The sender is here.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// The issuers, for whoever keeps their keys fresh.
     pub fn issuers(&self) -> &Issuers {
         &self.issuers
+    }
+
+    /// Where a request over a connection from `peer` comes from.
+    pub fn origin(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Origin {
+        origin(&self.proxies, peer, headers)
     }
 
     /// Finds who sent these headers to a listener, over a connection from `peer`.

@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -91,7 +91,7 @@ fn read(path: &Path) -> Result<Pepper, PepperError> {
 fn write(path: &Path, pepper: &Pepper) -> Result<(), PepperError> {
     let fail = |cause| PepperError::File { path: path.to_owned(), cause };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(fail)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
     }
     let beside = path.with_file_name(format!(".pepper-{}", random_id()));
     let digits: String = pepper.0.iter().map(|byte| format!("{byte:02x}")).collect();

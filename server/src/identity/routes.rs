@@ -37,6 +37,11 @@ pub const API: &[Route] = &[
     route("GET", "/v1/models", Scope::ModelsRead),
     route("GET", "/v1/models/{*id}", Scope::ModelsRead),
     route("GET", "/v1/requests/{*id}", Scope::RequestsRead),
+    route("GET", "/v1/keys", Scope::KeysRead),
+    route("POST", "/v1/keys", Scope::KeysWrite),
+    route("POST", "/v1/keys/{id}/rotate", Scope::KeysWrite),
+    route("POST", "/v1/keys/{id}/revoke", Scope::KeysWrite),
+    route("GET", "/v1/usage", Scope::UsageRead),
     anyone("GET", "/version"),
     anyone("GET", "/openapi.json"),
 ];
@@ -48,7 +53,39 @@ pub const ADMIN: &[Route] = &[
     route("GET", "/admin/v1/devices", Scope::DevicesRead),
     route("POST", "/admin/v1/devices/{name}/drain", Scope::DevicesWrite),
     route("POST", "/admin/v1/devices/{name}/resume", Scope::DevicesWrite),
+    route("GET", "/admin/v1/tenants", Scope::TenantsRead),
+    route("POST", "/admin/v1/tenants", Scope::TenantsWrite),
+    route("GET", "/admin/v1/tenants/{id}", Scope::TenantsRead),
+    route("PATCH", "/admin/v1/tenants/{id}", Scope::TenantsWrite),
+    route("POST", "/admin/v1/tenants/{id}/suspend", Scope::TenantsWrite),
+    route("POST", "/admin/v1/tenants/{id}/activate", Scope::TenantsWrite),
+    route("GET", "/admin/v1/tenants/{id}/keys", Scope::KeysRead),
+    route("POST", "/admin/v1/tenants/{id}/keys", Scope::KeysWrite),
+    route("POST", "/admin/v1/tenants/{id}/keys/{key}/rotate", Scope::KeysWrite),
+    route("POST", "/admin/v1/tenants/{id}/keys/{key}/revoke", Scope::KeysWrite),
+    route("GET", "/admin/v1/plans", Scope::PlansRead),
+    route("POST", "/admin/v1/plans", Scope::PlansWrite),
+    route("GET", "/admin/v1/plans/{id}", Scope::PlansRead),
+    route("PATCH", "/admin/v1/plans/{id}", Scope::PlansWrite),
+    route("DELETE", "/admin/v1/plans/{id}", Scope::PlansWrite),
+    route("GET", "/admin/v1/prices", Scope::PlansRead),
+    route("POST", "/admin/v1/prices", Scope::PlansWrite),
+    route("GET", "/admin/v1/audit", Scope::AuditRead),
+    route("GET", "/admin/v1/audit/verify", Scope::AuditRead),
+    anyone("GET", "/admin/v1/openapi.json"),
     of_one_tenant("GET", "/admin/v1/requests/{*id}", Scope::RequestsRead),
+    route("GET", "/admin/v1/usage", Scope::UsageRead),
+    route("GET", "/admin/v1/invoices/{tenant}/{month}", Scope::LedgerRead),
+    route("GET", "/admin/v1/ledger", Scope::LedgerRead),
+    route("GET", "/admin/v1/ledger/verify", Scope::LedgerRead),
+    route("GET", "/admin/v1/webhooks", Scope::WebhooksRead),
+    route("POST", "/admin/v1/webhooks", Scope::WebhooksWrite),
+    route("GET", "/admin/v1/webhooks/{id}", Scope::WebhooksRead),
+    route("PATCH", "/admin/v1/webhooks/{id}", Scope::WebhooksWrite),
+    route("DELETE", "/admin/v1/webhooks/{id}", Scope::WebhooksWrite),
+    route("POST", "/admin/v1/webhooks/{id}/test", Scope::WebhooksWrite),
+    route("GET", "/admin/v1/deliveries", Scope::WebhooksRead),
+    route("POST", "/admin/v1/deliveries/{id}/retry", Scope::WebhooksWrite),
 ];
 
 /// What a listener's table says about a request.
@@ -109,6 +146,11 @@ mod tests {
         GET  /v1/models                        member tenant_admin
         GET  /v1/models/{*id}                  member tenant_admin
         GET  /v1/requests/{*id}                member tenant_admin
+        GET  /v1/keys                          tenant_admin
+        POST /v1/keys                          tenant_admin
+        POST /v1/keys/{id}/rotate              tenant_admin
+        POST /v1/keys/{id}/revoke              tenant_admin
+        GET  /v1/usage                         member tenant_admin
         GET  /version                          member tenant_admin
         GET  /openapi.json                     member tenant_admin
         GET  /admin/v1/models                  operator auditor
@@ -117,6 +159,38 @@ mod tests {
         POST /admin/v1/devices/{name}/drain    operator
         POST /admin/v1/devices/{name}/resume   operator
         GET  /admin/v1/requests/{*id}          operator auditor
+        GET    /admin/v1/tenants                         operator auditor
+        POST   /admin/v1/tenants                         operator
+        GET    /admin/v1/tenants/{id}                    operator auditor
+        PATCH  /admin/v1/tenants/{id}                    operator
+        POST   /admin/v1/tenants/{id}/suspend            operator
+        POST   /admin/v1/tenants/{id}/activate           operator
+        GET    /admin/v1/tenants/{id}/keys               operator auditor
+        POST   /admin/v1/tenants/{id}/keys               operator
+        POST   /admin/v1/tenants/{id}/keys/{key}/rotate  operator
+        POST   /admin/v1/tenants/{id}/keys/{key}/revoke  operator
+        GET    /admin/v1/plans                           operator auditor
+        POST   /admin/v1/plans                           operator
+        GET    /admin/v1/plans/{id}                      operator auditor
+        PATCH  /admin/v1/plans/{id}                      operator
+        DELETE /admin/v1/plans/{id}                      operator
+        GET    /admin/v1/prices                          operator auditor
+        POST   /admin/v1/prices                          operator
+        GET    /admin/v1/audit                           operator auditor
+        GET    /admin/v1/audit/verify                    operator auditor
+        GET    /admin/v1/openapi.json                    operator auditor
+        GET  /admin/v1/usage                   operator auditor
+        GET  /admin/v1/invoices/{tenant}/{month} operator auditor
+        GET  /admin/v1/ledger                  operator auditor
+        GET  /admin/v1/ledger/verify           operator auditor
+        GET  /admin/v1/webhooks                operator auditor
+        POST /admin/v1/webhooks                operator
+        GET  /admin/v1/webhooks/{id}           operator auditor
+        PATCH /admin/v1/webhooks/{id}          operator
+        DELETE /admin/v1/webhooks/{id}         operator
+        POST /admin/v1/webhooks/{id}/test      operator
+        GET  /admin/v1/deliveries              operator auditor
+        POST /admin/v1/deliveries/{id}/retry   operator
     ";
 
     #[test]

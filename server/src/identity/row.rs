@@ -1,9 +1,12 @@
 //! What a store or a file says about tenants and keys, as plain values; a [`Snapshot`](super::Snapshot) is made of
 //! them.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use weir_runtime::TenantId;
+use weir_runtime::{TenantId, store::Limits};
 
 use super::{ApiKey, Cidr, Pepper, Role, Scopes, SecretHash};
 use crate::keys::KeyHash;
@@ -26,6 +29,27 @@ pub struct TenantRow {
     pub ip_allow: Vec<Cidr>,
     /// A host name of its own, in lower case.
     pub domain: Option<String>,
+    /// What it has bought.
+    pub account: Account,
+}
+
+/// What a tenant has bought and wishes, for those who serve its requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Its plan's name; empty where there is no store.
+    pub plan: String,
+    /// The plan's limits with the tenant's own in their place.
+    pub limits: Limits,
+    /// The model it gets where it names none, by what is asked for.
+    pub default_models: BTreeMap<String, String>,
+    /// By model, what its price is multiplied by, in millionths.
+    pub price_ppm: BTreeMap<String, u64>,
+    /// Features that are on or off for it.
+    pub flags: BTreeMap<String, bool>,
+    /// Days for which request logs and kept bodies stay.
+    pub retention_days: Option<u32>,
+    /// It has opted into keeping bodies, for repeats of a request that has ended.
+    pub retain_bodies: bool,
 }
 
 /// Whether a tenant is served.

@@ -118,6 +118,11 @@ impl Scopes {
         Scopes(self.0 & others.0)
     }
 
+    /// Those that are in either.
+    pub const fn or(self, others: Scopes) -> Scopes {
+        Scopes(self.0 | others.0)
+    }
+
     /// One by one.
     pub fn iter(self) -> impl Iterator<Item = Scope> {
         Scope::ALL.iter().copied().filter(move |scope| self.contains(*scope))

@@ -12,7 +12,7 @@ use subtle::{Choice, ConstantTimeEq};
 use weir_runtime::TenantId;
 
 use super::{
-    ApiKey, AuthMethod, Caller, Cidr, KeyRow, Pepper, PlainKey, Role, SecretHash, Standing, TenantRow,
+    Account, ApiKey, AuthMethod, Caller, Cidr, Denied, KeyRow, Pepper, PlainKey, Role, SecretHash, Standing, TenantRow,
     api_key::visible_of,
 };
 use crate::keys::{KEY_BYTES_MAX, KeyHash};
@@ -30,6 +30,7 @@ pub(super) struct Tenant {
     pub(super) standing: Standing,
     pub(super) models: Option<Arc<BTreeSet<String>>>,
     pub(super) ip_allow: Vec<Cidr>,
+    pub(super) account: Arc<Account>,
 }
 
 /// A key's owner and its use.
@@ -107,6 +108,7 @@ impl Snapshot {
             standing: Standing::Active,
             models: None,
             ip_allow: Vec::new(),
+            account: Arc::default(),
         });
         let mut snapshot = Snapshot {
             keys: HashMap::with_capacity(keys.len()),
@@ -141,6 +143,7 @@ impl Snapshot {
             standing: row.standing.clone(),
             models: row.models.clone().map(Arc::new),
             ip_allow: row.ip_allow.clone(),
+            account: Arc::new(row.account.clone()),
         });
         if numbers.insert(row.number, tenant.clone()).is_some() {
             return Err(twice());
@@ -170,6 +173,7 @@ impl Snapshot {
             (Some(all), Some(own)) => Some(Arc::new(own.intersection(all).cloned().collect())),
         };
         let caller = Caller {
+            account: tenant.account.clone(),
             models,
             scopes: row.scopes.and(row.role.scopes()),
             credential: row.id.as_str().into(),
@@ -193,6 +197,7 @@ impl Snapshot {
     ) -> Result<(), SnapshotError> {
         let tenant = owner(numbers, row.tenant, row.role, &row.name)?;
         let caller = Caller {
+            account: tenant.account.clone(),
             models: tenant.models.clone(),
             // Enough of the hash to find its line in the file, and no more.
             credential: format!("sha256:{}", &row.hash.hex()[..8]).into(),
@@ -235,6 +240,29 @@ impl Snapshot {
         let hash = KeyHash::of(text);
         let found = self.plain.get(&self.place(&hash));
         known(found.map_or(&hash, |(known, _)| known).matches(&hash), found.map(|(_, entry)| entry))
+    }
+
+    /// Whether a caller that was let in before still is somebody: its key is there and its tenant may work.
+    pub(super) fn still(&self, caller: &Caller) -> Result<(), Denied> {
+        let tenant = match caller.tenant {
+            TenantId::OPERATOR => &self.operator,
+            _ => self.tenants.get(&*caller.name).ok_or(Denied::Unknown)?,
+        };
+        match &tenant.standing {
+            Standing::Active => {}
+            Standing::Pending(why) => return Err(Denied::Pending(why.clone())),
+            Standing::Suspended => return Err(Denied::Suspended),
+        }
+        let there = match (caller.method, visible_of(&caller.credential)) {
+            // Its issuer answers for it until it ends.
+            (AuthMethod::Jwt, _) => true,
+            (AuthMethod::ApiKey, Some(visible)) => self.keys.get(visible).is_some_and(|(_, entry)| !entry.revoked),
+            // Few, and asked for only when something has changed.
+            (AuthMethod::ApiKey, None) => self.plain.values().any(|(_, entry)| {
+                (&entry.caller.credential, entry.caller.tenant) == (&caller.credential, caller.tenant)
+            }),
+        };
+        if there { Ok(()) } else { Err(Denied::Unknown) }
     }
 
     /// A tenant by the name that tokens carry.
@@ -311,6 +339,7 @@ impl Tenant {
     /// The caller a token of this tenant speaks for.
     pub(super) fn bearer(&self, role: Role) -> Caller {
         Caller {
+            account: self.account.clone(),
             models: self.models.clone(),
             method: AuthMethod::Jwt,
             ..Caller::with_role(self.number, &self.id, role)

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use weir_runtime::{DeviceConfig, Engine, EngineConfig, ExecutorMode, LOCALITY_QUANTUM, TenantId, TenantSpec};
 use weir_server::{
     api::{App, Limits, router},
-    identity::{CidrList, Identity, Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
+    identity::{Account, CidrList, Identity, Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
     keys::KeyHash,
 };
 
@@ -38,6 +38,7 @@ pub(crate) async fn start() -> Router {
         canary_interval: Duration::from_secs(3600),
         seed: 1,
         record: None,
+        accounts: None,
     };
     let tenant = TenantRow {
         id: "a".into(),
@@ -46,6 +47,7 @@ pub(crate) async fn start() -> Router {
         models: None,
         ip_allow: Vec::new(),
         domain: None,
+        account: Account::default(),
     };
     let hash = KeyHash::of(KEY.as_bytes());
     let key = PlainKey { hash, tenant: TenantId(1), name: "k".into(), role: Role::Member };
@@ -53,7 +55,12 @@ pub(crate) async fn start() -> Router {
     let snapshot = Snapshot::build(pepper, vec![tenant], Vec::new(), vec![key], None).expect("a snapshot");
     let app = App::new(
         Arc::new(Identity::new(snapshot, Issuers::default(), CidrList::default())),
-        Limits { body_bytes_max: BODY_BYTES_MAX, request_timeout: Duration::from_secs(600), connections_max: 64 },
+        Limits {
+            body_bytes_max: BODY_BYTES_MAX,
+            request_timeout: Duration::from_secs(600),
+            revoked_time: Duration::ZERO,
+            connections_max: 64,
+        },
     );
     app.set_engine(Engine::start(config).await.expect("an engine"));
     router(app)

@@ -1,10 +1,18 @@
-//! The operators' listener: models are added while others are served, devices are drained and taken back,
-//! requests are explained. It has an address of its own, a key of its own, and no
+//! The operators' listener: tenants, keys, plans and prices are looked after, models are added while others are served, devices
+//! are drained and taken back, requests are explained. It has an address of its own, a key of its own, and no
 //! tenant's key opens it.
 
+pub(crate) mod audit;
 mod devices;
+pub(crate) mod invoices;
+pub(crate) mod keys;
+pub(crate) mod ledger;
+pub(crate) mod plans;
 mod requests;
 mod root;
+pub(crate) mod tenants;
+pub(crate) mod usage;
+pub(crate) mod webhooks;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,21 +25,28 @@ use axum::{
     routing::{get, post},
 };
 use serde::Deserialize;
-use weir_runtime::{AddModelError, ModelFault};
+use weir_runtime::{
+    AddModelError, ModelFault,
+    store::{Actor, ActorKind},
+};
 
 use super::{
-    App, body, id, method_not_allowed,
+    App, RequestId, body, id, method_not_allowed,
     models::{Model, ModelList},
     permitted, refused, respond, unknown_route,
 };
-use crate::{error::ApiError, identity::Door};
+use crate::{
+    error::ApiError,
+    identity::{Caller, Door},
+    openapi,
+};
 pub use root::ModelsRoot;
 
 /// Largest body: two names.
 const BODY_BYTES_MAX: usize = 4 << 10;
 
 /// What the handlers share.
-struct Admin {
+pub(crate) struct Admin {
     app: Arc<App>,
     root: Option<ModelsRoot>,
 }
@@ -45,11 +60,43 @@ pub fn admin_router(app: Arc<App>, root: Option<ModelsRoot>) -> Router {
         .route("/admin/v1/requests/{*id}", get(requests::one))
         .route("/admin/v1/devices/{name}/drain", post(devices::drain))
         .route("/admin/v1/devices/{name}/resume", post(devices::resume))
+        .route("/admin/v1/tenants", get(tenants::list).post(tenants::create))
+        .route("/admin/v1/tenants/{id}", get(tenants::one).patch(tenants::change))
+        .route("/admin/v1/tenants/{id}/suspend", post(tenants::suspend))
+        .route("/admin/v1/tenants/{id}/activate", post(tenants::activate))
+        .route("/admin/v1/tenants/{id}/keys", get(keys::list).post(keys::create))
+        .route("/admin/v1/tenants/{id}/keys/{key}/rotate", post(keys::rotate))
+        .route("/admin/v1/tenants/{id}/keys/{key}/revoke", post(keys::revoke))
+        .route("/admin/v1/plans", get(plans::list).post(plans::create))
+        .route("/admin/v1/plans/{id}", get(plans::one).patch(plans::change).delete(plans::remove))
+        .route("/admin/v1/prices", get(plans::prices).post(plans::set_price))
+        .route("/admin/v1/audit", get(audit::list))
+        .route("/admin/v1/audit/verify", get(audit::verify))
+        .route("/admin/v1/openapi.json", get(openapi::serve_admin))
+        .route("/admin/v1/usage", get(usage::all))
+        .route("/admin/v1/invoices/{tenant}/{month}", get(invoices::one))
+        .route("/admin/v1/ledger", get(ledger::export))
+        .route("/admin/v1/ledger/verify", get(ledger::verify))
+        .route("/admin/v1/webhooks", get(webhooks::list).post(webhooks::create))
+        .route("/admin/v1/webhooks/{id}", get(webhooks::one).patch(webhooks::edit).delete(webhooks::delete))
+        .route("/admin/v1/webhooks/{id}/test", post(webhooks::test))
+        .route("/admin/v1/deliveries", get(webhooks::deliveries))
+        .route("/admin/v1/deliveries/{id}/retry", post(webhooks::retry))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(admin.clone(), guard))
         .layer(from_fn(id::tag))
         .with_state(admin)
+}
+
+/// Who makes a change, for the audit log.
+fn actor(caller: &Caller, request: &RequestId) -> Actor {
+    Actor {
+        credential: Some(caller.credential.to_string()),
+        method: Some(caller.method.word().to_owned()),
+        request: Some(request.0.to_string()),
+        ..Actor::new(ActorKind::Operator, &caller.credential)
+    }
 }
 
 /// Nothing here is for anyone but operators and auditors, not even which routes there are.

@@ -34,7 +34,7 @@ pub(super) async fn one(
     let id = id_of(path)?;
     let engine = admin.app.engine()?;
     let Some(why) = engine.why(caller.only, &id).await else { return Err(ApiError::UnknownRequest(id)) };
-    let tenant = engine.tenant_name(why.tenant).unwrap_or_default().to_owned();
+    let tenant = engine.tenant_name(why.tenant).unwrap_or_default();
     let tenants_ahead = why.place.map(|place| place.tenants_ahead);
     Ok(respond::json(&OperatorReport { report: RequestReport::new(id, &why), tenant, tenants_ahead }))
 }

@@ -4,7 +4,7 @@ use weir_runtime::TenantId;
 
 use super::*;
 use crate::{
-    identity::{Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
+    identity::{Account, Issuers, Pepper, PlainKey, Role, Snapshot, Standing, TenantRow},
     keys::KeyHash,
 };
 
@@ -20,6 +20,7 @@ pub(super) fn app(limits: Limits) -> Arc<App> {
         models,
         ip_allow: Vec::new(),
         domain: Some(format!("{id}.example")),
+        account: Account::default(),
     };
     let key = |text: &str, number, role| PlainKey {
         hash: KeyHash::of(text.as_bytes()),

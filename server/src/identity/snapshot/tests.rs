@@ -9,6 +9,7 @@ pub(crate) fn tenant(number: u32, id: &str) -> TenantRow {
         models: None,
         ip_allow: Vec::new(),
         domain: None,
+        account: Account::default(),
     }
 }
 

@@ -129,6 +129,7 @@ pub(super) fn tenant(number: u32, id: &str) -> TenantRow {
         models: None,
         ip_allow: Vec::new(),
         domain: None,
+        account: Account::default(),
     }
 }
 

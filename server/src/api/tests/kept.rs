@@ -1,0 +1,373 @@
+//! What needs a store: limits that are in it, keys of requests that are repeated, use, bills and webhooks.
+
+use weir_runtime::store::{
+    Actor, Begun, Idempotent, Limits as StoreLimits, StoreOptions, TenantSettings, Value as Bound,
+};
+use weir_runtime::{Accounts, ledger::WriterOptions};
+
+use super::*;
+use crate::{
+    api::admin_router,
+    everybody::{Everybody, FileKeys, import},
+    identity::{CidrList, Issuers, Now, Pepper},
+    keys::KeyHash,
+    webhooks::EnvelopeKey,
+};
+
+struct Rig {
+    folder: tempfile::TempDir,
+    everybody: Arc<Everybody>,
+    app: Arc<App>,
+    api: Router,
+    admin: Router,
+}
+
+/// Tenants `a` and `b`, a model that is slow enough to be met while it runs, and one that is not.
+async fn rig() -> Rig {
+    let folder = tempfile::tempdir().expect("folder");
+    let url = format!("sqlite:{}", folder.path().join("weir.db").display());
+    let store = Store::open(&url, &StoreOptions::default()).await.expect("a store");
+    let tables = [("a", KEY), ("b", OTHER_KEY)].map(|(name, key)| {
+        let hash = KeyHash::of(key.as_bytes()).hex();
+        toml::from_str(&format!("name = {name:?}\n[[keys]]\nname = \"k\"\nsha256 = {hash:?}\n")).expect("a table")
+    });
+    import(&store, &tables, 1).await.expect("imported");
+    let operator = folder.path().join("operator");
+    crate::keys::write_key_file(&operator, &crate::keys::Key::random().expect("a key")).expect("written");
+    let files = FileKeys::new(&tables, Some(operator));
+    let pepper = Pepper::open(&folder.path().join("pepper")).expect("a pepper");
+    let (issuers, proxies) = (Issuers::default(), CidrList::default());
+    let everybody = Everybody::open(store, pepper, files, issuers, proxies, BTreeSet::new()).await.expect("everybody");
+    let engine = Engine::start(EngineConfig {
+        models: ["m=fake:step=10us,token=1us", "slow=fake:step=20ms,token=1us"]
+            .map(|m| m.parse().expect("model"))
+            .into(),
+        tenants: everybody.specs().await,
+        devices: vec![DeviceConfig::cpu(0, ExecutorMode::Thread)],
+        inspector: ExecutorMode::Thread,
+        queue_len_max: 64,
+        locality_quantum: LOCALITY_QUANTUM,
+        canary_interval: Duration::from_secs(5),
+        seed: 1,
+        record: None,
+        accounts: Some(Accounts {
+            store: everybody.store().clone(),
+            replica: "r".into(),
+            options: WriterOptions::default(),
+        }),
+    });
+    let app = App::of(everybody.clone(), LIMITS);
+    app.set_engine(engine.await.expect("engine"));
+    app.keep_books(EnvelopeKey::open(&folder.path().join("envelope.key")));
+    Rig { folder, everybody, api: router(app.clone()), admin: admin_router(app.clone(), None), app }
+}
+
+impl Rig {
+    fn store(&self) -> &Store {
+        self.everybody.store()
+    }
+
+    /// Gives tenant `a` limits of its own, at once.
+    async fn limit(&self, overrides: &str, retain_bodies: bool) {
+        let overrides: StoreLimits = serde_json::from_str(overrides).expect("limits");
+        let mut change = self.store().change(&Actor::system(), 2).await.expect("a change");
+        let before = change.tx().tenant("a").await.expect("a");
+        let settings = TenantSettings { overrides, retain_bodies, ..before.settings };
+        change.update_tenant("a", before.version, &settings).await.expect("changed");
+        change.commit().await.expect("committed");
+        self.everybody.catch_up().await.expect("caught up");
+    }
+
+    /// An operator's request.
+    async fn operate(&self, method: Method, path: &str, body: impl Into<axum::body::Body>) -> Answer {
+        let key = std::fs::read_to_string(self.folder.path().join("operator")).expect("a key");
+        ask(&self.admin, Some(key.trim()), method, path, body).await
+    }
+}
+
+/// A request with an `Idempotency-Key`.
+async fn keyed(router: &Router, key: &str, path: &str, body: Value, tenants: &str) -> Answer {
+    let request = HttpRequest::builder().method(Method::POST).uri(path).header("idempotency-key", key);
+    let request = request.header("authorization", format!("Bearer {tenants}"));
+    send(router, request.body(body.to_string().into()).expect("request")).await
+}
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// The error's code, and what is said beside it.
+fn known(answer: &Answer) -> (u16, String, Value) {
+    let body = answer.json();
+    (answer.status.as_u16(), body["error"]["code"].as_str().expect("a code").to_owned(), body["idempotency"].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_while_the_first_runs_gets_the_same_answer_and_later_ones_what_became_of_it() {
+    let rig = rig().await;
+    let slow = with(hello(), json!({"model": "slow"}));
+    let one = || keyed(&rig.api, "k-1", CHAT, slow.clone(), KEY);
+    let (first, second, third) = tokio::join!(one(), one(), one());
+    let ids: BTreeSet<String> = [&first, &second, &third].map(|answer| answer.json()["id"].to_string()).into();
+    assert_eq!(ids.len(), 1, "{}", first.text());
+    let replayed =
+        [&first, &second, &third].into_iter().filter(|answer| answer.header("idempotent-replayed").is_some());
+    assert_eq!(replayed.count(), 2);
+
+    let later = one().await;
+    let (status, code, ended) = known(&later);
+    assert_eq!((status, code.as_str()), (409, "idempotency_key_used"));
+    assert_eq!((&ended["status"], &ended["usage"]["completion_tokens"]), (&json!(200), &json!(6)));
+    assert_eq!(ended["usage"], first.json()["usage"]);
+    assert!(ended.get("body").is_none(), "the tenant keeps none");
+    assert_eq!(later.header("x-should-retry"), Some("false"));
+
+    let other = keyed(&rig.api, "k-1", CHAT, with(slow.clone(), json!({"max_tokens": 7})), KEY).await;
+    assert_eq!((other.status.as_u16(), code_of(&other).as_str()), (400, "idempotency_key_reused"));
+    let elsewhere = keyed(&rig.api, "k-1", "/v1/completions", slow.clone(), KEY).await;
+    assert_eq!(code_of(&elsewhere), "idempotency_key_reused");
+    assert_eq!(keyed(&rig.api, "k-1", CHAT, slow, OTHER_KEY).await.status, 200, "another tenant's is another key");
+}
+
+fn code_of(answer: &Answer) -> String {
+    super::code(answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_body_is_refused_while_the_first_runs_too() {
+    let rig = rig().await;
+    let body = with(hello(), json!({"model": "slow"}));
+    let other = async {
+        wait_for(|| rig.app.flights.len() == 1).await;
+        keyed(&rig.api, "k", CHAT, with(body.clone(), json!({"seed": 1})), KEY).await
+    };
+    let (first, other) = tokio::join!(keyed(&rig.api, "k", CHAT, body.clone(), KEY), other);
+    assert_eq!((first.status.as_u16(), code_of(&other).as_str()), (200, "idempotency_key_reused"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_hangs_up_finds_the_answer_when_it_comes_back() {
+    let rig = rig().await;
+    let body = with(hello(), json!({"model": "slow", "max_tokens": 20}));
+    let (api, sent) = (rig.api.clone(), body.clone());
+    let first = tokio::spawn(async move { keyed(&api, "k", CHAT, sent, KEY).await });
+    wait_for(|| rig.app.flights.len() == 1).await;
+    first.abort();
+    let back = keyed(&rig.api, "k", CHAT, body, KEY).await;
+    assert_eq!(back.status, 200, "{}", back.text());
+    assert_eq!(back.header("idempotent-replayed"), Some("true"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_before_it_began_gives_its_key_back() {
+    let rig = rig().await;
+    for refused in [json!({"model": "none"}), json!({"max_tokens": -1}), json!({"max_tokens": 900_000_000})] {
+        let refused = keyed(&rig.api, "k", CHAT, with(hello(), refused), KEY).await;
+        assert!(refused.status.is_client_error(), "{}", refused.text());
+    }
+    assert_eq!(keyed(&rig.api, "k", CHAT, hello(), KEY).await.status, 200);
+    assert_eq!(keyed(&rig.api, "k", CHAT, hello(), KEY).await.status, 409);
+    for bad in ["", "x".repeat(256).as_str(), "a\u{e9}"] {
+        let answer = keyed(&rig.api, bad, CHAT, hello(), KEY).await;
+        assert_eq!((answer.status.as_u16(), code_of(&answer).as_str()), (400, "invalid_value"), "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_are_kept_for_those_who_want_them() {
+    let rig = rig().await;
+    rig.limit("{}", true).await;
+    let first = keyed(&rig.api, "k", CHAT, hello(), KEY).await;
+    let (_, _, ended) = known(&keyed(&rig.api, "k", CHAT, hello(), KEY).await);
+    assert_eq!(ended["body"], first.json());
+
+    let streamed = with(hello(), json!({"stream": true}));
+    let first = keyed(&rig.api, "s", CHAT, streamed.clone(), KEY).await;
+    wait_for(|| rig.app.flights.len() == 0).await;
+    let (status, code, ended) = known(&keyed(&rig.api, "s", CHAT, streamed, KEY).await);
+    assert_eq!((status, code.as_str(), &ended["status"]), (409, "idempotency_key_used", &json!(200)));
+    assert_eq!(ended["body"], json!(first.text()));
+    assert_eq!(ended["usage"]["completion_tokens"], json!(6));
+
+    let embedded = json!({"model": "m", "input": "x"});
+    let first = keyed(&rig.api, "e", "/v1/embeddings", embedded.clone(), KEY).await;
+    if first.status == 200 {
+        assert_eq!(known(&keyed(&rig.api, "e", "/v1/embeddings", embedded, KEY).await).0, 409);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_life_that_is_over_the_ledger_says_what_it_was() {
+    let rig = rig().await;
+    let store = rig.store();
+    let mut tx = store.write().await.expect("a transaction");
+    for sql in [
+        "INSERT INTO epochs (epoch, replica, started_us, ended_us) VALUES (7, 'r', 0, 9)",
+        "INSERT INTO epochs (epoch, replica, started_us, ended_us) VALUES (8, 'q', 0, NULL)",
+        "INSERT INTO ledger (epoch, seq, at_us, kind, tenant, request, model, key, device_ns, prompt_tokens, \
+         completion_tokens, body, hash) VALUES (7, 1, 1, 'recovered', 'a', 'ik-billed', 'm', 'k', 2000, 3, 4, '{}', x'00')",
+    ] {
+        tx.execute(sql, &[]).await.expect("written");
+    }
+    tx.commit().await.expect("committed");
+    let text = hello().to_string();
+    for (key, request, epoch) in [("billed", "ik-billed", 7), ("not", "ik-not", 7), ("elsewhere", "ik-x", 8)] {
+        let new = Idempotent {
+            fingerprint: super::idempotency::fingerprint(CHAT, text.as_bytes()),
+            request: request.into(),
+            epoch,
+            outcome: None,
+            created_us: Now::read().unix_us,
+            expires_us: i64::MAX,
+        };
+        assert_eq!(store.idempotency_begin("a", key, &new).await.expect("begun"), Begun::New);
+    }
+    for _ in 0..2 {
+        let (status, code, ended) = known(&keyed(&rig.api, "billed", CHAT, hello(), KEY).await);
+        assert_eq!((status, code.as_str()), (409, "idempotency_key_used"));
+        assert_eq!((&ended["status"], &ended["usage"]["total_tokens"]), (&Value::Null, &json!(7)));
+        assert_eq!(ended["usage"]["weir"]["device_seconds"], json!(0.000_002));
+        let (status, _, ended) = known(&keyed(&rig.api, "not", CHAT, hello(), KEY).await);
+        assert_eq!((status, &ended), (409, &json!({"status": null, "usage": null})));
+        let running = keyed(&rig.api, "elsewhere", CHAT, hello(), KEY).await;
+        assert_eq!((running.status.as_u16(), code_of(&running).as_str()), (409, "idempotency_in_progress"));
+        assert_eq!(running.header("retry-after"), Some("1"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyed_request_is_billed_under_an_id_that_was_known_before_it_began() {
+    let rig = rig().await;
+    let prompts = json!({"model": "m", "prompt": ["a", "b", "c"], "max_tokens": 5, "ignore_eos": true});
+    for (key, path, body) in [("one", CHAT, hello()), ("three", "/v1/completions", prompts)] {
+        let answer = keyed(&rig.api, key, path, body.clone(), KEY).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let again = Idempotent {
+            fingerprint: [0; 32],
+            request: "x".into(),
+            epoch: 1,
+            outcome: None,
+            created_us: Now::read().unix_us,
+            expires_us: i64::MAX,
+        };
+        let begun = rig.store().idempotency_begin("a", key, &again).await.expect("asked");
+        let Begun::Known(known) = begun else { panic!("it is known") };
+        assert_eq!(Some(known.epoch), rig.app.engine().expect("an engine").epoch());
+        let bill = rig.store().bills_of("a", &known.request).await.expect("read").expect("a bill");
+        let usage = answer.json()["usage"].clone();
+        assert_eq!(json!(bill.completion_tokens), usage["completion_tokens"]);
+        assert_eq!(json!(bill.prompt_tokens), usage["prompt_tokens"]);
+        assert_eq!((bill.device_ns / 1000) as f64 / 1e6, usage["weir"]["device_seconds"].as_f64().expect("seconds"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_limits_are_told_and_kept() {
+    let rig = rig().await;
+    let free = post(&rig.api, CHAT, hello()).await;
+    assert!(free.header("x-ratelimit-limit-requests").is_none(), "no limit, nothing to tell");
+    rig.limit(r#"{"requests_per_minute":2,"tokens_per_minute":5000}"#, false).await;
+    for left in ["1", "0"] {
+        let answer = post(&rig.api, CHAT, hello()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("x-ratelimit-limit-requests"), Some("2"));
+        assert_eq!(answer.header("x-ratelimit-remaining-requests"), Some(left));
+        assert_eq!(answer.header("x-ratelimit-limit-tokens"), Some("5000"));
+        assert!(answer.header("x-ratelimit-reset-requests").is_some_and(|reset| reset.ends_with('s')));
+    }
+    let refused = post(&rig.api, CHAT, hello()).await;
+    assert_eq!((refused.status.as_u16(), code_of(&refused).as_str()), (429, "rate_limit_exceeded"));
+    let wait: u64 = refused.header("retry-after").and_then(|wait| wait.parse().ok()).expect("seconds");
+    assert!((1..=30).contains(&wait), "{wait}");
+    assert_eq!(refused.header("x-ratelimit-remaining-requests"), Some("0"));
+    // What costs nothing is not counted, and others are not concerned.
+    assert_eq!(get(&rig.api, "/v1/models").await.status, 200);
+    assert_eq!(ask(&rig.api, Some(OTHER_KEY), Method::POST, CHAT, hello().to_string()).await.status, 200);
+    // A limit that is lifted holds at once.
+    rig.limit(r#"{"requests_per_minute":100,"tokens_per_minute":20}"#, false).await;
+    let large = with(hello(), json!({"max_tokens": 500}));
+    let (first, second) = (post(&rig.api, CHAT, large.clone()).await, post(&rig.api, CHAT, large).await);
+    assert_eq!((second.status.as_u16(), code_of(&second).as_str()), (429, "rate_limit_exceeded"), "{}", first.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn use_is_its_tenants_and_costs_what_the_bill_says() {
+    let rig = rig().await;
+    let today = Now::read().unix_us.div_euclid(86_400_000_000);
+    let sql = "INSERT INTO usage_days (tenant, day, model, key, plan, device_class, requests, prompt_tokens, \
+               completion_tokens, device_ns) VALUES ($1, $2, $3, $4, 'own', 'cpu', 1, 2, 3, 3600000000000)";
+    let own = format!("sha256:{}", &KeyHash::of(KEY.as_bytes()).hex()[..8]);
+    let mut tx = rig.store().write().await.expect("a transaction");
+    for (tenant, model, key) in [("a", "m", own.as_str()), ("a", "m", "wk_2"), ("b", "slow", "wk_3")] {
+        tx.execute(sql, &[tenant.into(), today.into(), Bound::from(model), key.into()]).await.expect("written");
+    }
+    tx.commit().await.expect("committed");
+    let mut change = rig.store().change(&Actor::system(), 2).await.expect("a change");
+    let [model, plan, device_class] = ["*"; 3].map(str::to_owned);
+    let price = weir_runtime::store::Price { model, plan, device_class, from_us: 0, micros_per_device_hour: 1_500_000 };
+    change.set_price(&price, 0).await.expect("a price");
+    change.commit().await.expect("committed");
+
+    let report = get(&rig.api, "/v1/usage?group_by=key").await;
+    assert_eq!(report.status, 200, "{}", report.text());
+    let report = report.json();
+    assert_eq!((&report["total"]["requests"], &report["total"]["cost_micros"]), (&json!(2), &json!(3_000_000)));
+    assert_eq!(report["total"]["device_seconds"], json!(7200.0));
+    let keys: Vec<&Value> = report["data"].as_array().expect("lines").iter().map(|line| &line["key"]).collect();
+    assert_eq!(keys, [&Value::Null, &json!(own)], "others' keys are not a member's to know");
+    assert_eq!(get(&rig.api, "/v1/usage?group_by=tenant").await.status, 400);
+    assert_eq!(get(&rig.api, "/v1/usage?tenant=b").await.status, 400);
+
+    let all = rig.operate(Method::GET, "/admin/v1/usage?group_by=tenant", "").await.json();
+    assert_eq!(all["data"].as_array().map(Vec::len), Some(2));
+    assert_eq!(all["total"]["cost_micros"], json!(4_500_000));
+    let month = weir_runtime::quota::calendar::month_name(Now::read().unix_us);
+    let bill = rig.operate(Method::GET, &format!("/admin/v1/invoices/a/{month}"), "").await.json();
+    assert_eq!((&bill["amount_micros"], &bill["closed"]), (&json!(3_000_000), &json!(false)));
+    let csv = rig.operate(Method::GET, &format!("/admin/v1/invoices/a/{month}.csv"), "").await;
+    assert!(csv.text().ends_with("7200000000000,3000000\r\n"), "{}", csv.text());
+    for bad in ["/admin/v1/invoices/nobody/2026-11", "/admin/v1/invoices/a/2026-13", "/admin/v1/usage?tenant=x"] {
+        assert_eq!(rig.operate(Method::GET, bad, "").await.status, 400, "{bad}");
+    }
+    let rows = rig.operate(Method::GET, "/admin/v1/ledger", "").await;
+    let lines: Vec<Value> = rows.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.last(), Some(&json!({"object": "end", "rows": lines.len() - 1})));
+    assert_eq!((&lines[0]["kind"], &lines[0]["seq"]), (&json!("open"), &json!(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_is_made_changed_and_removed_and_its_secret_shown_once() {
+    let rig = rig().await;
+    let made = json!({"url": "https://receiver.example/", "events": ["quota.soft_limit"], "tenant": "a"});
+    let answer = rig.operate(Method::POST, "/admin/v1/webhooks", made.to_string()).await;
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let webhook = answer.json();
+    assert!(webhook["secret"].as_str().is_some_and(|secret| secret.starts_with("whsec_") && secret.len() == 70));
+    let path = format!("/admin/v1/webhooks/{}", webhook["id"].as_str().expect("an id"));
+    let shown = rig.operate(Method::GET, &path, "").await.json();
+    assert!(shown.get("secret").is_none() && shown["url"] == made["url"], "{shown}");
+    let stored = rig.store().webhook(None, webhook["id"].as_str().expect("an id")).await.expect("stored");
+    let secret = webhook["secret"].as_str().expect("text").as_bytes();
+    assert!(!stored.secret.windows(secret.len()).any(|part| part == secret), "sealed");
+
+    let edit = json!({"enabled": false, "new_secret": true, "version": 1}).to_string();
+    let edited = rig.operate(Method::PATCH, &path, edit.clone()).await.json();
+    assert_eq!((&edited["enabled"], &edited["version"]), (&json!(false), &json!(2)));
+    assert_ne!(edited["secret"], webhook["secret"]);
+    assert_eq!(rig.operate(Method::PATCH, &path, edit).await.status, 409, "from an old version");
+    for bad in [
+        json!({"url": "file:///", "events": ["quota.soft_limit"]}),
+        json!({"url": "https://x/", "events": ["x"]}),
+        json!({"url": "https://x/", "events": []}),
+        json!({"url": "https://x/", "events": ["quota.soft_limit"], "tenant": "nobody"}),
+    ] {
+        assert_eq!(rig.operate(Method::POST, "/admin/v1/webhooks", bad.to_string()).await.status, 400, "{bad}");
+    }
+    assert_eq!(rig.operate(Method::DELETE, &path, "").await.status, 204);
+    assert_eq!(rig.operate(Method::GET, &path, "").await.status, 400);
+}
+
+/// Waits for what must come about.
+async fn wait_for(fact: impl Fn() -> bool) {
+    while !fact() {
+        tokio::task::yield_now().await;
+    }
+}
