@@ -26,7 +26,7 @@ SERVE_FLAGS ?=
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve models build cuda cuda-check test prove simulate-long mutants bless figures bench fuzz fmt lint clean
+.PHONY: help serve models build cuda cuda-check test prove chaos simulate-long mutants bless figures bench fuzz fmt lint clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -61,6 +61,9 @@ test: models ## install what the tests need, and run them all
 
 prove: models ## run the proofs at full size and print their figures: about half an hour
 	@$(PYTHON) scripts/test.py --prove
+
+chaos: models build ## kill the server a thousand times under load, and see that its accounts add up: half an hour
+	@$(PYTHON) scripts/test.py --chaos
 
 simulate-long: ## play ten million requests in the simulator, every invariant checked after every event: most of an hour
 	@WEIR_PROOFS_REQUESTS=10000000 $(CARGO) test --release --locked --package weir-scheduler --test facts -- \

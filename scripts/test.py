@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run every test: cargo's, then the end-to-end cases in Python. The last line is `N passed, N failed`.
 
-With `--prove`, only the proofs run (Rust modules named `proofs`, and the end-to-end modules below), at the full size of their
+With `--chaos`, only the server is killed, a thousand times. With `--prove`, only the proofs run (Rust modules named `proofs`, and the end-to-end modules below), at the full size of their
 figures instead of a size fit for every change, and their `figure=NAME value=V` lines are shown.
 
 Standard library only. What the end-to-end cases need (the official `openai` package, pinned in
@@ -78,12 +78,17 @@ def counted(command, **options):
 def main():
     cargo = os.environ.get("CARGO", "cargo")
     target = os.path.abspath(os.path.join(ROOT, os.environ.get("CARGO_TARGET_DIR", "target")))
-    prove = sys.argv[1:] == ["--prove"]
-    if sys.argv[1:] and not prove:
-        sys.exit(f"test: unknown words {' '.join(sys.argv[1:])!r}; there is only --prove")
+    prove, chaos = sys.argv[1:] == ["--prove"], sys.argv[1:] == ["--chaos"]
+    if sys.argv[1:] and not prove and not chaos:
+        sys.exit(f"test: unknown words {' '.join(sys.argv[1:])!r}; there are only --prove and --chaos")
     environment = dict(os.environ, WEIR_TEST_MODELS=MODELS, **({"WEIR_PROOFS": "full"} if prove else {}))
     started = time.monotonic()
     packages = install()
+    if chaos:
+        # The Makefile has built it.
+        command = [sys.executable, os.path.join("tests", "e2e", "run.py"), "--models", MODELS, "--full", "chaos.",
+                   "--weir", os.path.join(target, "release", "weir")]
+        sys.exit(subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": packages}, check=False).returncode)
     # The tests start a server of their own from these programs, and fail without them.
     environment["WEIR_POSTGRES_BIN"] = postgres.available()
 

@@ -10,7 +10,7 @@ MONTH_MAX = 31 * 86_400
 # Seconds of device time in a month, which hardly ends while a case runs; a step takes 4 ms.
 PLANS = {
     "demo": "device_seconds_per_month = 1",
-    "third": "device_seconds_per_month = 0.5\ndevice_seconds_per_day = 40",
+    "third": "device_seconds_per_month = 0.5\ndevice_seconds_per_day = 0.5",
     "small": "device_seconds_per_month = 0.5",
 }
 

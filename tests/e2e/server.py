@@ -79,9 +79,13 @@ class Server:
         self.port, self.metrics_port, self.admin_port = free_port(), free_port(), free_port()
         (self.folder / "weir.toml").write_text(self._config(models, engine, front, plans or {}))
         self.log = open(self.folder / "log", "w+", encoding="utf-8")
+        self.weir, self.before = weir, before
+        self._start(ready)
+
+    def _start(self, ready=True):
         self.process = subprocess.Popen(
-            [weir, "serve", "--config", "weir.toml"], cwd=self.folder, stdout=self.log, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, env=clean_environment(), preexec_fn=before)
+            [self.weir, "serve", "--config", "weir.toml"], cwd=self.folder, stdout=self.log, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, env=clean_environment(), preexec_fn=self.before)
         try:
             if ready:
                 self.wait_ready()
@@ -90,6 +94,12 @@ class Server:
             self.process.wait()
             print(self.output())
             raise
+
+    def restart(self, kill=False):
+        """Ends the process, in order or by SIGKILL, and starts another in the same folder, with the same ports."""
+        self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        self.process.wait(timeout=60)
+        self._start()
 
     def _config(self, models, engine, front, plans):
         lines = ["[server]", 'host = "127.0.0.1"', f"port = {self.port}", f'metrics = "127.0.0.1:{self.metrics_port}"',
@@ -223,4 +233,4 @@ def together(work, items):
 def clean_environment():
     """Ours without what would change the server's configuration."""
     return {name: value for name, value in os.environ.items()
-            if not name.startswith(("WEIR_", "OPENAI_", "HF_")) and name not in ("PORT", "RUST_LOG")}
+            if not name.startswith(("WEIR_", "OPENAI_", "HF_")) and name not in ("PORT", "RUST_LOG", "DATABASE_URL", "DATABASE_URL_FILE", "DATABASE_OWNER_URL")}

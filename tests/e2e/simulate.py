@@ -202,7 +202,8 @@ def test_a_trace_ends_at_its_size_and_serving_goes_on(world):
         assert len(text) <= 4096
         assert text.splitlines()[-1] == '{"kind":"end","bytes_max":4096}', text[-200:]
         # A second server does not write over the trace of the first.
-        done = subprocess.run([world.weir, "serve", "fake", "--record", "t", "--port", "0", "--metrics", "off", "--admin", "off"],
+        done = subprocess.run([world.weir, "serve", "fake", "--record", "t", "--port", "0", "--metrics", "off", "--admin", "off",
+                               "--database", "sqlite:second.db"],
                               cwd=server.folder, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 1 and "exists" in done.stderr, done.stderr
         assert (server.folder / "t").read_text() == text
