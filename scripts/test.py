@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Run every test: cargo's, then the end-to-end cases in Python. The last line is `N passed, N failed`.
 
-With `--chaos`, only the server is killed, a thousand times. With `--prove`, only the proofs run (Rust modules named `proofs`, and the end-to-end modules below), at the full size of their
-figures instead of a size fit for every change, and their `figure=NAME value=V` lines are shown.
+With `--chaos`, only the server is killed, a thousand times. With `--prove`, only the proofs run (the Rust tests and the
+end-to-end modules below), at the full size of their figures instead of a size fit for every change, and their
+`figure=NAME value=V` lines are shown.
 
 Standard library only. What the end-to-end cases need (the official `openai` package, pinned in
 tests/e2e/requirements.txt) is installed into .weir/py: `pip install --target` asks for no root and no venv, and so works
@@ -23,7 +24,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WEIR_FOLDER = os.path.join(ROOT, ".weir")
 MODELS = os.path.join(WEIR_FOLDER, "models")
 REQUIREMENTS = os.path.join(ROOT, "tests", "e2e", "requirements.txt")
-# The end-to-end modules that prove something by numbers.
+# The Rust tests that prove something by numbers, by parts of their names, and the end-to-end modules that do.
+PROOF_TESTS = ["proofs::", "changes::whatever", "simulation::nobody_spends", "of_five_hundred", "partition::"]
 PROOFS = ["mutations.", "storms.", "drains.", "executors.", "devices.", "files.", "shares."]
 COUNTS = re.compile(r"(\d+) passed[,;] (\d+) failed")
 
@@ -102,7 +104,7 @@ def main():
 
     print("==> cargo test", flush=True)
     command = [cargo, "test", "--release", "--locked", "--workspace", "--no-fail-fast"]
-    passed, failed = counted(command + (["--", "--nocapture", "proofs::"] if prove else []), env=environment)
+    passed, failed = counted(command + (["--", "--nocapture", *PROOF_TESTS] if prove else []), env=environment)
     if prove:
         # What one build decides, another decides, too: the same digest without optimisation.
         print("==> cargo test, not optimised", flush=True)

@@ -88,6 +88,7 @@ pub(crate) async fn of_five_hundred_clients_ten_are_answered(on: Fixture) {
         let answered = clients.join_all().await.into_iter().filter(|answered| *answered).count();
         assert_eq!(answered, 10, "{name}");
     }
+    println!("figure=1.rounds value={} clients=500 answered=10 each", names.len());
     engine.shutdown(Duration::from_secs(10)).await;
     let all = sums(&store).await;
     assert_eq!(all.len(), names.len() * Period::ALL.len());

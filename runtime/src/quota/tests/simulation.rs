@@ -387,7 +387,7 @@ fn nobody_spends_what_was_not_granted_whatever_the_net_does() {
         sum.late += stats.late;
         sum.used += stats.used;
     }
-    println!("{schedules} schedules in {:.1} s: {sum:?}", began.elapsed().as_secs_f64());
+    println!("figure=1.schedules value={schedules} violations=0 took={:.1}s {sum:?}", began.elapsed().as_secs_f64());
     if schedules >= 500 {
         // Else nothing was shown.
         assert!(sum.granted > 10_000 && sum.refused > 10_000 && sum.expired > 500 && sum.restarts > 100, "{sum:?}");
