@@ -37,6 +37,7 @@ pub mod make_model;
 mod memory;
 mod metrics;
 mod node;
+mod outbox;
 mod outlet;
 pub mod probe;
 pub mod quota;
@@ -62,8 +63,9 @@ pub use executor::{DeviceChoice, executor_main};
 pub use gpu::gpu_main;
 pub use gpu_program::{GpuDevice, GpuFault, GpuProgram};
 pub use inspect::{ModelFault, ModelRefusal};
+pub use outbox::OUTBOX_BYTES_MAX;
 pub use recorder::RecordConfig;
-pub use stream::{FinishReason, OUTBOX_BYTES_MAX, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
+pub use stream::{FinishReason, StreamEvent, TokenLogprob, TokenStream, TopLogprob};
 pub use submission::{
     ChatMessage, EmbedInput, EmbedSubmission, Embeddings, Prompt, SamplingParams, StopReason, Submission, Usage,
 };

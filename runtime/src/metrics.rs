@@ -19,7 +19,7 @@ use crate::{
     device_metrics::DeviceMetrics,
     devices::DeviceStatus,
     node::NodeModel,
-    stream::Outbox,
+    outbox::Outbox,
     submission::Usage,
     telemetry::Board,
 };

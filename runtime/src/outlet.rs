@@ -4,7 +4,7 @@ use std::{ops::Deref, sync::Arc};
 
 use crate::{
     error::{FailureKind, RequestFailure},
-    stream::Outbox,
+    outbox::Outbox,
 };
 
 /// An outbox that is written to. Dropped before the terminal event, as when the engine thread panics, it writes one: no reader waits for

@@ -6,7 +6,8 @@ use weir_scheduler::{End, Nanos, TenantId};
 
 use super::{
     load::Load,
-    trace::{RecordedEnd, RecordedRequest, Trace},
+    recorded::{RecordedEnd, RecordedRequest},
+    trace::Trace,
 };
 
 /// Percentiles of a delay, in milliseconds, by nearest rank.

@@ -5,7 +5,8 @@ use weir_scheduler::{ModelId, ModelLimits, Nanos};
 
 use super::{
     least_squares::{TERMS, non_negative},
-    trace::{RecordedStep, Trace},
+    recorded::RecordedStep,
+    trace::Trace,
 };
 
 /// Steps of a model below which nothing is fitted: half of them are held out.

@@ -15,6 +15,7 @@ mod find;
 mod fit;
 mod least_squares;
 mod load;
+mod recorded;
 mod replay;
 mod table;
 mod trace;

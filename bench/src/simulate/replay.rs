@@ -9,7 +9,8 @@ use weir_scheduler::{Config, DeviceId, ModelId, Nanos, PoolId, Tenant, TenantId}
 use super::{
     costs::Costs,
     load::LoadOptions,
-    trace::{NUMBER_MAX, RecordedEnd, RecordedRequest, Trace},
+    recorded::{RecordedEnd, RecordedRequest},
+    trace::{NUMBER_MAX, Trace},
 };
 
 /// Blocks of a copy that nobody shares get numbers from here on, a range for each copy.

@@ -10,7 +10,7 @@ use crate::{
     devices::{DeviceError, DeviceStatus},
     error::{AddModelError, RequestFailure, SubmitError},
     executor::{link::LinkEvent, wire::LoadModel},
-    stream::Outbox,
+    outbox::Outbox,
     submission::Usage,
     why::{Explanation, Names},
 };
