@@ -17,6 +17,7 @@
 
 mod audit;
 mod change;
+mod checkpoints;
 mod error;
 mod idempotency;
 mod keys;
@@ -33,7 +34,14 @@ mod tx;
 mod value;
 mod webhooks;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 pub use audit::{Actor, ActorKind, AuditFault, AuditProof, AuditRow, Changed, Event, Origin};
 pub use change::Change;
@@ -85,6 +93,7 @@ impl Default for StoreOptions {
 pub struct Store {
     backend: Backend,
     origin: Arc<Origin>,
+    begun: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Clone)]
@@ -109,7 +118,7 @@ impl Store {
             Address::Sqlite(path) => Backend::Sqlite(sqlite::Sqlite::open(&path, options).await?),
             Address::Postgres => Backend::Postgres(postgres::Postgres::open(url, options).await?),
         };
-        Ok(Store { backend, origin: Arc::new(options.origin.clone()) })
+        Ok(Store { backend, origin: Arc::new(options.origin.clone()), begun: Arc::default() })
     }
 
     /// Which database it is.
@@ -122,6 +131,7 @@ impl Store {
 
     /// A transaction that only reads, at one moment's state.
     pub async fn read(&self) -> Result<Tx, StoreError> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
         match &self.backend {
             Backend::Sqlite(sqlite) => sqlite.read().await,
             Backend::Postgres(postgres) => postgres.read().await,
@@ -131,6 +141,7 @@ impl Store {
     /// A transaction that reads what belongs to one tenant. PostgreSQL shows it nothing else (row security); SQLite has no such
     /// thing, so each query names the tenant all the same.
     pub async fn read_as(&self, tenant: &str) -> Result<Tx, StoreError> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
         match &self.backend {
             Backend::Sqlite(sqlite) => sqlite.read().await,
             Backend::Postgres(postgres) => postgres.read_as(tenant).await,
@@ -139,10 +150,16 @@ impl Store {
 
     /// A transaction that writes. SQLite has one at a time, and the others wait.
     pub async fn write(&self) -> Result<Tx, StoreError> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
         match &self.backend {
             Backend::Sqlite(sqlite) => sqlite.write().await,
             Backend::Postgres(postgres) => postgres.write().await,
         }
+    }
+
+    /// How many transactions were begun since it was opened: what asks the store shows here, and what does not, does not.
+    pub fn transactions(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Begins an audited change by `actor` at `at_us`.

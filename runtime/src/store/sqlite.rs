@@ -1,4 +1,4 @@
-//! SQLite: one file, one process, one connection that writes and a few that read.
+//! SQLite: one file, one process, one connection that writes, a few that read, and one that moves the log into the file.
 //!
 //! WAL with `synchronous = FULL`: a commit is on the disk when it returns. No memory map, so that a failing disk is an error and
 //! not a signal. 3.51.3 is the first version without a defect in which a checkpoint loses committed pages.
@@ -17,7 +17,13 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{Dialect, StoreOptions, error::StoreError, schema, tx::Tx};
+use super::{
+    Dialect, StoreOptions,
+    checkpoints::{Checkpoints, Pace},
+    error::StoreError,
+    schema,
+    tx::Tx,
+};
 
 /// The first SQLite without the defect of its WAL.
 const LEAST: ((u32, u32, u32), &str) = ((3, 51, 3), "3.51.3");
@@ -29,6 +35,8 @@ const MODE: u32 = 0o600;
 pub(super) struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
+    beside: SqlitePool,
+    checkpoints: Arc<Checkpoints>,
     owner: Arc<Owner>,
 }
 
@@ -90,24 +98,29 @@ impl Sqlite {
                 .max_lifetime(None)
                 .test_before_acquire(false)
         };
-        let writer = common.clone().journal_mode(SqliteJournalMode::Wal);
+        let writer = common.clone().journal_mode(SqliteJournalMode::Wal).pragma("wal_autocheckpoint", "0");
         let writer: SqlitePool = pool(1).connect_with(writer).await?;
         check(&writer).await?;
         migrate(&writer, options).await?;
-        let readers = pool(options.connections.max(1)).connect_with(common.read_only(true)).await?;
-        Ok(Sqlite { writer, readers, owner: Arc::new(owner) })
+        let readers = pool(options.connections.max(1)).connect_with(common.clone().read_only(true)).await?;
+        let beside = pool(1).connect_lazy_with(common);
+        let checkpoints = Arc::new(Checkpoints::start(writer.clone(), beside.clone(), Pace::USUAL));
+        Ok(Sqlite { writer, readers, beside, checkpoints, owner: Arc::new(owner) })
     }
 
     pub(super) async fn read(&self) -> Result<Tx, StoreError> {
-        Ok(Tx::sqlite(self.readers.begin().await?))
+        Ok(Tx::sqlite(self.readers.begin().await?, None))
     }
 
     pub(super) async fn write(&self) -> Result<Tx, StoreError> {
-        Ok(Tx::sqlite(self.writer.begin_with("BEGIN IMMEDIATE").await?))
+        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(Tx::sqlite(tx, Some(self.checkpoints.commits().clone())))
     }
 
     pub(super) async fn close(self) {
+        drop(self.checkpoints);
         self.readers.close().await;
+        self.beside.close().await;
         self.writer.close().await;
         drop(self.owner);
     }

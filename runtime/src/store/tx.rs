@@ -1,8 +1,11 @@
 //! A transaction of either database.
 
+use std::sync::Arc;
+
 use sqlx::{Postgres, Sqlite, Transaction};
 
 use super::{
+    checkpoints::Commits,
     error::StoreError,
     value::{Row, Value},
 };
@@ -14,6 +17,8 @@ use super::{
 #[derive(Debug)]
 pub struct Tx {
     of: Of,
+    /// Where SQLite's commits are counted, of what writes.
+    commits: Option<Arc<Commits>>,
 }
 
 #[derive(Debug)]
@@ -37,12 +42,12 @@ macro_rules! bound {
 }
 
 impl Tx {
-    pub(super) fn sqlite(tx: Transaction<'static, Sqlite>) -> Self {
-        Tx { of: Of::Sqlite(tx) }
+    pub(super) fn sqlite(tx: Transaction<'static, Sqlite>, commits: Option<Arc<Commits>>) -> Self {
+        Tx { of: Of::Sqlite(tx), commits }
     }
 
     pub(super) fn postgres(tx: Transaction<'static, Postgres>) -> Self {
-        Tx { of: Of::Postgres(tx) }
+        Tx { of: Of::Postgres(tx), commits: None }
     }
 
     /// Whether it is PostgreSQL's.
@@ -50,7 +55,7 @@ impl Tx {
         matches!(self.of, Of::Postgres(_))
     }
 
-    /// Runs a statement; how many rows it changed.
+    /// Runs a statement; how many rows it changed. SQLite takes several at once, which share the values, and adds up the rows.
     pub async fn execute(&mut self, sql: &'static str, values: &[Value<'_>]) -> Result<u64, StoreError> {
         check(values)?;
         match &mut self.of {
@@ -105,6 +110,9 @@ impl Tx {
             Of::Sqlite(tx) => tx.commit().await,
             Of::Postgres(tx) => tx.commit().await,
         };
+        if let Some(commits) = self.commits {
+            commits.count();
+        }
         done.map_err(|error| StoreError::CommitUnknown(error.to_string()))
     }
 }
