@@ -1,8 +1,12 @@
 //! Measures the ledger: how long a bill waits until it is acknowledged, settles a second through the writer, both with 5 ms
 //! added to every commit, too, and the time to verify all rows. `cargo run --release --example ledger [ROWS] [postgres://...]`; without an address, SQLite in a
-//! new folder.
+//! new folder below `TMPDIR`, whose disk's own syncs are measured first: a wait is of one to two of them, and of the processor's
+//! time slices where others want it, too.
 
 use std::{
+    fs::File,
+    io::Write,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -101,6 +105,20 @@ async fn waits(store: &Store, options: WriterOptions) -> Result<[f64; 3], Failur
     Ok([waited.len() / 2, waited.len() * 99 / 100, waited.len() - 1].map(|at| waited[at].as_secs_f64() * 1e3))
 }
 
+/// How long it takes until 16 KiB are on the disk: the median and the 99th of a hundred, in milliseconds.
+fn syncs(folder: &Path) -> Result<[f64; 2], Failure> {
+    let mut file = File::create(folder.join("syncs"))?;
+    let mut took = Vec::new();
+    for _ in 0..200 {
+        let begin = Instant::now();
+        file.write_all(&[7; 16 << 10])?;
+        file.sync_data()?;
+        took.push(begin.elapsed());
+    }
+    took.sort_unstable();
+    Ok([50, 99].map(|share| took[took.len() * share / 100].as_secs_f64() * 1e3))
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
@@ -108,6 +126,8 @@ async fn main() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
     let url = args.next().unwrap_or_else(|| format!("sqlite:{}", folder.path().join("weir.db").display()));
     let store = Store::open(&url, &StoreOptions::default()).await?;
+    let [median, most] = syncs(folder.path())?;
+    println!("figure=5.sync_ms value={most:.1} p50={median:.1} unit=ms");
     let slow = WriterOptions { commit_delay: Duration::from_millis(5) };
     for (name, options) in [("wait", WriterOptions::default()), ("wait_slow", slow.clone())] {
         let [median, most, longest] = waits(&store, options).await?;

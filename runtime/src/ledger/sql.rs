@@ -1,4 +1,4 @@
-//! Rows into the store, in one statement for a whole group.
+//! Rows into the store, in one way to it for a whole group.
 
 use std::collections::BTreeMap;
 
@@ -17,45 +17,44 @@ use crate::{
 /// A row that was made, and what it says.
 pub(super) type Made<'a> = (Row<'static>, &'a Record<'static>);
 
-const INSERT_SQLITE: &str = "INSERT INTO ledger (epoch, seq, at_us, kind, tenant, request, model, key, device_ns, \
-     prompt_tokens, completion_tokens, body, hash) SELECT $2, value ->> 0, value ->> 1, value ->> 2, value ->> 3, \
+/// All of it at once, because each statement is a way to SQLite's thread and back. Read from JSON in its binary form, which is
+/// parsed once and not once for each column.
+const WRITE_SQLITE: &str = "UPDATE epochs SET head = $2 WHERE epoch = $1 AND ended_us IS NULL; \
+     INSERT INTO ledger (epoch, seq, at_us, kind, tenant, request, model, key, device_ns, \
+     prompt_tokens, completion_tokens, body, hash) SELECT $1, value ->> 0, value ->> 1, value ->> 2, value ->> 3, \
      value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9, value ->> 10, unhex(value ->> 11) \
-     FROM json_each($1)";
-const INSERT_POSTGRES: &str = "INSERT INTO ledger (epoch, seq, at_us, kind, tenant, request, model, key, device_ns, \
-     prompt_tokens, completion_tokens, body, hash) SELECT $2::bigint, (r ->> 0)::bigint, (r ->> 1)::bigint, r ->> 2, \
-     r ->> 3, r ->> 4, r ->> 5, r ->> 6, (r ->> 7)::bigint, (r ->> 8)::bigint, (r ->> 9)::bigint, r ->> 10, \
-     decode(r ->> 11, 'hex') FROM json_array_elements($1::json) AS r";
-
-const USAGE_SQLITE: &str = "INSERT INTO usage_days (day, tenant, model, key, plan, device_class, requests, device_ns, \
+     FROM jsonb_each($3) WHERE EXISTS (SELECT 1 FROM epochs WHERE epoch = $1 AND ended_us IS NULL); \
+     INSERT INTO usage_days (day, tenant, model, key, plan, device_class, requests, device_ns, \
      prompt_tokens, completion_tokens) SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, \
-     value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9 FROM json_each($1) WHERE true \
+     value ->> 5, value ->> 6, value ->> 7, value ->> 8, value ->> 9 FROM jsonb_each($4) \
+     WHERE EXISTS (SELECT 1 FROM epochs WHERE epoch = $1 AND ended_us IS NULL) \
      ON CONFLICT (tenant, day, model, key, plan, device_class) DO UPDATE SET \
      requests = usage_days.requests + excluded.requests, device_ns = usage_days.device_ns + excluded.device_ns, \
      prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens, \
      completion_tokens = usage_days.completion_tokens + excluded.completion_tokens";
-const USAGE_POSTGRES: &str = "INSERT INTO usage_days (day, tenant, model, key, plan, device_class, requests, \
-     device_ns, \
+
+/// The same in one statement, for the same reason. What is inserted looks at `head`, so the epoch's row is changed, and locked, first.
+const WRITE_POSTGRES: &str = "WITH head AS (UPDATE epochs SET head = $2 WHERE epoch = $1 AND ended_us IS NULL \
+     RETURNING epoch), \
+     rows AS (INSERT INTO ledger (epoch, seq, at_us, kind, tenant, request, model, key, device_ns, \
+     prompt_tokens, completion_tokens, body, hash) SELECT $1, (r ->> 0)::bigint, (r ->> 1)::bigint, r ->> 2, \
+     r ->> 3, r ->> 4, r ->> 5, r ->> 6, (r ->> 7)::bigint, (r ->> 8)::bigint, (r ->> 9)::bigint, r ->> 10, \
+     decode(r ->> 11, 'hex') FROM json_array_elements($3::json) AS r WHERE EXISTS (SELECT 1 FROM head)), \
+     days AS (INSERT INTO usage_days (day, tenant, model, key, plan, device_class, requests, device_ns, \
      prompt_tokens, completion_tokens) SELECT (r ->> 0)::bigint, r ->> 1, r ->> 2, r ->> 3, r ->> 4, r ->> 5, \
      (r ->> 6)::bigint, (r ->> 7)::bigint, (r ->> 8)::bigint, (r ->> 9)::bigint FROM \
-     json_array_elements($1::json) AS r \
+     json_array_elements($4::json) AS r WHERE EXISTS (SELECT 1 FROM head) \
      ON CONFLICT (tenant, day, model, key, plan, device_class) DO UPDATE SET \
      requests = usage_days.requests + excluded.requests, device_ns = usage_days.device_ns + excluded.device_ns, \
      prompt_tokens = usage_days.prompt_tokens + excluded.prompt_tokens, \
-     completion_tokens = usage_days.completion_tokens + excluded.completion_tokens";
+     completion_tokens = usage_days.completion_tokens + excluded.completion_tokens) \
+     SELECT COUNT(*) FROM head";
 
 /// Writes rows that follow each other in one chain, what they add to the usage of their days, and the chain's new
 /// head. An epoch that somebody has ended takes none.
 pub(super) async fn insert(tx: &mut Tx, made: &[Made<'_>]) -> Result<(), LedgerError> {
     let Some((last, _)) = made.last() else { return Ok(()) };
-    // The epoch's row is locked from here to the commit: whoever reads it with a lock knows how the commit went.
-    let head = "UPDATE epochs SET head = $2 WHERE epoch = $1 AND ended_us IS NULL";
-    if tx.execute(head, args![last.epoch, &last.hash.0]).await? != 1 {
-        return Err(LedgerError::Ended { epoch: last.epoch });
-    }
-    let sql = if tx.is_postgres() { INSERT_POSTGRES } else { INSERT_SQLITE };
     let rows: Vec<_> = made.iter().map(|(row, _)| columns(row)).collect();
-    tx.execute(sql, args![&json(&rows)?, last.epoch]).await?;
-
     let mut days: BTreeMap<(i64, [&str; 5]), [i64; 4]> = BTreeMap::new();
     for (row, record) in made {
         if let Record::Settle(settle) | Record::Recovered(settle) = record {
@@ -65,13 +64,17 @@ pub(super) async fn insert(tx: &mut Tx, made: &[Made<'_>]) -> Result<(), LedgerE
             }
         }
     }
-    if !days.is_empty() {
-        let sql = if tx.is_postgres() { USAGE_POSTGRES } else { USAGE_SQLITE };
-        let usage: Vec<_> =
-            days.iter().map(|((day, [t, m, k, p, c]), [r, d, i, o])| (day, t, m, k, p, c, r, d, i, o)).collect();
-        tx.execute(sql, args![&json(&usage)?]).await?;
-    }
-    Ok(())
+    let usage: Vec<_> =
+        days.iter().map(|((day, [t, m, k, p, c]), [r, d, i, o])| (day, t, m, k, p, c, r, d, i, o)).collect();
+    let (rows, usage) = (json(&rows)?, json(&usage)?);
+    let values = args![last.epoch, &last.hash.0, &rows, &usage];
+    // The epoch's row is locked from here to the commit: whoever reads it with a lock knows how the commit went. All is written, or
+    // nothing.
+    let ended = match tx.is_postgres() {
+        true => tx.rows(WRITE_POSTGRES, values).await?.first().map(|row| row.fields().int()).transpose()? != Some(1),
+        false => tx.execute(WRITE_SQLITE, values).await? == 0,
+    };
+    if ended { Err(LedgerError::Ended { epoch: last.epoch }) } else { Ok(()) }
 }
 
 /// Whether a request has this very bill; nothing if it has none.
