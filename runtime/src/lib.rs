@@ -37,6 +37,7 @@ pub mod make_model;
 mod memory;
 mod metrics;
 mod node;
+mod numbers;
 mod outbox;
 mod outlet;
 pub mod probe;

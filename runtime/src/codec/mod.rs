@@ -154,14 +154,19 @@ impl Codec {
 /// The first private-use character that occurs in no message. One pass marks what occurs: a search for each of the 6,400
 /// in turn is 6,400 passes where a conversation ends with all of them.
 fn free_mark(messages: &[ChatMessage]) -> Option<char> {
-    const FIRST: u32 = 0xe000;
-    let mut used = [false; 0xf900 - FIRST as usize];
-    for c in messages.iter().flat_map(|m| m.content.chars().chain(m.name.as_deref().unwrap_or_default().chars())) {
-        if let Some(slot) = u32::from(c).checked_sub(FIRST).and_then(|at| used.get_mut(at as usize)) {
-            *slot = true;
-        }
+    const FIRST: char = '\u{e000}';
+    const LEN: usize = 0xf900 - FIRST as usize;
+    let place = |c: char| u32::from(c).checked_sub(FIRST.into()).map(|at| at as usize).filter(|at| *at < LEN);
+    let texts = messages.iter().flat_map(|m| [m.content.as_str(), m.name.as_deref().unwrap_or_default()]);
+    let mut taken = texts.flat_map(str::chars).filter_map(place).peekable();
+    // Almost always.
+    if taken.peek().is_none() {
+        return Some(FIRST);
     }
-    (FIRST..).zip(used).find(|(_, used)| !used).and_then(|(c, _)| char::from_u32(c))
+    let mut used = [false; LEN];
+    taken.for_each(|at| used[at] = true);
+    let free = used.iter().position(|used| !used)?;
+    char::from_u32(u32::from(FIRST) + free as u32)
 }
 
 const BYTES: [u8; 256] = {

@@ -32,7 +32,7 @@ mod why;
 pub(crate) use self::books::{Ledger, unix_us};
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     path::PathBuf,
     sync::Arc,
     task::Waker,
@@ -62,6 +62,7 @@ use crate::{
     error::{EngineError, FailureKind, SubmitError},
     executor::{link::LinkEvent, wire::LoadModel},
     metrics::Metrics,
+    numbers::NumberMap,
     recorder::Recorder,
     status::Status,
 };
@@ -122,8 +123,8 @@ pub(crate) struct Node {
     recorder: Recorder,
     status: Arc<Status>,
     started: Option<oneshot::Sender<Result<(), EngineError>>>,
-    sequences: HashMap<RequestId, Live>,
-    groups: HashMap<GroupId, Group>,
+    sequences: NumberMap<RequestId, Live>,
+    groups: NumberMap<GroupId, Group>,
     /// Came while the executor was being restarted; they still count as the inbox's, and so are bounded.
     door: VecDeque<Submit>,
     /// What a lost device was running and is to go on.
@@ -196,8 +197,8 @@ impl Node {
             recorder: parts.recorder,
             status: parts.status,
             started: Some(parts.started),
-            sequences: HashMap::new(),
-            groups: HashMap::new(),
+            sequences: NumberMap::default(),
+            groups: NumberMap::default(),
             door: VecDeque::new(),
             returning: Vec::new(),
             quarantine: Quarantine::new(parts.secret),

@@ -17,7 +17,10 @@ use super::{
     group::Group,
     message::{GroupId, SubmitWork},
 };
-use crate::why::{Explanation, Names, Place, RequestState};
+use crate::{
+    numbers::NumberMap,
+    why::{Explanation, Names, Place, RequestState},
+};
 
 /// Ended requests that can still be asked for, over all tenants; each has an equal part of it for itself.
 const ENDED_LEN_MAX: usize = 8192;
@@ -108,7 +111,7 @@ struct Record {
 /// One tenant's requests, by number and by id.
 #[derive(Debug, Default)]
 struct Table {
-    records: HashMap<u64, Record>,
+    records: NumberMap<u64, Record>,
     ids: HashMap<Arc<str>, u64>,
     /// Those that have ended, the oldest first.
     ended: VecDeque<u64>,
@@ -129,15 +132,16 @@ impl Table {
 /// Every request that can be asked for.
 #[derive(Debug)]
 pub(super) struct Records {
-    tables: HashMap<TenantId, Table>,
-    groups: HashMap<GroupId, (TenantId, u64)>,
+    tables: NumberMap<TenantId, Table>,
+    groups: NumberMap<GroupId, (TenantId, u64)>,
     numbers: u64,
     ended_len_max: usize,
 }
 
 impl Records {
     pub(super) fn new(tenants: usize) -> Records {
-        let mut records = Records { tables: HashMap::new(), groups: HashMap::new(), numbers: 0, ended_len_max: 0 };
+        let mut records =
+            Records { tables: NumberMap::default(), groups: NumberMap::default(), numbers: 0, ended_len_max: 0 };
         records.share_among(tenants);
         records
     }
