@@ -4,6 +4,7 @@
 //! keeps only hashes in memory; a key file is read once.
 
 use std::{
+    cell::RefCell,
     fmt, fs,
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
@@ -67,6 +68,11 @@ impl KeyHash {
     /// Whether two hashes are equal, in a time that does not depend on where they differ.
     pub(crate) fn matches(&self, other: &KeyHash) -> Choice {
         self.0.ct_eq(&other.0)
+    }
+
+    /// The hash itself.
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     /// All 64 digits.
@@ -146,15 +152,33 @@ pub(crate) fn plausible(key: &[u8]) -> bool {
     !key.is_empty() && key.len() <= KEY_BYTES_MAX && key.iter().all(u8::is_ascii_graphic)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Two digits for each byte. Not by the formatter, which takes a few hundred instructions a byte: every request has ids.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
+
+/// Random bytes of one id.
+const ID_BYTES: usize = 12;
+/// Ids that a thread draws at once: every request has two, and the system is a way to go.
+const IDS_DRAWN: usize = 32;
 
 /// Random hexadecimal digits for ids; not secret.
 pub(crate) fn random_id() -> String {
-    let mut bits = [0u8; 12];
-    match getrandom::fill(&mut bits) {
-        Ok(()) => hex(&bits),
+    thread_local! {
+        static DRAWN: RefCell<Vec<[u8; ID_BYTES]>> = const { RefCell::new(Vec::new()) };
+    }
+    let drawn = DRAWN.with_borrow_mut(|drawn| {
+        if drawn.is_empty() {
+            let mut bits = [[0; ID_BYTES]; IDS_DRAWN];
+            getrandom::fill(bits.as_flattened_mut())?;
+            drawn.extend(bits);
+        }
+        Ok::<_, getrandom::Error>(drawn.pop().unwrap_or_default())
+    });
+    match drawn {
+        Ok(bits) => hex(&bits),
         // Ids need not be secret, only distinct.
         Err(_) => {
             use std::sync::atomic::{AtomicU64, Ordering};
@@ -174,6 +198,13 @@ mod tests {
         assert_eq!(a.reveal().len(), PREFIX.len() + 64);
         assert_ne!(a.reveal(), b.reveal());
         assert!(!format!("{a:?}").contains(&a.reveal()[5..]));
+    }
+
+    #[test]
+    fn ids_are_distinct_beyond_those_that_are_drawn_at_once() {
+        let ids: std::collections::BTreeSet<String> = (0..3 * IDS_DRAWN).map(|_| random_id()).collect();
+        assert_eq!(ids.len(), 3 * IDS_DRAWN);
+        assert!(ids.iter().all(|id| id.len() == 2 * ID_BYTES));
     }
 
     #[test]

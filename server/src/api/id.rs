@@ -26,13 +26,21 @@ const BYTES_MAX: usize = 128;
 pub struct RequestId(pub Arc<str>);
 
 /// Gives the request its id, and writes one line about it when its status is known.
-pub(super) async fn tag(mut request: Request, next: Next) -> Response {
+pub(super) async fn tag(request: Request, next: Next) -> Response {
+    tagged(request, |request| next.run(request)).await
+}
+
+/// The same around any work.
+pub(super) async fn tagged<W: Future<Output = Response>>(
+    mut request: Request,
+    work: impl FnOnce(Request) -> W,
+) -> Response {
     let id: Arc<str> = accepted(request.headers()).unwrap_or_else(|| format!("req-{}", random_id())).into();
     request.extensions_mut().insert(RequestId(id.clone()));
     let (method, path) = (request.method().clone(), excerpt(request.uri().path()));
     let has_body = !request.body().is_end_stream();
     let begin = Instant::now();
-    let mut response = next.run(request).await;
+    let mut response = work(request).await;
     if has_body && response.extensions().get::<BodyUnread>().is_some() {
         // hyper closes where it finds more of the body than it has at hand, without a word: a client that believes the
         // connection open loses its next request.

@@ -20,9 +20,8 @@ mod record;
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Extension,
     body::Body,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -66,13 +65,7 @@ pub(super) struct Keyed {
 }
 
 /// Around whatever costs device time: lets a request with a key run once.
-pub(super) async fn once(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    Extension(meter): Extension<Meter>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn once(app: Arc<App>, caller: Caller, meter: Meter, request: Request, next: Next) -> Response {
     let key = match key(request.headers()) {
         Ok(Some(key)) => key,
         Ok(None) => return next.run(request).await,

@@ -1,7 +1,8 @@
 //! The routes: each handler reads a body, hands the engine a submission, and writes what comes back.
 //!
-//! Every request passes two layers on the root router, so that a route added later cannot forget them: an id in and
-//! out, and a caller from its key for every path that is not in [`PUBLIC`].
+//! Every request passes a layer on the root router, so that a route added later cannot forget it: an id in and
+//! out, and a caller from its key for every path that is not in [`PUBLIC`]. There is one more around what costs device time. Each of
+//! axum's layers copies all that is within it for every request, so two things that always go together are one layer.
 
 pub(crate) mod admin;
 mod body;
@@ -23,6 +24,7 @@ mod respond;
 pub(crate) mod usage;
 
 use std::{
+    fmt::Write as _,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -31,14 +33,13 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{MatchedPath, Request, State},
     http::{HeaderValue, header},
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use sha2::{Digest, Sha256};
 use weir_runtime::{Engine, ModelCard, SubmitError, store::Store};
 
 use crate::{
@@ -49,6 +50,7 @@ use crate::{
         Caller, Door, Identity, Now,
         routes::{Access, access, methods},
     },
+    keys::hex,
     openapi,
     webhooks::Webhooks,
 };
@@ -176,8 +178,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completion::handle))
         .route("/v1/embeddings", post(embedding::handle))
-        .route_layer(from_fn_with_state(app.clone(), idempotency::once))
-        .route_layer(from_fn_with_state(app.clone(), limits::limit));
+        .route_layer(from_fn_with_state(app.clone(), meter));
     Router::new()
         .merge(costly)
         .route("/v1/models", get(models::list))
@@ -193,8 +194,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::serve))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(app.clone(), guard))
-        .layer(from_fn(id::tag))
+        .layer(from_fn_with_state(app.clone(), enter))
         .with_state(app)
 }
 
@@ -207,8 +207,25 @@ pub fn metrics_router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// Around every route.
+async fn enter(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    id::tagged(request, |request| guard(app, request, next)).await
+}
+
+/// Around whatever costs device time.
+async fn meter(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (limiting, limited) = (app.clone(), caller.clone());
+    let work = |request, meter| idempotency::once(app, caller, meter, request, next);
+    limits::limit(&limiting, &limited, request, work).await
+}
+
 /// Turns the key into a [`Caller`], and asks whether it may, before anything of the body is read.
-async fn guard(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+async fn guard(app: Arc<App>, mut request: Request, next: Next) -> Response {
     if PUBLIC.contains(&request.uri().path()) {
         return next.run(request).await;
     }
@@ -273,17 +290,9 @@ fn what_was_asked(request: &Request) -> String {
 
 /// Changes whenever the same seed may draw differently: another build, other weights, another type of weights.
 fn fingerprint(card: &ModelCard) -> String {
-    let identity = format!(
-        "{}\n{}\n{}\n{}\n{}",
-        env!("CARGO_PKG_VERSION"),
-        card.name,
-        card.architecture,
-        card.quantization,
-        card.parameters
-    );
-    let digest = Sha256::digest(identity);
-    let hex: String = digest.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    format!("fp_{hex}")
+    let mut identity = [env!("CARGO_PKG_VERSION"), &card.name, &card.architecture, &card.quantization].join("\n");
+    let _ = write!(identity, "\n{}", card.parameters);
+    format!("fp_{}", hex(&blake3::hash(identity.as_bytes()).as_bytes()[..5]))
 }
 
 /// Seconds since 1970.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::keys::random_id;
+use crate::keys::{hex, random_id};
 
 /// 64 hexadecimal digits and the end of a line; more is not read.
 const FILE_BYTES_MAX: u64 = 128;
@@ -53,7 +53,7 @@ impl Pepper {
     /// Tells one pepper from another without telling it: a store keeps this beside its keys, so that a server with the
     /// wrong file says so at its start and does not refuse every key.
     pub fn mark(&self) -> String {
-        self.hash("weir pepper mark v1", &[]).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.hash("weir pepper mark v1", &[])[..8])
     }
 }
 
@@ -94,7 +94,7 @@ fn write(path: &Path, pepper: &Pepper) -> Result<(), PepperError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(fail)?;
     }
     let beside = path.with_file_name(format!(".pepper-{}", random_id()));
-    let digits: String = pepper.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = hex(&pepper.0);
     let written = fs::OpenOptions::new()
         .write(true)
         .create_new(true)

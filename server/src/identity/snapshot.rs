@@ -213,7 +213,7 @@ impl Snapshot {
     }
 
     fn place(&self, hash: &KeyHash) -> [u8; 32] {
-        self.pepper.hash("weir plain key v1", &[hash.hex().as_bytes()])
+        self.pepper.hash("weir plain key v1", &[hash.bytes()])
     }
 
     /// Whose key this is. Unknown, wrong, revoked and expired all read alike, and cost alike: all keys are looked for by

@@ -99,18 +99,19 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     for name in ["tools", "functions", "function_call"] {
         fields.refuse(name, NO_TOOLS)?;
     }
-    fields.only("tool_choice", &[json!("none")], NO_TOOLS)?;
+    fields.only("tool_choice", |choice| choice == "none", NO_TOOLS)?;
     fields.boolean("parallel_tool_calls")?;
-    fields.only("response_format", &[json!({"type": "text"})], "Only {\"type\": \"text\"} is supported.")?;
+    let text = |format: &Value| *format == json!({"type": "text"});
+    fields.only("response_format", text, "Only {\"type\": \"text\"} is supported.")?;
     fields.refuse("audio", TEXT_ONLY)?;
-    fields.only("modalities", &[json!(["text"])], TEXT_ONLY)?;
+    fields.only("modalities", |list| *list == json!(["text"]), TEXT_ONLY)?;
     fields.refuse("prediction", "Predicted outputs are not supported.")?;
     fields.refuse("reasoning_effort", "No model here takes it.")?;
     fields.refuse("verbosity", "No model here takes it.")?;
     fields.refuse("web_search_options", "This server does not search.")?;
-    fields.only("store", &[json!(false)], "Nothing is stored.")?;
-    fields.only("service_tier", &[json!("auto"), json!("default")], "There is one tier.")?;
-    fields.only("prompt_cache_retention", &[json!("in_memory")], "The prefix cache is in memory.")?;
+    fields.only("store", |store| *store == false, "Nothing is stored.")?;
+    fields.only("service_tier", |tier| tier == "auto" || tier == "default", "There is one tier.")?;
+    fields.only("prompt_cache_retention", |kept| kept == "in_memory", "The prefix cache is in memory.")?;
     fields.refuse("best_of", "Ask for 'n' choices instead.")?;
     fields.refuse("echo", "Chat does not repeat its prompt.")?;
     fields.refuse("suffix", "Text is not filled in.")?;
@@ -160,7 +161,7 @@ fn message(index: usize, value: Value) -> Result<Message, ApiError> {
     }
     fields.refuse("audio", TEXT_ONLY)?;
     fields.refuse("refusal", "Refusals are text here.")?;
-    fields.only("annotations", &[json!([])], "Answers carry none.")?;
+    fields.only("annotations", |list| *list == json!([]), "Answers carry none.")?;
     let content = content(&mut fields)?;
     let name = name(&mut fields)?;
     fields.finish()?;

@@ -1,7 +1,7 @@
 //! `POST /v1/completions`: the body.
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
@@ -80,7 +80,7 @@ impl CompletionRequest {
     /// Parses a body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::new("", parse_object(body)?);
-        fields.only("best_of", &[json!(1)], "Ask for 'n' choices instead.")?;
+        fields.only("best_of", |best| *best == 1, "Ask for 'n' choices instead.")?;
         fields.refuse("suffix", "Text is not filled in.")?;
         let model = model(&mut fields)?;
         let prompt = prompts(&mut fields, "prompt", PROMPTS_LEN_MAX)?;

@@ -226,7 +226,7 @@ fn stream_options(fields: &mut Fields) -> Result<Option<StreamOptions>, ApiError
         include_usage: options.boolean("include_usage")?,
         continuous_usage_stats: options.boolean("continuous_usage_stats")?,
     };
-    options.only("include_obfuscation", &[Value::Bool(false)], "Events are not padded.")?;
+    options.only("include_obfuscation", |wanted| *wanted == false, "Events are not padded.")?;
     options.finish()?;
     Ok(Some(read))
 }

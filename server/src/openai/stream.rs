@@ -36,12 +36,19 @@ pub(crate) enum Progress {
 /// The writer of one stream.
 #[derive(Debug)]
 pub(crate) struct Encoder {
-    shape: Shape,
-    head: Head,
+    chunk: Chunk,
+    logprobs_top: Option<u32>,
     options: StreamOptions,
     prompt_tokens: u32,
     /// One for each choice.
     choices: Vec<Choice>,
+}
+
+/// What is written for each event: only the choices and the usage change from one to the next.
+#[derive(Debug)]
+enum Chunk {
+    Chat(ChatChunk),
+    Completion(Completion),
 }
 
 #[derive(Debug, Clone, Default)]
@@ -52,7 +59,28 @@ struct Choice {
 
 impl Encoder {
     pub(crate) fn new(shape: Shape, head: Head, options: StreamOptions, prompt_tokens: u32, choices: usize) -> Self {
-        Encoder { shape, head, options, prompt_tokens, choices: vec![Choice::default(); choices] }
+        let Head { id, created, model, system_fingerprint, logprobs_top } = head;
+        let chunk = match shape {
+            Shape::Chat => Chunk::Chat(ChatChunk {
+                id,
+                object: "chat.completion.chunk",
+                created,
+                model,
+                system_fingerprint,
+                choices: Vec::new(),
+                usage: None,
+            }),
+            Shape::Completion => Chunk::Completion(Completion {
+                id,
+                object: "text_completion",
+                created,
+                model,
+                system_fingerprint,
+                choices: Vec::new(),
+                usage: None,
+            }),
+        };
+        Encoder { chunk, logprobs_top, options, prompt_tokens, choices: vec![Choice::default(); choices] }
     }
 
     /// Appends an event's lines to `out`.
@@ -97,42 +125,44 @@ impl Encoder {
     }
 
     fn open(&mut self, index: u32, out: &mut String) {
+        let usage = self.usage_so_far();
         let Some(choice) = self.choices.get_mut(index as usize) else { return };
-        if !std::mem::replace(&mut choice.opened, true) && self.shape == Shape::Chat {
+        if !std::mem::replace(&mut choice.opened, true)
+            && let Chunk::Chat(chunk) = &mut self.chunk
+        {
             let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
-            let choice = ChatDelta { index, delta, logprobs: None, finish_reason: None };
-            event(&self.chat_chunk(vec![choice], self.usage_so_far()), out);
+            chunk.tell(Some(ChatDelta { index, delta, logprobs: None, finish_reason: None }), usage, out);
         }
     }
 
     fn chunk(
-        &self,
+        &mut self,
         index: u32,
         text: Option<String>,
         logprobs: Vec<TokenLogprob>,
         finish_reason: Option<&'static str>,
         out: &mut String,
     ) {
-        let top = self.head.logprobs_top.filter(|_| !logprobs.is_empty());
-        match self.shape {
-            Shape::Chat => {
+        let usage = self.usage_so_far();
+        let top = self.logprobs_top.filter(|_| !logprobs.is_empty());
+        match &mut self.chunk {
+            Chunk::Chat(chunk) => {
                 let delta = Delta { role: None, content: text };
                 let logprobs = top.map(|_| ChatLogprobs::new(logprobs));
-                let choice = ChatDelta { index, delta, logprobs, finish_reason };
-                event(&self.chat_chunk(vec![choice], self.usage_so_far()), out);
+                chunk.tell(Some(ChatDelta { index, delta, logprobs, finish_reason }), usage, out);
             }
-            Shape::Completion => {
+            Chunk::Completion(chunk) => {
                 let logprobs = top.map(|top| CompletionLogprobs::new(logprobs, top));
                 let choice = CompletionChoice { text: text.unwrap_or_default(), index, logprobs, finish_reason };
-                event(&self.completion_chunk(vec![choice], self.usage_so_far()), out);
+                chunk.tell(Some(choice), usage, out);
             }
         }
     }
 
-    fn usage_chunk(&self, usage: Usage, out: &mut String) {
-        match self.shape {
-            Shape::Chat => event(&self.chat_chunk(Vec::new(), Some(Some(usage))), out),
-            Shape::Completion => event(&self.completion_chunk(Vec::new(), Some(Some(usage))), out),
+    fn usage_chunk(&mut self, usage: Usage, out: &mut String) {
+        match &mut self.chunk {
+            Chunk::Chat(chunk) => chunk.tell(None, Some(Some(usage)), out),
+            Chunk::Completion(chunk) => chunk.tell(None, Some(Some(usage)), out),
         }
     }
 
@@ -144,29 +174,23 @@ impl Encoder {
         }
         (self.options.include_usage == Some(true)).then_some(None)
     }
+}
 
-    fn chat_chunk(&self, choices: Vec<ChatDelta>, usage: Option<Option<Usage>>) -> ChatChunk {
-        ChatChunk {
-            id: self.head.id.clone(),
-            object: "chat.completion.chunk",
-            created: self.head.created,
-            model: self.head.model.clone(),
-            system_fingerprint: self.head.system_fingerprint.clone(),
-            choices,
-            usage,
-        }
+impl ChatChunk {
+    fn tell(&mut self, choice: Option<ChatDelta>, usage: Option<Option<Usage>>, out: &mut String) {
+        self.choices.clear();
+        self.choices.extend(choice);
+        self.usage = usage;
+        event(self, out);
     }
+}
 
-    fn completion_chunk(&self, choices: Vec<CompletionChoice>, usage: Option<Option<Usage>>) -> Completion {
-        Completion {
-            id: self.head.id.clone(),
-            object: "text_completion",
-            created: self.head.created,
-            model: self.head.model.clone(),
-            system_fingerprint: self.head.system_fingerprint.clone(),
-            choices,
-            usage,
-        }
+impl Completion {
+    fn tell(&mut self, choice: Option<CompletionChoice>, usage: Option<Option<Usage>>, out: &mut String) {
+        self.choices.clear();
+        self.choices.extend(choice);
+        self.usage = usage;
+        event(self, out);
     }
 }
 

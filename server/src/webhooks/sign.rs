@@ -8,7 +8,7 @@ use std::fmt;
 
 use ring::hmac;
 
-use crate::keys::KeyError;
+use crate::keys::{KeyError, hex};
 
 /// The header.
 pub(crate) const HEADER: &str = "weir-signature";
@@ -43,10 +43,6 @@ pub(crate) fn signature(secret: &[u8], at: u64, body: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
     let tag = hmac::sign(&key, format!("{at}.{body}").as_bytes());
     format!("t={at},v1={}", hex(tag.as_ref()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

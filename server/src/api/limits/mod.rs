@@ -22,10 +22,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::{
-    Extension,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderValue, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use weir_runtime::{TenantId, store};
@@ -144,18 +142,18 @@ fn allowed(caller: &Caller) -> Allowed {
 }
 
 /// Before whatever costs device time: takes the request out of its tenant's minute, and says in the answer what is left.
-pub(super) async fn limit(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
+pub(super) async fn limit<W: Future<Output = Response>>(
+    app: &App,
+    caller: &Caller,
     mut request: Request,
-    next: Next,
+    work: impl FnOnce(Request, Meter) -> W,
 ) -> Response {
-    let allowed = allowed(&caller);
+    let allowed = allowed(caller);
     let seat = request.extensions().get::<Seat>().cloned();
     match app.limiter.enter(caller.tenant, allowed, seat.as_ref()) {
         Ok(meter) => {
             request.extensions_mut().insert(meter.clone());
-            let mut response = next.run(request).await;
+            let mut response = work(request, meter.clone()).await;
             meter.write(response.headers_mut());
             response
         }
