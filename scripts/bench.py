@@ -3,7 +3,8 @@
 
 Standard library only. Each part starts `weir serve` in an empty folder, drives it over HTTP, and leaves a result a level in
 bench/plots/NAME.jsonl and a chart in bench/plots/NAME.svg; start times, memory and the machine go into bench/plots/run.json.
-Every figure is printed as `figure=7.NAME value=V low=L high=H`, with void=true when something else used the machine: low and
+Every figure is printed as `figure=7.NAME value=V low=L high=H`
+(the front end's with keys and ledger as `figure=6.5.NAME`), with void=true when something else used the machine: low and
 high are the extremes over five parts of a level's steady window, or over repeats. The client shares the machine with the
 server, as a user's own client would. `--report` writes the tables of bench/RESULTS.md anew from those files.
 
@@ -41,7 +42,7 @@ CONCURRENCY = "1,2,4,8,16,32,64"
 # Open loops are offered these parts of the best rate that the closed loop found: up to saturation, and past it.
 LOADS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5)
 BUSY_MAX = 0.05  # of the machine, by others, before it starts
-PARTS = ("start", "smollm2", "minilm", "fake", "cpu")
+PARTS = ("start", "smollm2", "minilm", "fake", "cpu", "front")
 
 
 class Server:
@@ -86,6 +87,17 @@ class Server:
             for field, title in (("VmRSS", "resident"), ("RssAnon", "anonymous"), ("VmHWM", "peak")):
                 yield f"{name}_{title}_mb", int(status[field].split()[0]) / 1024
 
+    def cpu_seconds(self):
+        """What the server's process has used of the processors, all its threads and the kernel on their behalf."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def idle_us_per_second(self, seconds):
+        """Processor time that it takes while nobody asks for anything."""
+        before = self.cpu_seconds()
+        time.sleep(seconds)
+        return (self.cpu_seconds() - before) / seconds * 1e6
+
     def __enter__(self):
         return self
 
@@ -104,15 +116,15 @@ class Bench:
         self.seeds = itertools.count(1)  # a seed that a server has seen may have its prompts cached
         self.figures, self.void = {}, 0
 
-    def figure(self, name, value, low=None, high=None, void=False):
+    def figure(self, name, value, low=None, high=None, void=False, of="7"):
         low, high = value if low is None else low, value if high is None else high
         self.void += void
         self.figures[name] = {"value": value, "low": low, "high": high, "void": void}
-        print(f"figure=7.{name} value={value:.4g} low={low:.4g} high={high:.4g}" + (" void=true" if void else ""),
+        print(f"figure={of}.{name} value={value:.4g} low={low:.4g} high={high:.4g}" + (" void=true" if void else ""),
               flush=True)
 
-    def spread(self, name, values, void=False):
-        self.figure(name, statistics.median(values), min(values), max(values), void)
+    def spread(self, name, values, void=False, of="7"):
+        self.figure(name, statistics.median(values), min(values), max(values), void, of)
 
     def measure(self, server, model, name, *words, plot=True):
         """`weir bench serve` with these words; the results of its levels."""
@@ -205,6 +217,23 @@ class Bench:
                 for field in ("server_us_per_request", "executor_us_per_request", "client_us_per_request",
                               "request_throughput"):
                     self.spread(f"{kind}_{field}", [run[field] for run in runs], void)
+
+
+    def front(self, repeats):
+        """Processor time of the server for a chat of a few words that is answered in eight tokens: keys looked up, and each request in
+        the ledger, on the disk, before its end is told. What the server takes when nobody asks is left out."""
+        with Server(self.weir, [f"{FAKE}={FAKE_SHORT}"]) as server:
+            time.sleep(1)
+            idle = server.idle_us_per_second(5)
+            self.figure("idle_us_per_second", idle, of="6.5")
+            for kind, words in (("whole", ["--no-stream"]), ("streamed", ["--no-delta-counts"])):
+                runs = [self.measure(server, FAKE, f"front_{kind}", "--kind", "chat", "--concurrency", 64, "--seconds", 6,
+                                     "--warmup", 500, "--prompt-tokens", 4, "--output-tokens", 8, *words, plot=False)[0]
+                        for _ in range(min(3, repeats))]
+                void = not all(run["clean"] for run in runs)
+                beyond = [run["server_us_per_request"] - idle / run["request_throughput"] for run in runs]
+                self.spread(f"cpu_per_request_us_{kind}", beyond, void, of="6.5")
+                self.spread(f"requests_per_s_{kind}", [run["request_throughput"] for run in runs], void, of="6.5")
 
 
 def evict(*folders):
