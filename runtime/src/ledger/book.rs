@@ -11,7 +11,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    record::{Checkpoint, Lost, Open, OperatorKind, OperatorTimes, Record, Settle, Share, Text},
+    operator::{OperatorKind, OperatorTimes},
+    record::{Checkpoint, Lost, Open, Record, Settle, Share, Text},
     verify::Fault,
 };
 

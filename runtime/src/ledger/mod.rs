@@ -14,10 +14,12 @@
 //! **Never** reads a clock or knows the scheduler; See `docs/ledger.md`.
 
 mod anchor;
+mod body;
 mod book;
 mod epoch;
 mod error;
 mod month;
+mod operator;
 mod read;
 mod record;
 mod recover;
@@ -34,8 +36,9 @@ pub use book::{Account, Book, Stage, Unsettled};
 pub use epoch::{START_ROWS_MAX, begin, close, end};
 pub use error::LedgerError;
 pub use month::{Accounts, ChainEnd, Closing, Month, MonthFault, PublicKey, SigningKey, Usage};
+pub use operator::{OperatorKind, OperatorTimes};
 pub use read::{last_month, verify_store};
-pub use record::{Checkpoint, Kind, Lost, Open, OperatorKind, OperatorTimes, Record, Running, Settle, Share, Text};
+pub use record::{Checkpoint, Kind, Lost, Open, Record, Running, Settle, Share, Text};
 pub use recover::{STOPPED_BY_CRASH, recover};
 pub use row::{Chain, Hash, ROW_VERSION, Row};
 pub use verify::{BadRow, Fault, Head, Start, Verified, Verifier, verify};

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     book::{Account, Book, Stage, Unsettled},
-    record::{OperatorTimes, Record, Settle},
+    operator::OperatorTimes,
+    record::{Record, Settle},
     row::Hash,
     verify::{Head, Start},
 };
