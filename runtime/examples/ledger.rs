@@ -1,5 +1,6 @@
 //! Measures the ledger: how long a bill waits until it is acknowledged, settles a second through the writer, both with 5 ms
-//! added to every commit, too, and the time to verify all rows. `cargo run --release --example ledger [ROWS] [postgres://...]`; without an address, SQLite in a
+//! added to every commit, too, and the time to verify all rows, to close their month, and to verify that.
+//! `cargo run --release --example ledger [ROWS] [postgres://...]`; without an address, SQLite in a
 //! new folder below `TMPDIR`, whose disk's own syncs are measured first: a wait is of one to two of them, and of the processor's
 //! time slices where others want it, too.
 
@@ -15,7 +16,7 @@ use std::{
 };
 
 use weir_runtime::{
-    ledger::{self, Checkpoint, Entry, OperatorTimes, Record, Settle, Share, Writer, WriterOptions},
+    ledger::{self, Checkpoint, Entry, OperatorTimes, Record, Settle, Share, SigningKey, Writer, WriterOptions},
     store::{Store, StoreOptions},
 };
 
@@ -23,6 +24,8 @@ type Failure = Box<dyn std::error::Error>;
 
 /// A made-up minute of 2026.
 const AT_US: i64 = 1_795_000_000_000_000;
+/// From then on its month is over.
+const MONTH_US: i64 = 31 * 86_400_000_000;
 /// Bills whose wait is measured.
 const WAITS: i64 = 5_000;
 
@@ -139,6 +142,12 @@ async fn main() -> Result<(), Failure> {
     let seconds = begin.elapsed().as_secs_f64();
     println!("figure=5.verify_rows value={}", verified.rows);
     println!("figure=5.verify_seconds value={seconds:.2}");
+    let (begin, key) = (Instant::now(), SigningKey::from_seed(&[1; 32]));
+    let closed = ledger::close_months(&store, &key, AT_US + MONTH_US).await?;
+    println!("figure=5.close_seconds value={:.2} months={}", begin.elapsed().as_secs_f64(), closed.len());
+    let begin = Instant::now();
+    ledger::verify_store(&store, Some(&[key.public()])).await?;
+    println!("figure=5.verify_closed_seconds value={:.2}", begin.elapsed().as_secs_f64());
     println!("figure=5.settles_slow value={:.0}", settles(&store, rows.min(100_000), slow).await?);
     Ok(())
 }

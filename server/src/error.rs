@@ -349,6 +349,7 @@ fn missing_code(kind: &str) -> &'static str {
         "price" => "price_not_found",
         "webhook" => "webhook_not_found",
         "invoice" => "invoice_not_found",
+        "closed month" => "month_not_found",
         _ => "not_found",
     }
 }

@@ -117,3 +117,17 @@ def test_one_server_has_the_store_at_a_time(world):
         assert (server.folder / ".weir/weir.db").stat().st_mode & 0o777 == 0o600
     finally:
         server.close()
+
+
+def test_a_month_that_goes_on_is_not_closed(world):
+    server = Server(world.weir, {FAKE: "fake"})
+    try:
+        shell = Shell(world, server)
+        assert (server.folder / ".weir/ledger.key").stat().st_mode & 0o777 == 0o600
+        assert shell.json("weir ledger months") == []
+        assert "after its end" in shell.run("weir ledger close $(date -u +%Y-%m)", fails=True)
+        assert "no closed month" in shell.run("weir ledger archive $(date -u +%Y-%m) --into rows.ndjson", fails=True)
+        assert not (server.folder / "rows.ndjson").exists()
+        assert shell.json("weir ledger verify")["months"] == 0
+    finally:
+        server.close()

@@ -1,6 +1,6 @@
 //! Rows of the ledger for other programs, page by page.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::store::{Store, StoreError, args};
 
@@ -19,7 +19,8 @@ pub struct LedgerRange {
 }
 
 /// A row as it is exported: all columns, so that whoever has them can recompute the hash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExportedRow {
     /// Which life of which engine.
     pub epoch: i64,
@@ -63,24 +64,28 @@ impl LedgerRange {
             None => tx.rows(all, args![after.0, after.1, self.from_us, self.to_us, PAGE_LEN]).await?,
             Some(tenant) => tx.rows(own, args![after.0, after.1, self.from_us, self.to_us, PAGE_LEN, tenant]).await?,
         };
-        let read = |row: &crate::store::Row| {
-            let mut at = row.fields();
-            Ok(ExportedRow {
-                epoch: at.int()?,
-                seq: at.int()?,
-                at_us: at.int()?,
-                kind: at.text()?,
-                tenant: at.text_or_none()?,
-                request: at.text_or_none()?,
-                model: at.text_or_none()?,
-                key: at.text_or_none()?,
-                device_ns: at.int()?,
-                prompt_tokens: at.int()?,
-                completion_tokens: at.int()?,
-                body: at.text()?,
-                hash: at.bytes()?.iter().map(|byte| format!("{byte:02x}")).collect(),
-            })
-        };
-        rows.iter().map(read).collect()
+        rows.iter().map(ExportedRow::read).collect()
+    }
+}
+
+impl ExportedRow {
+    /// All columns, in the order of the fields here.
+    pub(crate) fn read(row: &crate::store::Row) -> Result<ExportedRow, StoreError> {
+        let mut at = row.fields();
+        Ok(ExportedRow {
+            epoch: at.int()?,
+            seq: at.int()?,
+            at_us: at.int()?,
+            kind: at.text()?,
+            tenant: at.text_or_none()?,
+            request: at.text_or_none()?,
+            model: at.text_or_none()?,
+            key: at.text_or_none()?,
+            device_ns: at.int()?,
+            prompt_tokens: at.int()?,
+            completion_tokens: at.int()?,
+            body: at.text()?,
+            hash: at.bytes()?.iter().map(|byte| format!("{byte:02x}")).collect(),
+        })
     }
 }

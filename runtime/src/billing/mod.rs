@@ -14,6 +14,7 @@ mod export;
 mod invoice;
 mod rates;
 mod sql;
+mod statement;
 #[cfg(test)]
 mod tests;
 mod usage;
@@ -22,5 +23,6 @@ pub use cost::Cost;
 pub use export::{ExportedRow, LedgerRange};
 pub use invoice::{Invoice, InvoiceLine, Sums};
 pub use rates::Rates;
-pub use sql::{CLOSED_AFTER, invoice, keep_invoices, usage};
+pub use sql::{invoice, keep_invoices, usage};
+pub use statement::{Unequal, unequal_invoices};
 pub use usage::{Dimension, GROUPS_LEN_MAX, GroupKey, TooManyGroups, Usage, UsageGroup, UsageRow};

@@ -1,15 +1,14 @@
 //! Usage and bills in the store.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
-use super::{Invoice, Rates, Sums, UsageRow};
+use super::{Invoice, Rates, Sums, UsageRow, statement::of_statement};
 use crate::{
+    ledger::{self, LedgerError, is_over},
     quota::calendar::{self, Period},
     store::{Row, Store, StoreError, Tx, args},
 };
 
-/// How long after a month's end its bill is made: rows of its last moments are written by then.
-pub const CLOSED_AFTER: Duration = Duration::from_secs(600);
 /// Rows read at a time.
 const PAGE_LEN: i64 = 5000;
 /// Months that are looked through for bills to be made.
@@ -61,20 +60,34 @@ pub async fn usage(
     }
 }
 
-/// A tenant's bill of the month that begins at `month_us`. That of a month which is over ([`CLOSED_AFTER`]) is computed once,
+/// A tenant's bill of the month that begins at `month_us`. That of a month which is over ([`is_over`]) is computed once,
 /// kept, and the same from then on, whatever becomes of the prices.
-pub async fn invoice(store: &Store, tenant: &str, month_us: i64, now_us: i64) -> Result<Invoice, StoreError> {
+///
+/// Of a month that is closed it is made of the signed statement. Where `signs` says that months are closed it waits for
+/// that; elsewhere it is of the days' use.
+pub async fn invoice(
+    store: &Store,
+    tenant: &str,
+    month_us: i64,
+    now_us: i64,
+    signs: bool,
+) -> Result<Invoice, StoreError> {
     let mut tx = store.read().await?;
     if let Some(kept) = kept(&mut tx, tenant, month_us).await? {
         return Ok(kept);
     }
     let price_ppm = tx.tenant(tenant).await?.settings.price_ppm;
     let prices = tx.prices().await?;
-    let mut rows = Vec::new();
-    usage(&mut tx, tenant, days_of(month_us), |row| rows.push(row)).await?;
+    let (rows, closed) = match statement(&mut tx, month_us).await? {
+        Some(statement) => (of_statement(&statement.month, tenant), true),
+        None => {
+            let mut rows = Vec::new();
+            usage(&mut tx, tenant, days_of(month_us), |row| rows.push(row)).await?;
+            (rows, is_over(month_us, now_us) && !signs)
+        }
+    };
     drop(tx);
     let rates = Rates { prices: &prices, price_ppm: &price_ppm };
-    let closed = is_closed(month_us, now_us);
     let made = Invoice::new(tenant, month_us, &rows, &rates, now_us, closed);
     if !closed {
         return Ok(made);
@@ -90,20 +103,31 @@ pub async fn invoice(store: &Store, tenant: &str, month_us: i64, now_us: i64) ->
 }
 
 /// Keeps the bills of the months that are over, of at most a year, and of at most 1,000 tenants in one call; how many.
-pub async fn keep_invoices(store: &Store, now_us: i64) -> Result<usize, StoreError> {
+/// `signs` is as for [`invoice`].
+pub async fn keep_invoices(store: &Store, now_us: i64, signs: bool) -> Result<usize, StoreError> {
     let sql = "SELECT DISTINCT u.tenant FROM usage_days u WHERE u.day >= $1 AND u.day <= $2 AND NOT EXISTS \
                (SELECT 1 FROM invoices i WHERE i.tenant = u.tenant AND i.month_us = $3) ORDER BY u.tenant LIMIT $4";
     let (mut made, mut month_us) = (0, Period::Month.begin(now_us));
     for _ in 0..MONTHS_BACK {
         month_us = Period::Month.before(month_us);
-        if !is_closed(month_us, now_us) {
+        if !is_over(month_us, now_us) {
             continue;
         }
-        let (first, last) = days_of(month_us);
+        let mut tx = store.read().await?;
         let left = TENANTS_AT_ONCE - made as i64;
-        let rows = store.read().await?.rows(sql, args![first, last, month_us, left.max(1)]).await?;
-        for found in &rows {
-            invoice(store, &found.fields().text()?, month_us, now_us).await?;
+        let tenants: Vec<String> = match statement(&mut tx, month_us).await? {
+            // Late bills are of a day that is in another month, so it is the statement that knows whose there are.
+            Some(statement) => without_invoice(&mut tx, &statement.month, month_us).await?,
+            None if signs => continue,
+            None => {
+                let (first, last) = days_of(month_us);
+                let rows = tx.rows(sql, args![first, last, month_us, left.max(1)]).await?;
+                rows.iter().map(|row| row.fields().text()).collect::<Result<_, _>>()?
+            }
+        };
+        drop(tx);
+        for tenant in tenants.iter().take(left.max(1) as usize) {
+            invoice(store, tenant, month_us, now_us, signs).await?;
             made += 1;
         }
         if made as i64 >= TENANTS_AT_ONCE {
@@ -111,6 +135,22 @@ pub async fn keep_invoices(store: &Store, now_us: i64) -> Result<usize, StoreErr
         }
     }
     Ok(made)
+}
+
+/// The tenants of a statement that have no bill of its month.
+async fn without_invoice(tx: &mut Tx, month: &ledger::Month, month_us: i64) -> Result<Vec<String>, StoreError> {
+    let rows = tx.rows("SELECT tenant FROM invoices WHERE month_us = $1", args![month_us]).await?;
+    let have = rows.iter().map(|row| row.fields().text()).collect::<Result<BTreeSet<_>, _>>()?;
+    let all: BTreeSet<&String> = month.usage.iter().map(|usage| &usage.tenant).collect();
+    Ok(all.into_iter().filter(|tenant| !have.contains(*tenant)).cloned().collect())
+}
+
+/// The statement of the month that begins then.
+async fn statement(tx: &mut Tx, month_us: i64) -> Result<Option<ledger::Statement>, StoreError> {
+    ledger::month_of(tx, month_us).await.map_err(|error| match error {
+        LedgerError::Store(error) => error,
+        other => StoreError::corrupt("months", &calendar::month_name(month_us), other),
+    })
 }
 
 async fn kept(tx: &mut Tx, tenant: &str, month_us: i64) -> Result<Option<Invoice>, StoreError> {
@@ -123,9 +163,4 @@ async fn kept(tx: &mut Tx, tenant: &str, month_us: i64) -> Result<Option<Invoice
 /// The first and the last day of a month.
 fn days_of(month_us: i64) -> (i64, i64) {
     (calendar::day_of(month_us), calendar::day_of(Period::Month.end(month_us)) - 1)
-}
-
-fn is_closed(month_us: i64, now_us: i64) -> bool {
-    let patience = i64::try_from(CLOSED_AFTER.as_micros()).unwrap_or(i64::MAX);
-    now_us >= Period::Month.end(month_us).saturating_add(patience)
 }

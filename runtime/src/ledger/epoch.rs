@@ -1,14 +1,17 @@
 //! Epochs begun, recovered and ended.
 
 use super::{
+    anchor,
     error::LedgerError,
     month::Month,
-    read::{last_month, read_on, start_of, verify_newest},
+    read::read_on,
     record::{Open, Record},
     recover::recover,
     row::{Chain, Hash},
     sql::{self, Made},
+    statement::{last_month, start_of},
     verify::Verifier,
+    whole::verify_newest,
 };
 use crate::{
     quota::{self, ReportOf},
@@ -26,7 +29,7 @@ pub const START_ROWS_MAX: i64 = 1_000_000;
 /// # Errors
 /// When a row was changed, or the store does not answer. Nothing is begun then.
 pub async fn begin(store: &Store, replica: &str, now_us: i64) -> Result<(Chain, Vec<i64>), LedgerError> {
-    let month = last_month(store).await?;
+    let month = last_month(store).await?.map(|statement| statement.month);
     let mut tx = store.read().await?;
     let sql = "SELECT epoch FROM epochs WHERE replica = $1 AND ended_us IS NULL ORDER BY epoch";
     let unended = tx.rows(sql, args![replica]).await?;
@@ -60,7 +63,7 @@ pub async fn begin(store: &Store, replica: &str, now_us: i64) -> Result<(Chain, 
 /// Ends an epoch: writes what its engine could not, gives its grants back, and lets nobody write to it any more. An
 /// epoch that has ended is left as it is.
 pub async fn close(store: &Store, epoch: i64, now_us: i64) -> Result<(), LedgerError> {
-    let month = last_month(store).await?;
+    let month = last_month(store).await?.map(|statement| statement.month);
     close_from(store, epoch, now_us, month.as_ref()).await
 }
 
@@ -97,8 +100,7 @@ async fn close_from(store: &Store, epoch: i64, now_us: i64, from: Option<&Month>
     let made: Vec<Made<'_>> = records.iter().map(|record| (chain.append(now_us, record), record)).collect();
     sql::insert(&mut tx, &made).await?;
     tx.execute("UPDATE epochs SET ended_us = $2 WHERE epoch = $1", args![epoch, now_us]).await?;
-    tx.commit().await?;
-    Ok(())
+    commit_noted(tx, now_us).await
 }
 
 /// Ends an epoch whose chain its own engine has closed, at its last row, and gives its grants back.
@@ -109,7 +111,17 @@ pub async fn end(store: &Store, chain: &Chain, now_us: i64) -> Result<(), Ledger
     if tx.execute(sql, args![chain.epoch, now_us, &chain.head.0]).await? != 1 {
         return Err(LedgerError::Ended { epoch: chain.epoch });
     }
-    Ok(tx.commit().await?)
+    commit_noted(tx, now_us).await
+}
+
+/// Notes where the chains stand, this epoch's end among them, and commits.
+async fn commit_noted(mut tx: Tx, now_us: i64) -> Result<(), LedgerError> {
+    let anchor = anchor::note(&mut tx, now_us).await?;
+    tx.commit().await?;
+    if let Some(anchor) = &anchor {
+        anchor::tell(anchor);
+    }
+    Ok(())
 }
 
 async fn give_grants_back(tx: &mut Tx, epoch: i64) -> Result<(), LedgerError> {

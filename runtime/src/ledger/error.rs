@@ -6,6 +6,62 @@ use super::{
 };
 use crate::store::StoreError;
 
+/// Why a month is not closed or archived, though nothing is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotNow {
+    /// It goes on, or its last rows may still come.
+    #[error("{month} can be closed ten minutes after its end")]
+    Open {
+        /// Which.
+        month: String,
+    },
+    /// Months are closed one after the other.
+    #[error("the next month to be closed is {next}, and not {month}")]
+    NotNext {
+        /// Which was asked for.
+        month: String,
+        /// Which is next.
+        next: String,
+    },
+    /// There is nothing to close.
+    #[error("there is no row in the ledger, and so no month to be closed")]
+    Empty,
+    /// It is not closed.
+    #[error("{month} is not closed")]
+    NotClosed {
+        /// Which.
+        month: String,
+    },
+    /// Its rows are gone.
+    #[error("{month} is archived: its rows are in the file that was made then")]
+    Archived {
+        /// Which.
+        month: String,
+    },
+    /// Requests of its last days may be repeated.
+    #[error("rows of {month} stay until two days after its end: a request of that time may be repeated by its key")]
+    Fresh {
+        /// Which.
+        month: String,
+    },
+    /// Months are archived one after the other.
+    #[error("{first} has to be archived before {month}")]
+    NotFirst {
+        /// Which was asked for.
+        month: String,
+        /// The oldest that is not archived.
+        first: String,
+    },
+    /// What was exported is not what is there.
+    #[error("what was exported is not the statement of {month} with its {rows} rows: export it again")]
+    OtherExport {
+        /// Which.
+        month: String,
+        /// How many rows it has.
+        rows: i64,
+    },
+}
+
 /// Why the ledger did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -16,8 +72,22 @@ pub enum LedgerError {
     #[error("the ledger was changed: {0}")]
     BadRow(#[from] BadRow),
     /// A month's statement is wrong.
-    #[error("a month's statement does not count: {0}")]
-    Month(#[from] MonthFault),
+    #[error("the statement of {month} does not count: {fault}")]
+    Month {
+        /// Such as `2026-11`.
+        month: String,
+        /// Why not.
+        fault: MonthFault,
+    },
+    /// Noted heads were changed, or are missing.
+    #[error("anchor {number} is not the one that was noted")]
+    Anchor {
+        /// Its place.
+        number: i64,
+    },
+    /// A month cannot be closed or archived now.
+    #[error("{0}")]
+    NotNow(#[from] NotNow),
     /// A record does not fit the rows before it, and was not written.
     #[error("the accounts do not add up, so nothing more is written: row {seq} of epoch {epoch}: {fault}")]
     Unsound {

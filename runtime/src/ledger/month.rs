@@ -3,14 +3,13 @@
 //! A statement cuts every chain after its last row that was written before the month's end. The rows up to there and
 //! after the statement before are the month's: each row is in exactly one month, by its place in the chain and not by
 //! a clock that may have stepped. For each chain it holds the place, the hash and, if the epoch goes on, the
-//! accounts, so that verifying can begin there; and the month's sums by tenant, model and key, from which the bills
-//! are made. It names the hash of the statement before.
+//! accounts, so that verifying can begin there; and the month's sums by tenant, model, key, plan, class and day, from
+//! which the bills are made. It names the hash of the statement before.
 //!
 //! It is text, as JSON, and what is signed is its bytes: Ed25519 (RFC 8032) over `weir month 1\n` and the text.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::collections::BTreeMap;
 
-use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -18,10 +17,10 @@ use super::{
     operator::OperatorTimes,
     record::{Record, Settle},
     row::Hash,
+    signing::PublicKey,
     verify::{Head, Start},
 };
-
-const SIGNED: &[u8] = b"weir month 1\n";
+use crate::quota::calendar;
 
 /// What came of a month.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,14 +57,23 @@ pub struct Usage {
     pub plan: String,
     /// The class of the devices; empty for requests that were charged nothing.
     pub class: String,
-    /// Requests settled.
-    pub requests: i64,
-    /// Device time charged.
-    pub device_ns: i64,
-    /// Tokens of prompts.
-    pub prompt_tokens: i64,
-    /// Tokens drawn.
-    pub completion_tokens: i64,
+    /// By the day on which bills were written, counted from 1970: one outside of the month was written by a clock that
+    /// had stepped, or late.
+    pub days: Vec<(i64, UsageSums)>,
+}
+
+/// Requests settled, device time charged, tokens of prompts, tokens drawn.
+pub type UsageSums = [i64; 4];
+
+impl Usage {
+    /// All days together.
+    pub fn sums(&self) -> UsageSums {
+        let mut sums = UsageSums::default();
+        for (_, day) in &self.days {
+            sums.iter_mut().zip(day).for_each(|(sum, part)| *sum = sum.saturating_add(*part));
+        }
+        sums
+    }
 }
 
 /// Tenant, model, key, plan and class.
@@ -73,7 +81,7 @@ type UsageKey<T = String> = [T; 5];
 
 impl Settle<'_> {
     /// What it adds to the usage of each class: requests, device time, tokens of prompts and tokens drawn.
-    pub fn usage(&self) -> impl Iterator<Item = (UsageKey<&str>, [i64; 4])> {
+    pub fn usage(&self) -> impl Iterator<Item = (UsageKey<&str>, UsageSums)> {
         let first = self.split.first().map_or("", |share| share.class.as_ref());
         let [tenant, model, key, plan] = [&self.tenant, &self.model, &self.key, &self.plan].map(|t| t.as_ref());
         let once = (first, [1, 0, self.prompt_tokens, self.completion_tokens]);
@@ -136,6 +144,15 @@ pub enum MonthFault {
     /// It does not follow the one before.
     #[error("it does not follow the statement of the month before")]
     Previous,
+    /// It stands in another month's place, or its hash in the store is another.
+    #[error("the store shows it as another's")]
+    Place,
+    /// Nobody who is trusted has signed it.
+    #[error("it was signed by {0}, which is none of the keys that were named")]
+    Signer(String),
+    /// The rows add up to something else.
+    #[error("the rows up to where it cuts them make another one")]
+    Rows,
 }
 
 /// Makes the statement of a month while its rows are read, in the order in which they are verified.
@@ -146,7 +163,7 @@ pub struct Closing {
     previous: String,
     closed_below: i64,
     chains: BTreeMap<i64, ChainEnd>,
-    usage: BTreeMap<UsageKey, [i64; 4]>,
+    usage: BTreeMap<UsageKey, BTreeMap<i64, UsageSums>>,
 }
 
 impl Closing {
@@ -163,11 +180,12 @@ impl Closing {
         }
     }
 
-    /// A row of this month that was verified. The caller knows where the cut is: see the page.
-    pub fn row(&mut self, record: &Record<'_>) {
+    /// A row of this month that was verified, written then. The caller knows where the cut is: see the page.
+    pub fn row(&mut self, at_us: i64, record: &Record<'_>) {
         if let Record::Settle(settle) | Record::Recovered(settle) = record {
+            let day = calendar::day_of(at_us);
             for (key, parts) in settle.usage() {
-                let sums = self.usage.entry(key.map(str::to_owned)).or_default();
+                let sums = self.usage.entry(key.map(str::to_owned)).or_default().entry(day).or_default();
                 for (sum, part) in sums.iter_mut().zip(parts) {
                     // Three centuries of device time are below the end of 64 bits.
                     *sum += part;
@@ -190,9 +208,9 @@ impl Closing {
             self.chains.remove(&self.closed_below);
             self.closed_below += 1;
         }
-        let usage = self.usage.into_iter().map(|([tenant, model, key, plan, class], sums)| {
-            let [requests, device_ns, prompt_tokens, completion_tokens] = sums;
-            Usage { tenant, model, key, plan, class, requests, device_ns, prompt_tokens, completion_tokens }
+        let usage = self.usage.into_iter().map(|([tenant, model, key, plan, class], days)| {
+            let days = days.into_iter().collect();
+            Usage { tenant, model, key, plan, class, days }
         });
         Month {
             version: 1,
@@ -214,8 +232,9 @@ impl Month {
 
     /// Checks a text's signature, and reads it.
     pub fn from_text(text: &str, signature: &[u8], key: &PublicKey) -> Result<Month, MonthFault> {
-        let signed = [SIGNED, text.as_bytes()].concat();
-        UnparsedPublicKey::new(&ED25519, key.0).verify(&signed, signature).map_err(|_| MonthFault::Signature)?;
+        if !key.has_signed(text, signature) {
+            return Err(MonthFault::Signature);
+        }
         let month: Month = serde_json::from_str(text).map_err(|error| MonthFault::Unreadable(error.to_string()))?;
         match month.version {
             1 => Ok(month),
@@ -245,7 +264,8 @@ impl Month {
     }
 }
 
-fn hash_of(text: &str) -> Hash {
+/// What the next statement names a text by.
+pub(super) fn hash_of(text: &str) -> Hash {
     Hash(*blake3::hash(text.as_bytes()).as_bytes())
 }
 
@@ -299,63 +319,5 @@ impl Accounts {
             devices: self.devices.iter().map(device).collect(),
             unsettled,
         }
-    }
-}
-
-/// The key that months are signed with.
-pub struct SigningKey(Ed25519KeyPair);
-
-/// What anybody can check them with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PublicKey(pub [u8; 32]);
-
-impl SigningKey {
-    /// From its 32 secret bytes.
-    pub fn from_seed(seed: &[u8; 32]) -> SigningKey {
-        SigningKey(Ed25519KeyPair::from_seed_unchecked(seed).expect("a seed of 32 bytes is always a key"))
-    }
-
-    /// Reads a file that holds the seed as 64 hexadecimal digits, with white space around them or without, and that
-    /// nobody but its owner may read or write.
-    pub fn from_file(path: &Path) -> io::Result<SigningKey> {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            let message = format!("others than its owner may use it (mode {mode:o}): chmod 600 it");
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
-        }
-        let text = std::fs::read_to_string(path)?;
-        let seed = Hash::from_hex(text.trim())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a signing key is 64 hexadecimal digits"))?;
-        Ok(SigningKey::from_seed(&seed.0))
-    }
-
-    /// Writes a new key into a file that only its owner may read and that is not there yet.
-    pub fn create(path: &Path) -> io::Result<SigningKey> {
-        use std::{io::Write, os::unix::fs::OpenOptionsExt};
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(io::Error::other)?;
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        writeln!(file, "{}", Hash(seed))?;
-        file.sync_all()?;
-        Ok(SigningKey::from_seed(&seed))
-    }
-
-    /// What its signatures are checked with.
-    pub fn public(&self) -> PublicKey {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(self.0.public_key().as_ref());
-        PublicKey(bytes)
-    }
-
-    /// Signs a statement's text: 64 bytes.
-    pub fn sign(&self, text: &str) -> Vec<u8> {
-        self.0.sign(&[SIGNED, text.as_bytes()].concat()).as_ref().to_vec()
-    }
-}
-
-impl std::fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SigningKey({})", Hash(self.public().0))
     }
 }

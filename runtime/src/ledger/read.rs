@@ -1,6 +1,6 @@
 //! Rows out of the store, verified in a stream.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeMap, fmt};
 
 use serde::{
     Deserializer as _,
@@ -9,13 +9,12 @@ use serde::{
 
 use super::{
     error::LedgerError,
-    month::{Month, MonthFault, PublicKey},
+    month::Month,
     record::Text,
     row::{Hash, Row},
-    usage::UsageSums,
-    verify::{BadRow, Fault, Head, Start, Verified, Verifier},
+    verify::{BadRow, Fault, Head, Verifier},
 };
-use crate::store::{Row as StoreRow, Store, StoreError, Tx, args};
+use crate::store::{Row as StoreRow, StoreError, Tx, args};
 
 /// Rows of one page: enough that asking for it costs little, a few megabytes at most.
 const PAGE_LEN: i64 = 4096;
@@ -24,12 +23,12 @@ const PAGE_LEN: i64 = 4096;
 const PAGE_SQLITE: &str = "SELECT count(*), coalesce(max(seq), 0), json_group_array(json_array(seq, at_us, kind, \
      coalesce(tenant, ''), coalesce(request, ''), coalesce(model, ''), coalesce(key, ''), device_ns, prompt_tokens, \
      completion_tokens, body, hex(hash))) \
-     FROM (SELECT * FROM ledger WHERE epoch = $1 AND seq > $2 ORDER BY seq LIMIT $3)";
+     FROM (SELECT * FROM ledger WHERE epoch = $1 AND seq > $2 AND seq <= $4 ORDER BY seq LIMIT $3)";
 const PAGE_POSTGRES: &str = "SELECT count(*), coalesce(max(seq), 0), coalesce(json_agg(json_build_array(seq, \
      at_us, kind, \
      coalesce(tenant, ''), coalesce(request, ''), coalesce(model, ''), coalesce(key, ''), device_ns, prompt_tokens, \
      completion_tokens, body, encode(hash, 'hex')) ORDER BY seq), '[]'::json)::text \
-     FROM (SELECT * FROM ledger WHERE epoch = $1 AND seq > $2 ORDER BY seq LIMIT $3) AS page";
+     FROM (SELECT * FROM ledger WHERE epoch = $1 AND seq > $2 AND seq <= $4 ORDER BY seq LIMIT $3) AS page";
 const PLAIN: &str = "SELECT seq, at_us, kind, coalesce(tenant, ''), coalesce(request, ''), coalesce(model, ''), \
      coalesce(key, ''), device_ns, prompt_tokens, completion_tokens, body, hash FROM ledger \
      WHERE epoch = $1 AND seq > $2 ORDER BY seq LIMIT $3";
@@ -90,9 +89,9 @@ impl<'de> Visitor<'de> for &mut Check<'_> {
 }
 
 /// The page after a place, how many rows it has, and the last one's place.
-async fn page(tx: &mut Tx, epoch: i64, after: i64) -> Result<(Page, i64, i64), StoreError> {
+async fn page(tx: &mut Tx, epoch: i64, after: i64, upto: i64) -> Result<(Page, i64, i64), StoreError> {
     let sql = if tx.is_postgres() { PAGE_POSTGRES } else { PAGE_SQLITE };
-    let Some(row) = tx.row(sql, args![epoch, after, PAGE_LEN]).await? else {
+    let Some(row) = tx.row(sql, args![epoch, after, PAGE_LEN, upto]).await? else {
         return Ok((Page { epoch, after, text: "[]".into() }, 0, after));
     };
     let mut fields = row.fields();
@@ -144,85 +143,54 @@ fn row_of(epoch: i64, row: &StoreRow) -> Result<Row<'static>, StoreError> {
     })
 }
 
-/// Verifies the whole ledger, or what follows the last month that was closed, with the heads that were noted beside
-/// it. Pages are read while the one before is checked on another thread. Of the whole ledger, the sums of
-/// `usage_days` are verified, too; what follows a month has no days of its own.
-pub async fn verify_store(store: &Store, from: Option<&Month>) -> Result<Verified, LedgerError> {
-    let mut tx = store.read().await?;
-    let chains = chains(&mut tx, from).await?;
-    let usage = from.is_none().then(UsageSums::new);
-    let (verified, usage) = verify_chains(&mut tx, from, chains, usage).await?;
-    if let Some(usage) = usage {
-        usage.compare(&mut tx).await?;
-    }
-    Ok(verified)
+/// A part of a chain that is to be read.
+#[derive(Debug)]
+pub(super) struct ChainOf {
+    /// Which epoch.
+    pub(super) epoch: i64,
+    /// The row before the first.
+    pub(super) after: i64,
+    /// The last, or beyond what there is.
+    pub(super) upto: i64,
+    /// The last row that there seems to be.
+    pub(super) last: i64,
+    /// What `epochs` has noted of that.
+    pub(super) head: Option<Hash>,
 }
 
-/// Verifies the newest epochs after the last closed month, as many whole ones as have at most so many rows; not those
-/// of `but`.
-pub(super) async fn verify_newest(
-    store: &Store,
-    from: Option<&Month>,
-    but: &[i64],
-    rows_max: i64,
-) -> Result<Verified, LedgerError> {
-    let mut tx = store.read().await?;
-    let mut left = rows_max;
-    let mut newest: Vec<ChainOf> = chains(&mut tx, from).await?;
-    newest.retain(|chain| !but.contains(&chain.epoch));
-    let fits = |chain: &&ChainOf| {
-        left = left.saturating_sub(chain.last.saturating_sub(chain.after).max(0));
-        left >= 0
-    };
-    let count = newest.iter().rev().take_while(fits).count();
-    let newest = newest.split_off(newest.len() - count);
-    Ok(verify_chains(&mut tx, from, newest, None).await?.0)
-}
-
-/// A chain in the store.
-struct ChainOf {
-    epoch: i64,
-    /// Where verifying begins, and the last row that there seems to be.
-    after: i64,
-    last: i64,
-    /// What `epochs` has noted.
-    head: Option<Hash>,
-}
-
-async fn chains(tx: &mut Tx, from: Option<&Month>) -> Result<Vec<ChainOf>, LedgerError> {
+/// The chains after a statement, to their ends, in order.
+pub(super) async fn chains(tx: &mut Tx, from: Option<&Month>) -> Result<Vec<ChainOf>, LedgerError> {
     let below = from.map_or(0, |month| month.closed_below);
-    let starts = from.map(Month::starts).transpose()?.unwrap_or_default();
+    let starts: BTreeMap<i64, i64> = from.iter().flat_map(|month| &month.chains).map(|of| (of.epoch, of.seq)).collect();
     let sql = "SELECT epoch, head, (SELECT max(seq) FROM ledger WHERE ledger.epoch = epochs.epoch) FROM epochs \
                WHERE epoch >= $1 ORDER BY epoch";
     let chain = |row: &StoreRow| {
         let mut fields = row.fields();
         let (epoch, head) = (fields.int()?, fields.bytes_or_none()?);
-        let after = starts.iter().find(|start| start.head.epoch == epoch).map_or(0, |start| start.head.seq);
+        let after = starts.get(&epoch).copied().unwrap_or(0);
         let head = head.and_then(|head| head.try_into().ok()).map(Hash);
-        Ok(ChainOf { epoch, after, last: fields.int_or_none()?.unwrap_or(0), head })
+        Ok(ChainOf { epoch, after, upto: i64::MAX, last: fields.int_or_none()?.unwrap_or(0), head })
     };
     tx.rows(sql, args![below]).await?.iter().map(chain).collect()
 }
 
-async fn verify_chains(
+/// Has a verifier, which stands where the chains begin, read them in order. Where a chain is read to its end that must be
+/// the noted one. Pages are read while the one before is checked on another thread.
+pub(super) async fn read_chains(
     tx: &mut Tx,
-    from: Option<&Month>,
-    chains: Vec<ChainOf>,
-    usage: Option<UsageSums>,
-) -> Result<(Verified, Option<UsageSums>), LedgerError> {
-    let mut verifier = Verifier::new();
-    verifier.sum_usage(usage);
-    for chain in &chains {
+    mut verifier: Verifier,
+    chains: &[ChainOf],
+    noted: &[Head],
+) -> Result<Verifier, LedgerError> {
+    let places: BTreeMap<i64, &ChainOf> = chains.iter().map(|chain| (chain.epoch, chain)).collect();
+    let is_read =
+        |head: &&Head| places.get(&head.epoch).is_some_and(|chain| chain.after < head.seq && head.seq <= chain.upto);
+    verifier.expect("the anchor", noted.iter().filter(is_read).copied());
+    for chain in chains.iter().filter(|chain| chain.upto >= chain.last) {
         if let Some(head) = chain.head {
             verifier.expect_end(chain.epoch, head);
         }
     }
-    let asked: BTreeSet<i64> = chains.iter().map(|chain| chain.epoch).collect();
-    let noted = anchors(tx, from.map_or(0, |month| month.closed_below)).await?;
-    verifier.expect("the anchor", noted.into_iter().filter(|head| asked.contains(&head.epoch)));
-    let starts = from.map(Month::starts).transpose()?.unwrap_or_default();
-    verifier.start_from(starts.into_iter().filter(|start| asked.contains(&start.head.epoch)));
-
     let (pages, read) = flume::bounded::<Page>(4);
     let checker = tokio::task::spawn_blocking(move || {
         for page in read.iter() {
@@ -231,12 +199,11 @@ async fn verify_chains(
                 None => return Ok(Err((page.epoch, page.after))),
             }
         }
-        let usage = verifier.take_usage();
-        verifier.finish().map(|verified| Ok((verified, usage)))
+        Ok::<_, BadRow>(Ok(verifier))
     });
-    'chains: for ChainOf { epoch, mut after, .. } in chains {
+    'chains: for &ChainOf { epoch, mut after, upto, .. } in chains {
         loop {
-            let (page, count, last) = page(tx, epoch, after).await?;
+            let (page, count, last) = page(tx, epoch, after, upto).await?;
             // Whoever checks has found a bad row, and reads no more.
             if count > 0 && pages.send_async(page).await.is_err() {
                 break 'chains;
@@ -249,7 +216,7 @@ async fn verify_chains(
     }
     drop(pages);
     match checker.await {
-        Ok(Ok(Ok(verified))) => Ok(verified),
+        Ok(Ok(Ok(verifier))) => Ok(verifier),
         Ok(Ok(Err((epoch, after)))) => Err(unreadable(tx, epoch, after).await?.into()),
         Ok(Err(bad)) => Err(bad.into()),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -264,7 +231,7 @@ pub(super) async fn read_on(
     mut after: i64,
 ) -> Result<i64, LedgerError> {
     loop {
-        let (page, count, last) = page(tx, epoch, after).await?;
+        let (page, count, last) = page(tx, epoch, after, i64::MAX).await?;
         match check(verifier, &page) {
             Some(checked) => checked?,
             None => return Err(unreadable(tx, epoch, after).await?.into()),
@@ -274,32 +241,4 @@ pub(super) async fn read_on(
             return Ok(after);
         }
     }
-}
-
-async fn anchors(tx: &mut Tx, below: i64) -> Result<Vec<Head>, StoreError> {
-    let sql = "SELECT epoch, seq, hash FROM anchors WHERE epoch >= $1 AND epoch > 0";
-    let head = |row: &StoreRow| {
-        let mut fields = row.fields();
-        Ok(Head { epoch: fields.int()?, seq: fields.int()?, hash: Hash(fields.hash("anchors")?) })
-    };
-    tx.rows(sql, args![below]).await?.iter().map(head).collect()
-}
-
-/// The last month that was closed, if there is one, with a signature that counts for the key that it names (64
-/// hexadecimal digits in `signer`).
-pub async fn last_month(store: &Store) -> Result<Option<Month>, LedgerError> {
-    let mut tx = store.read().await?;
-    let sql = "SELECT body, signer, signature FROM months ORDER BY month DESC LIMIT 1";
-    let Some(row) = tx.row(sql, &[]).await? else { return Ok(None) };
-    let mut fields = row.fields();
-    let (body, signer, signature) = (fields.text()?, fields.text()?, fields.bytes()?);
-    let key = Hash::from_hex(&signer).ok_or(MonthFault::Signature)?;
-    Ok(Some(Month::from_text(&body, &signature, &PublicKey(key.0))?))
-}
-
-/// Where verifying an epoch begins.
-pub(super) fn start_of(epoch: i64, from: Option<&Month>) -> Result<Start, LedgerError> {
-    let starts = from.map(Month::starts).transpose()?.unwrap_or_default();
-    let known = starts.into_iter().find(|start| start.head.epoch == epoch);
-    Ok(known.unwrap_or_else(|| Start { head: Head { epoch, seq: 0, hash: Hash::NONE }, book: Default::default() }))
 }

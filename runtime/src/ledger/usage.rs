@@ -5,7 +5,11 @@ use std::{
     hash::{BuildHasher, RandomState},
 };
 
-use super::{error::LedgerError, record::Settle};
+use super::{
+    error::LedgerError,
+    month::{Month, UsageSums as Sums},
+    record::Settle,
+};
 use crate::{
     quota::calendar,
     store::{Tx, args},
@@ -14,19 +18,16 @@ use crate::{
 /// Rows of the table that are read at a time.
 const PAGE_LEN: i64 = 4096;
 
-/// Requests, device time, tokens of prompts, tokens drawn.
-type Sums = [i64; 4];
-
 /// Sums by day, tenant, model, key, plan and class of device, as bills make them.
 #[derive(Debug)]
-pub(super) struct UsageSums {
+pub(super) struct DaySums {
     sums: HashMap<u128, (i64, String, Sums)>,
     keys: [RandomState; 2],
 }
 
-impl UsageSums {
-    pub(super) fn new() -> UsageSums {
-        UsageSums { sums: HashMap::new(), keys: [RandomState::new(), RandomState::new()] }
+impl DaySums {
+    pub(super) fn new() -> DaySums {
+        DaySums { sums: HashMap::new(), keys: [RandomState::new(), RandomState::new()] }
     }
 
     fn id(&self, day: i64, key: &[&str; 5]) -> u128 {
@@ -38,10 +39,24 @@ impl UsageSums {
     pub(super) fn add(&mut self, at_us: i64, settle: &Settle<'_>) {
         let day = calendar::day_of(at_us);
         for (key, parts) in settle.usage() {
-            let id = self.id(day, &key);
-            let (_, _, sums) = self.sums.entry(id).or_insert_with(|| (day, key[0].to_owned(), Sums::default()));
-            sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum = sum.saturating_add(part));
+            self.add_to(day, &key, &parts);
         }
+    }
+
+    /// Adds the bills of a month whose rows need not be there any more.
+    pub(super) fn add_month(&mut self, month: &Month) {
+        for usage in &month.usage {
+            let key = [&usage.tenant, &usage.model, &usage.key, &usage.plan, &usage.class].map(String::as_str);
+            for (day, sums) in &usage.days {
+                self.add_to(*day, &key, sums);
+            }
+        }
+    }
+
+    fn add_to(&mut self, day: i64, key: &[&str; 5], parts: &Sums) {
+        let id = self.id(day, key);
+        let (_, _, sums) = self.sums.entry(id).or_insert_with(|| (day, key[0].to_owned(), Sums::default()));
+        sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum = sum.saturating_add(*part));
     }
 
     /// Whether the table says the same.

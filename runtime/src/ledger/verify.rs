@@ -7,9 +7,10 @@ use std::{
 
 use super::{
     book::{Book, Stage},
+    month::Closing,
     record::Record,
     row::{Hash, Row},
-    usage::UsageSums,
+    usage::DaySums,
 };
 
 /// What is wrong with a row.
@@ -160,6 +161,8 @@ pub struct Verified {
     pub requests: u64,
     /// Device time charged to tenants.
     pub charged_ns: i128,
+    /// Months that are closed.
+    pub months: u64,
 }
 
 /// Reads rows in the order of epoch and place, and stops at the first that is wrong.
@@ -174,12 +177,14 @@ pub struct Verifier {
     ends: BTreeMap<i64, Head>,
     last: BTreeMap<i64, Hash>,
     epoch: Option<Start>,
-    /// The last rows of the epochs that were read.
-    heads: BTreeMap<i64, Head>,
+    /// The last rows of the epochs that were read, and whether no other can follow.
+    heads: BTreeMap<i64, (Head, bool)>,
     settled: HashSet<u128, BuildHasherDefault<AsItIs>>,
     keys: [RandomState; 2],
     buffer: Vec<u8>,
-    usage: Option<UsageSums>,
+    usage: Option<DaySums>,
+    /// The statement that the rows of this pass make.
+    closing: Option<Closing>,
     verified: Verified,
 }
 
@@ -222,6 +227,7 @@ impl Verifier {
             keys: [RandomState::new(), RandomState::new()],
             buffer: Vec::with_capacity(1024),
             usage: None,
+            closing: None,
             verified: Verified::default(),
         }
     }
@@ -231,18 +237,31 @@ impl Verifier {
         self.starts.extend(starts.into_iter().map(|start| (start.head.epoch, start)));
     }
 
+    /// Begins another pass, over what follows these places: of all epochs, or up to where `closing` will cut them. What
+    /// has a bill is still known.
+    pub(super) fn go_on(&mut self, starts: Vec<Start>, closing: Option<Closing>) {
+        (self.starts, self.epoch, self.closing) = (BTreeMap::new(), None, closing);
+        self.start_from(starts);
+    }
+
+    /// All rows of a month were read: the statement that they make.
+    pub(super) fn end_month(&mut self) -> Result<Option<Closing>, BadRow> {
+        self.end_epochs(i64::MAX, self.verified.rows)?;
+        Ok(self.closing.take())
+    }
+
     /// Goes on with an epoch where it stood. Its rows come first.
     pub(super) fn resume(&mut self, start: Start) {
         self.epoch = Some(start);
     }
 
     /// Adds up what bills make of the days' usage.
-    pub(super) fn sum_usage(&mut self, usage: Option<UsageSums>) {
+    pub(super) fn sum_usage(&mut self, usage: Option<DaySums>) {
         self.usage = usage;
     }
 
     /// What they made of it.
-    pub(super) fn take_usage(&mut self) -> Option<UsageSums> {
+    pub(super) fn take_usage(&mut self) -> Option<DaySums> {
         self.usage.take()
     }
 
@@ -284,7 +303,7 @@ impl Verifier {
         let record = row.record().map_err(here)?;
         if let Record::Open(open) = &record
             && let Some((before, hash)) = open.previous
-            && let Some(head) = self.heads.get(&before).filter(|head| head.hash != hash)
+            && let Some((head, _)) = self.heads.get(&before).filter(|(head, last)| *last && head.hash != hash)
         {
             let fault = Box::new(Fault::Cut { next: row.epoch });
             return Err(BadRow { epoch: before, seq: head.seq + 1, index, fault });
@@ -320,6 +339,9 @@ impl Verifier {
             }
             _ => {}
         }
+        if let Some(closing) = &mut self.closing {
+            closing.row(row.at_us, &record);
+        }
         current.book.apply(row.at_us, &record).map_err(here)?;
         current.head = Head { epoch: row.epoch, seq: row.seq, hash: row.hash };
         self.verified.rows += 1;
@@ -351,7 +373,7 @@ impl Verifier {
             return Err(BadRow { epoch: before.epoch, seq: before.seq + 1, index, fault });
         }
         self.end_epochs(epoch, index)?;
-        self.verified.epochs += 1;
+        self.verified.epochs += u64::from(!self.heads.contains_key(&epoch));
         let start = self.starts.remove(&epoch);
         let head = Head { epoch, seq: 0, hash: Hash::NONE };
         self.epoch = Some(start.unwrap_or_else(|| Start { head, book: Book::default() }));
@@ -361,8 +383,16 @@ impl Verifier {
     /// No more rows come of the present epoch, and none of those before `next`: what was noted of them must have been
     /// there.
     fn end_epochs(&mut self, next: i64, index: u64) -> Result<(), BadRow> {
-        let read = self.epoch.take().map(|current| current.head);
-        self.heads.extend(read.map(|head| (head.epoch, head)));
+        let current = self.epoch.take();
+        let read = current.as_ref().map(|current| current.head);
+        if let Some(Start { head, book }) = current {
+            if let Some(closing) = &mut self.closing {
+                closing.cut(head, &book);
+            }
+            // Where a month cuts a chain others follow.
+            let last = self.closing.is_none() || book.stage() == Stage::Closed;
+            self.heads.insert(head.epoch, (head, last));
+        }
         while let Some(entry) = self.ends.first_entry().filter(|entry| *entry.key() < next || next == i64::MAX) {
             let (epoch, end) = entry.remove_entry();
             let start = self.starts.get(&epoch).map_or(0, |start| start.head.seq);

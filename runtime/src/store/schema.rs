@@ -10,7 +10,7 @@ use sqlx::{
 use super::{Dialect, error::StoreError};
 
 /// Number, what it makes, and its text for SQLite and for PostgreSQL.
-const MIGRATIONS: [(i64, &str, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str, &str); 3] = [
     (
         1,
         "store",
@@ -22,6 +22,12 @@ const MIGRATIONS: [(i64, &str, &str, &str); 2] = [
         "invoices",
         include_str!("../../migrations/sqlite/0002_invoices.sql"),
         include_str!("../../migrations/postgres/0002_invoices.sql"),
+    ),
+    (
+        3,
+        "months",
+        include_str!("../../migrations/sqlite/0003_months.sql"),
+        include_str!("../../migrations/postgres/0003_months.sql"),
     ),
 ];
 

@@ -46,17 +46,21 @@ pub(crate) async fn the_bill_of_a_closed_month_never_changes(on: Fixture) {
     set_price(&store, 1_000_000).await;
     let amount = |bill: &billing::Invoice| (bill.closed, bill.amount_micros, bill.used.requests);
     // While it goes on, it is of the prices of now.
-    let so_far = billing::invoice(&store, "acme", month, end - 1).await.unwrap();
+    let so_far = billing::invoice(&store, "acme", month, end - 1, false).await.unwrap();
     assert_eq!(amount(&so_far), (false, 2_000_000, 2));
     set_price(&store, 3_000_000).await;
-    let late = billing::invoice(&store, "acme", month, end + 9 * MINUTE_US).await.unwrap();
+    let late = billing::invoice(&store, "acme", month, end + 9 * MINUTE_US, false).await.unwrap();
     assert_eq!(amount(&late), (false, 6_000_000, 2), "a moment for the last rows");
-    let closed = billing::invoice(&store, "acme", month, end + 10 * MINUTE_US).await.unwrap();
+    let closed = billing::invoice(&store, "acme", month, end + 10 * MINUTE_US, false).await.unwrap();
     assert_eq!(amount(&closed), (true, 6_000_000, 2));
 
     // Others' are made by themselves, once; those of nobody's use are not.
-    assert_eq!(billing::keep_invoices(&store, end + 10 * MINUTE_US).await.unwrap(), 2, "acme's October, and rival's");
-    assert_eq!(billing::keep_invoices(&store, end + 11 * MINUTE_US).await.unwrap(), 0);
+    assert_eq!(
+        billing::keep_invoices(&store, end + 10 * MINUTE_US, false).await.unwrap(),
+        2,
+        "acme's October, and rival's"
+    );
+    assert_eq!(billing::keep_invoices(&store, end + 11 * MINUTE_US, false).await.unwrap(), 0);
 
     set_price(&store, 9_000_000).await;
     used(&store, "acme", last, "n", HOUR_NS).await;
@@ -68,13 +72,13 @@ pub(crate) async fn the_bill_of_a_closed_month_never_changes(on: Fixture) {
     change.update_tenant("acme", 1, &settings).await.unwrap();
     change.commit().await.unwrap();
     for (tenant, expected) in [("acme", 6_000_000), ("rival", 3_000_000)] {
-        let again = billing::invoice(&store, tenant, month, end + 365 * 1440 * MINUTE_US).await.unwrap();
+        let again = billing::invoice(&store, tenant, month, end + 365 * 1440 * MINUTE_US, false).await.unwrap();
         assert_eq!((again.closed, again.amount_micros), (true, expected), "{tenant}");
     }
-    assert_eq!(billing::invoice(&store, "acme", month, 0).await.unwrap(), closed);
-    let nothing = billing::invoice(&store, "idle", month, end + 10 * MINUTE_US).await.unwrap();
+    assert_eq!(billing::invoice(&store, "acme", month, 0, false).await.unwrap(), closed);
+    let nothing = billing::invoice(&store, "idle", month, end + 10 * MINUTE_US, false).await.unwrap();
     assert_eq!((nothing.lines.len(), nothing.amount_micros), (0, 0));
-    assert!(billing::invoice(&store, "nobody", month, end).await.is_err());
+    assert!(billing::invoice(&store, "nobody", month, end, false).await.is_err());
 
     for sql in ["UPDATE invoices SET body = ''", "DELETE FROM invoices"] {
         assert!(store.write().await.unwrap().execute(sql, &[]).await.is_err(), "{sql}");

@@ -72,12 +72,17 @@ impl Fixture {
         self.folder.path().join("weir.db")
     }
 
-    /// Takes away what keeps the ledger from being changed.
+    /// Takes away what keeps the ledger, and what is made of it, from being changed.
     pub(crate) async fn may_change_the_ledger(&self) {
-        // The owner of PostgreSQL's tables may anyway.
-        if self.dialect == Dialect::Sqlite {
-            self.tamper("DROP TRIGGER ledger_stays; DROP TRIGGER ledger_remains").await;
-        }
+        // The rest the owner of PostgreSQL's tables may anyway.
+        self.tamper(match self.dialect {
+            Dialect::Sqlite => {
+                "DROP TRIGGER ledger_stays; DROP TRIGGER ledger_remains; DROP TRIGGER months_stay; \
+                 DROP TRIGGER anchors_stay; DROP TRIGGER anchors_remain; DROP TRIGGER invoices_stay"
+            }
+            Dialect::Postgres => "DROP TRIGGER ledger_remains ON ledger; DROP TRIGGER months_stay ON months",
+        })
+        .await;
     }
 
     /// What somebody does to the database behind the store's back.

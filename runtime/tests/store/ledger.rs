@@ -32,7 +32,7 @@ fn settle(number: i64, ns: i64) -> Record<'static> {
     })
 }
 
-fn checkpoint(wall: i64, running: i64) -> Record<'static> {
+pub(crate) fn checkpoint(wall: i64, running: i64) -> Record<'static> {
     let running = Running {
         tenant: "acme".into(),
         request: "long".into(),
@@ -225,7 +225,7 @@ pub(crate) async fn what_is_in_the_ledger_stays(on: Fixture) {
         ["UPDATE ledger SET at_us = 1", "DELETE FROM ledger", "UPDATE anchors SET seq = 1", "DELETE FROM anchors"]
     {
         let mut tx = store.write().await.unwrap();
-        let anchor = "INSERT INTO anchors (day, epoch, seq, at_us, hash) SELECT 1, epoch, 1, 1, head FROM epochs";
+        let anchor = "INSERT INTO anchors (number, epoch, seq, at_us, hash) SELECT 1, epoch, 1, 1, head FROM epochs";
         tx.execute(anchor, &[]).await.unwrap();
         assert!(tx.execute(change, &[]).await.is_err(), "{change}");
     }

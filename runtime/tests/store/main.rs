@@ -6,6 +6,7 @@ mod cases;
 mod catalogue;
 mod fixture;
 mod ledger;
+mod months;
 mod opening;
 mod partition;
 mod postgres;
@@ -77,6 +78,19 @@ on_both! {
     a_byte_flipped_in_the_store_is_found_and_named,
     of_five_hundred_at_once_exactly_ten_get_a_place,
     grants_in_rows_do_what_grants_in_memory_do,
+}
+
+on_both! {
+    months: months_on_sqlite, months_on_postgres;
+    months_are_closed_in_order_when_they_are_over,
+    of_many_replicas_one_closes_a_month,
+    a_late_bill_is_in_the_next_month_and_in_one_invoice,
+    an_invoice_that_is_not_its_statement_is_found,
+    rows_are_archived_after_their_export_was_checked,
+    an_archive_that_broke_off_is_finished,
+    only_what_an_archived_month_covers_can_be_removed,
+    a_changed_row_of_a_closed_month_is_not_closed_and_is_found,
+    heads_are_noted_once_a_day_and_at_an_epochs_end,
 }
 
 on_both! {

@@ -76,6 +76,10 @@ async fn a_tenants_role_changes_nothing_and_sees_no_secrets() {
         "SELECT credential, source, agent FROM audit",
         "SELECT after FROM audit",
         "SELECT * FROM counters",
+        "SELECT * FROM months",
+        "SELECT * FROM anchors",
+        "SELECT * FROM archived",
+        "DELETE FROM ledger",
         "INSERT INTO windows VALUES ('acme', 'device_ns', 'hour', 0, 0, 0, 0)",
         "SET ROLE postgres",
         "ALTER TABLE tenants DISABLE ROW LEVEL SECURITY",
@@ -105,15 +109,32 @@ async fn the_stores_own_way_to_a_tenants_rows_is_that_role() {
 async fn the_server_cannot_change_what_is_only_added_to() {
     let on = Fixture::postgres().await;
     let store = with_two_tenants(&on).await;
+    // The rows are there, so that there is something to refuse.
+    weir_runtime::ledger::begin(&store, "one", 1).await.unwrap();
     for sql in [
         "UPDATE audit SET actor = 'x'",
         "DELETE FROM audit",
         "UPDATE ledger SET device_ns = 0",
         "DELETE FROM ledger",
+        "TRUNCATE ledger",
+        "ALTER TABLE ledger DISABLE TRIGGER ledger_remains",
         "DROP TABLE audit",
+        "UPDATE anchors SET seq = 1",
+        "DELETE FROM anchors",
+        // Of a month only that it was archived can be said, and what that covers follows from its statement.
+        "UPDATE months SET body = ''",
+        "UPDATE months SET signature = hash",
+        "UPDATE months SET closed_us = 1, archived_us = 2",
+        "DELETE FROM months",
+        "INSERT INTO archived (epoch, seq) VALUES (1, 1)",
+        "UPDATE archived SET seq = 9",
+        "DELETE FROM archived",
+        "CREATE OR REPLACE FUNCTION weir_ledger_remains() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'",
     ] {
         let mut tx = store.write().await.unwrap();
-        assert!(tx.execute(sql, &[]).await.is_err(), "{sql}");
+        let refused = tx.execute(sql, &[]).await.unwrap_err();
+        let StoreError::Database(sqlx::Error::Database(said)) = &refused else { panic!("{sql}: {refused}") };
+        assert_eq!(said.code().as_deref(), Some("42501"), "{sql}: {refused}");
     }
 }
 

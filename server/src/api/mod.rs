@@ -40,7 +40,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use weir_runtime::{Engine, ModelCard, SubmitError, store::Store};
+use weir_runtime::{Engine, ModelCard, SubmitError, ledger::SigningKey, store::Store};
 
 use crate::{
     error::{ApiError, BodyUnread, excerpt},
@@ -72,6 +72,7 @@ pub struct App {
     limiter: limits::Limiter,
     flights: idempotency::Flights,
     webhooks: OnceLock<Arc<Webhooks>>,
+    ledger_key: OnceLock<Arc<SigningKey>>,
 }
 
 /// Bounds on one request.
@@ -112,6 +113,7 @@ impl App {
             limiter,
             flights,
             webhooks: OnceLock::new(),
+            ledger_key: OnceLock::new(),
         })
     }
 
@@ -139,6 +141,11 @@ impl App {
     /// What sends webhooks.
     fn webhooks(&self) -> Option<&Webhooks> {
         self.webhooks.get().map(|webhooks| &**webhooks)
+    }
+
+    /// What months of the ledger are signed with, where they are closed.
+    fn ledger_key(&self) -> Option<&SigningKey> {
+        self.ledger_key.get().map(|key| &**key)
     }
 
     /// The store, for whoever cannot do without.

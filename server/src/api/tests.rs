@@ -17,6 +17,7 @@ mod access;
 mod controls;
 mod kept;
 mod matrix;
+mod months;
 mod people;
 mod requests;
 mod stored;

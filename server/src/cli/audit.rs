@@ -1,4 +1,4 @@
-//! `weir audit` and `weir ledger`: what was done, and whether the records of it are whole.
+//! `weir audit`: what was done, and whether the record of it is whole.
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -46,27 +46,8 @@ pub(super) fn run(args: AuditArgs) -> anyhow::Result<()> {
     }
 }
 
-#[derive(Debug, Args)]
-pub(super) struct LedgerArgs {
-    #[command(subcommand)]
-    command: LedgerCommand,
-    #[command(flatten)]
-    remote: Remote,
-}
-
-#[derive(Debug, Subcommand)]
-enum LedgerCommand {
-    /// Recompute the ledger's chains and sums; fails if a row is not as it was written
-    Verify,
-}
-
-pub(super) fn ledger(args: LedgerArgs) -> anyhow::Result<()> {
-    let LedgerArgs { command: LedgerCommand::Verify, remote } = args;
-    verified(&remote, "/admin/v1/ledger/verify")
-}
-
 /// Shows what was found, and fails if it is not whole.
-fn verified(remote: &Remote, path: &str) -> anyhow::Result<()> {
+pub(super) fn verified(remote: &Remote, path: &str) -> anyhow::Result<()> {
     let found = remote.ask("GET", path, None)?;
     remote.show(&found, lines);
     match found["valid"].as_bool() {

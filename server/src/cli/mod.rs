@@ -8,6 +8,7 @@ mod doctor;
 mod inspect;
 mod invoice;
 mod key;
+mod ledger;
 mod make_model;
 mod plan;
 mod probe;
@@ -66,8 +67,8 @@ enum Command {
     Price(plan::PriceArgs),
     /// Look at the log of changes, or verify it
     Audit(audit::AuditArgs),
-    /// Verify the ledger
-    Ledger(audit::LedgerArgs),
+    /// Verify the ledger; close its months, and archive them
+    Ledger(ledger::LedgerArgs),
     /// Say what a tenant used, or all of them, and what it costs
     Usage(usage::UsageArgs),
     /// Print a tenant's bill of a month
@@ -119,7 +120,25 @@ struct ServeArgs {
 
 /// Runs the command that this process was started with.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever is in it.
+            let line = format!("{error:#}").replace(['\n', '\r'], " ");
+            eprintln!("weir: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The command of these words, for tests.
+#[cfg(test)]
+pub(crate) fn run_words(words: &[String]) -> anyhow::Result<()> {
+    run(Cli::try_parse_from(words)?.command)
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Executor => weir_runtime::executor_main(weir_runtime::DeviceChoice::Cpu),
         Command::Serve(args) => {
             log_to_stderr();
@@ -136,21 +155,12 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(args),
         Command::Price(args) => plan::price(args),
         Command::Audit(args) => audit::run(args),
-        Command::Ledger(args) => audit::ledger(args),
+        Command::Ledger(args) => ledger::run(args),
         Command::Usage(args) => usage::run(&args),
         Command::Invoice(args) => invoice::run(&args),
         Command::MakeModel(args) => make_model::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Config(ConfigCommand::Print(args)) => load(args).map(|(config, _)| put(&print(&config))),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line, whatever is in it.
-            let line = format!("{error:#}").replace(['\n', '\r'], " ");
-            eprintln!("weir: {line}");
-            ExitCode::FAILURE
-        }
     }
 }
 

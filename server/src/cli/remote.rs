@@ -52,6 +52,11 @@ impl Remote {
         Ok(text)
     }
 
+    /// Asks for what may be long.
+    pub(super) fn stream(&self, path: &str) -> anyhow::Result<impl Read + use<>> {
+        self.server()?.get(path)
+    }
+
     /// Asks for every page of a list, which may have a query already.
     pub(super) fn all(&self, path: &str) -> anyhow::Result<Vec<Value>> {
         let mut rows = Vec::new();

@@ -28,7 +28,7 @@ use weir_runtime::{
 
 use self::{
     cover::{covered, keep_certificate_fresh, keep_tokens_fresh, tls},
-    stored::{everybody, replica},
+    stored::{everybody, ledger_key, replica},
 };
 use super::{Start, put, quickstart};
 use crate::{
@@ -113,6 +113,7 @@ async fn serve(
         revoked_time: config.revoked_time.value.0,
         connections_max: config.connections_max.value as usize,
     };
+    let ledger_key = ledger_key(config)?;
     let everybody = everybody(config).await?;
     engine_config.tenants = everybody.specs().await;
     engine_config.accounts = Some(Accounts {
@@ -123,7 +124,7 @@ async fn serve(
     tokio::spawn(everybody.clone().keep_fresh());
     tokio::spawn(keep_tokens_fresh(everybody.identity().clone()));
     let app = App::of(everybody.clone(), limits);
-    app.keep_books(EnvelopeKey::open(&config.pepper_file.value.with_file_name(ENVELOPE_FILE)));
+    app.keep_books(EnvelopeKey::open(&config.pepper_file.value.with_file_name(ENVELOPE_FILE)), ledger_key);
     // Before the first connection is accepted: from then on a signal means an orderly end.
     let mut signals = Signals::new()?;
     let (phase, phases) = watch::channel(Phase::Serving);

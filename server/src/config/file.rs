@@ -351,7 +351,7 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     if let Some(file) = server.record.as_mut().and_then(|file| file.0.as_mut()) {
         *file = folder.join(&*file);
     }
-    if let Some(file) = server.pepper_file.as_mut() {
+    for file in [&mut server.pepper_file, &mut server.ledger_key_file].into_iter().flatten() {
         *file = folder.join(&*file);
     }
     server.database = server.database.map(|url| url.beneath(folder));

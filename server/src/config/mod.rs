@@ -26,7 +26,9 @@ pub use settings::{
     EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFile, OptionalFolder, ServerSettings, Settings,
     TlsSettings,
 };
-pub use starter::{ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, PEPPER_FILE, STARTER_FILE, demo_tenant, starter_text};
+pub use starter::{
+    ADMIN_KEY_FILE, DEMO_KEY_FILE, DEMO_TENANT, LEDGER_KEY_FILE, PEPPER_FILE, STARTER_FILE, demo_tenant, starter_text,
+};
 pub use units::{ByteSize, Span};
 
 use crate::identity::{CidrList, jwt::JwtTable};
@@ -92,6 +94,8 @@ pub struct Config {
     pub admin_key_file: Sourced<PathBuf>,
     /// Where the secret of key hashes is.
     pub pepper_file: Sourced<PathBuf>,
+    /// Where the key is that months are signed with.
+    pub ledger_key_file: Sourced<PathBuf>,
     /// Where the store is.
     pub database: Sourced<DatabaseUrl>,
     /// What this server is called there; empty is what the database and the port say.
@@ -192,6 +196,12 @@ impl Config {
                 PathBuf::from(ADMIN_KEY_FILE),
             ),
             pepper_file: pick(f.server.pepper_file, e.server.pepper_file, t.server.pepper_file, PEPPER_FILE.into()),
+            ledger_key_file: pick(
+                f.server.ledger_key_file,
+                e.server.ledger_key_file,
+                t.server.ledger_key_file,
+                LEDGER_KEY_FILE.into(),
+            ),
             database: pick(f.server.database, e.server.database, t.server.database, DatabaseUrl::default()),
             replica: pick(f.server.replica, e.server.replica, t.server.replica, String::new()),
             revoked_time: pick(

@@ -124,6 +124,7 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.admin", &c.admin),
         ("server.admin_key_file", quoted(&c.admin_key_file.value.to_string_lossy()), c.admin_key_file.origin),
         ("server.pepper_file", quoted(&c.pepper_file.value.to_string_lossy()), c.pepper_file.origin),
+        ("server.ledger_key_file", quoted(&c.ledger_key_file.value.to_string_lossy()), c.ledger_key_file.origin),
         text("server.database", &c.database),
         text("server.replica", &c.replica),
         text("server.revoked_time", &c.revoked_time),

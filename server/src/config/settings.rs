@@ -50,6 +50,10 @@ pub struct ServerSettings {
     /// [default: .weir/pepper]
     #[arg(long, value_name = "FILE")]
     pub pepper_file: Option<PathBuf>,
+    /// File with the key that closed months of the ledger are signed with; made at the first start where it has its default place.
+    /// Without it months stay open [default: .weir/ledger.key]
+    #[arg(long, value_name = "FILE")]
+    pub ledger_key_file: Option<PathBuf>,
     /// The store of tenants, keys and the ledger: sqlite:FILE, or postgres://... where several servers share it, also in DATABASE_URL
     /// [default: sqlite:.weir/weir.db]
     #[arg(long, value_name = "URL")]

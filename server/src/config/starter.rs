@@ -15,6 +15,8 @@ pub const DEMO_KEY_FILE: &str = ".weir/demo.key";
 pub const ADMIN_KEY_FILE: &str = ".weir/admin.key";
 /// Where the secret that key hashes are made with is.
 pub const PEPPER_FILE: &str = ".weir/pepper";
+/// Where the key is that months of the ledger are signed with.
+pub const LEDGER_KEY_FILE: &str = ".weir/ledger.key";
 /// The file that is read when no other is named, and left when there is none.
 pub const STARTER_FILE: &str = "weir.toml";
 
@@ -78,6 +80,7 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # admin = "127.0.0.1:8001"       # for operators, with the key below: models are added here. Or "off"
 # admin_key_file = ".weir/admin.key"
 # pepper_file = ".weir/pepper"   # the secret that key hashes are made with: keep a copy
+# ledger_key_file = ".weir/ledger.key"  # the key that closed months are signed with: keep a copy
 # database = "sqlite:.weir/weir.db"  # tenants, keys, the ledger. Or "postgres://...", better in DATABASE_URL(_FILE)
 # replica = ""                   # what this server is called in the store, when several share it
 # revoked_time = "0s"            # how long what runs may go on once its key was revoked or its tenant suspended
@@ -187,6 +190,8 @@ mod tests {
         shown.admin_key_file.value = PathBuf::from(ADMIN_KEY_FILE);
         assert_eq!(shown.pepper_file.value, folder.path().join(PEPPER_FILE));
         shown.pepper_file.value = PathBuf::from(PEPPER_FILE);
+        assert_eq!(shown.ledger_key_file.value, folder.path().join(LEDGER_KEY_FILE));
+        shown.ledger_key_file.value = PathBuf::from(LEDGER_KEY_FILE);
         assert_eq!(shown.database.value.file(), Some(folder.path().join(".weir/weir.db")));
         shown.database.value = Default::default();
         let bare = Config::merge(Layer::default(), Layer::default(), None);

@@ -59,6 +59,7 @@ fn every_setting_has_its_variable() {
         ("WEIR_ADMIN", "127.0.0.1:1"),
         ("WEIR_ADMIN_KEY_FILE", "k"),
         ("WEIR_PEPPER_FILE", "p"),
+        ("WEIR_LEDGER_KEY_FILE", "l"),
         ("WEIR_DATABASE", "sqlite:d"),
         ("WEIR_REPLICA", "one"),
         ("WEIR_REVOKED_TIME", "5s"),
@@ -163,7 +164,7 @@ fn times_out_of_their_range_are_refused_wherever_they_are_said() {
 fn what_is_printed_can_be_read_and_holds_no_secret() {
     let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let text = format!(
-        "[server]\nport = 9\nadmin_key_file = \"/a\"\npepper_file = \"/p\"\ndatabase = \"sqlite:/d\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
+        "[server]\nport = 9\nadmin_key_file = \"/a\"\npepper_file = \"/p\"\nledger_key_file = \"/l\"\ndatabase = \"sqlite:/d\"\n[[models]]\nname = \"x\"\nsource = \"fake:step=1ms\"\n[[tenants]]\nname = \"a\"\nweight = 2\n\
          models = [\"x\"]\nkv_blocks_ceiling = 5\n[[tenants.keys]]\nname = \"k\"\nsha256 = \"{hash}\"\n\
          [[tenants.keys]]\nkey_file = \"/k\"\nrole = \"tenant_admin\"\n[[tenants]]\nname = \"b\"\n\
          ip_allow = [\"10.0.0.0/8\"]\ndomain = \"b.example\"\n[server.tls]\ncertificate = \"/c\"\nkey = \"/d\"\n\

@@ -78,6 +78,11 @@ pub const ADMIN: &[Route] = &[
     route("GET", "/admin/v1/invoices/{tenant}/{month}", Scope::LedgerRead),
     route("GET", "/admin/v1/ledger", Scope::LedgerRead),
     route("GET", "/admin/v1/ledger/verify", Scope::LedgerRead),
+    route("GET", "/admin/v1/ledger/months", Scope::LedgerRead),
+    route("GET", "/admin/v1/ledger/months/{month}", Scope::LedgerRead),
+    route("GET", "/admin/v1/ledger/months/{month}/rows", Scope::LedgerRead),
+    route("POST", "/admin/v1/ledger/months/{month}/close", Scope::LedgerWrite),
+    route("POST", "/admin/v1/ledger/months/{month}/archive", Scope::LedgerWrite),
     route("GET", "/admin/v1/webhooks", Scope::WebhooksRead),
     route("POST", "/admin/v1/webhooks", Scope::WebhooksWrite),
     route("GET", "/admin/v1/webhooks/{id}", Scope::WebhooksRead),
@@ -183,6 +188,11 @@ mod tests {
         GET  /admin/v1/invoices/{tenant}/{month} operator auditor
         GET  /admin/v1/ledger                  operator auditor
         GET  /admin/v1/ledger/verify           operator auditor
+        GET  /admin/v1/ledger/months           operator auditor
+        GET  /admin/v1/ledger/months/{month}   operator auditor
+        GET  /admin/v1/ledger/months/{month}/rows    operator auditor
+        POST /admin/v1/ledger/months/{month}/close   operator
+        POST /admin/v1/ledger/months/{month}/archive operator
         GET  /admin/v1/webhooks                operator auditor
         POST /admin/v1/webhooks                operator
         GET  /admin/v1/webhooks/{id}           operator auditor

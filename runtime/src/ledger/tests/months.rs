@@ -22,13 +22,55 @@ fn close(rows: &[Row<'static>], name: &str, ends_us: i64, previous: Option<(&str
         let from = start.head.seq;
         for row in rows().filter(|row| row.seq > from && row.seq <= cut) {
             let record = row.record().unwrap();
-            closing.row(&record);
+            closing.row(row.at_us, &record);
             start.book.apply(row.at_us, &record).unwrap();
             start.head = Head { epoch, seq: row.seq, hash: row.hash };
         }
         closing.cut(start.head, &start.book);
     }
     closing.finish()
+}
+
+/// The rows of a month as they are exported.
+fn file(rows: &[Row<'static>], month: &Month, previous: Option<(&str, &Month)>, key: &SigningKey) -> String {
+    let signed = |text: &str| Signed {
+        statement: text.to_owned(),
+        signer: key.public().to_string(),
+        signature: key.sign(text).iter().map(|byte| format!("{byte:02x}")).collect(),
+    };
+    let (this, before) = (signed(&month.to_text()), previous.map(|(text, _)| signed(text)));
+    let head = ArchiveHead { object: "ledger.month".into(), month: this, previous: before };
+    let cut = |month: &Month, epoch| match month.chains.iter().find(|end| end.epoch == epoch) {
+        Some(end) => end.seq,
+        None if epoch < month.closed_below => i64::MAX,
+        None => 0,
+    };
+    let (mut lines, mut count) = (vec![serde_json::to_string(&head).unwrap()], 0);
+    for row in rows {
+        let after = previous.map_or(0, |(_, month)| cut(month, row.epoch));
+        if row.seq > after && row.seq <= cut(month, row.epoch) {
+            let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            let row = crate::billing::ExportedRow {
+                epoch: row.epoch,
+                seq: row.seq,
+                at_us: row.at_us,
+                kind: row.kind.to_string(),
+                tenant: some(&row.tenant),
+                request: some(&row.request),
+                model: some(&row.model),
+                key: some(&row.key),
+                device_ns: row.device_ns,
+                prompt_tokens: row.prompt_tokens,
+                completion_tokens: row.completion_tokens,
+                body: row.body.to_string(),
+                hash: row.hash.to_string(),
+            };
+            lines.push(serde_json::to_string(&row).unwrap());
+            count += 1;
+        }
+    }
+    lines.push(format!("{{\"object\":\"end\",\"rows\":{count}}}\n"));
+    lines.join("\n")
 }
 
 /// Verifies what comes after a statement.
@@ -69,12 +111,39 @@ proptest! {
             prop_assert_eq!(&read, &month);
             prop_assert_eq!(read.follows(previous.as_ref().map(|(text, _)| text.as_str())), Ok(()));
             prop_assert!(verify_from(&rows, &read).is_ok());
-            charged += month.usage.iter().map(|usage| usage.device_ns).sum::<i64>();
-            requests += month.usage.iter().map(|usage| usage.requests).sum::<i64>();
+            charged += month.usage.iter().map(|usage| usage.sums()[1]).sum::<i64>();
+            requests += month.usage.iter().map(|usage| usage.sums()[0]).sum::<i64>();
             previous = Some((text, month));
         }
         let bills = bills(&rows);
         prop_assert_eq!((requests, charged), (bills.len() as i64, bills.values().sum::<i64>()));
+    }
+
+    #[test]
+    fn the_file_of_a_month_is_whole_and_a_flipped_byte_in_it_is_found(seed: u64) {
+        let rows = history(seed, 3, 60).rows;
+        let mut rng = Rng(seed);
+        let key = SigningKey::from_seed(&[seed as u8; 32]);
+        let mut previous: Option<(String, Month)> = None;
+        let last = rows.iter().map(|row| row.at_us).max().unwrap();
+        for (name, end) in [("2026-10", rows[rng.below(rows.len())].at_us), ("2026-11", last + 1)] {
+            let before = previous.as_ref().map(|(text, month)| (text.as_str(), month));
+            let month = close(&rows, name, end, before);
+            let file = file(&rows, &month, before, &key);
+            let checked = check_archive(file.as_bytes()).unwrap();
+            prop_assert_eq!((&checked.month, checked.signer), (&month, key.public()));
+            for _ in 0..8 {
+                let mut changed = file.clone().into_bytes();
+                let at = rng.below(changed.len());
+                changed[at] ^= 1 << rng.below(7);
+                // Spaces between words are no content, and a digit of a hash may be written in two ways.
+                let found = check_archive(&changed[..]);
+                prop_assert!(found.is_err() || found.unwrap() == checked, "byte {}", at);
+            }
+            let cut = file.len() - 1 - rng.below(file.len() - 1);
+            prop_assert!(check_archive(&file.as_bytes()[..cut]).is_err() || cut == file.len() - 1);
+            previous = Some((month.to_text(), month));
+        }
     }
 
     #[test]

@@ -178,12 +178,14 @@ fn a_request_is_settled_once_over_all_epochs() {
 #[test]
 fn anchors_are_a_chain() {
     let head = |seq| Head { epoch: 1, seq, hash: Hash([seq as u8; 32]) };
-    let first = Anchor::new(Hash::NONE, 20_000, vec![head(5), head(3)]);
-    let second = Anchor::new(first.hash, 20_001, vec![head(9)]);
+    let first = Anchor::new(Hash::NONE, 1, 20_000, vec![head(5), head(3)]);
+    let second = Anchor::new(first.hash, 2, 20_001, vec![head(9)]);
     let mut anchors = [first, second];
     assert_eq!(first_bad_anchor(&anchors), None);
     anchors[0].heads[0].seq += 1;
-    assert_eq!(first_bad_anchor(&anchors), Some(20_000));
+    assert_eq!(first_bad_anchor(&anchors), Some(1));
     anchors[0].hash = anchors[0].hash_after(Hash::NONE);
-    assert_eq!(first_bad_anchor(&anchors), Some(20_001));
+    assert_eq!(first_bad_anchor(&anchors), Some(2));
+    let [_, last] = anchors;
+    assert_eq!(first_bad_anchor(&[last]), Some(1), "none is missing");
 }

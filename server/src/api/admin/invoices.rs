@@ -41,7 +41,8 @@ pub(crate) async fn one(
     let Path((tenant, file)) = path.map_err(|_| invalid())?;
     let month = file.strip_suffix(".csv").unwrap_or(&file);
     let month_us = calendar::month_begins_us(month).ok_or_else(invalid)?;
-    let bill = billing::invoice(admin.app.kept()?, &tenant, month_us, Now::read().unix_us).await;
+    let signs = admin.app.ledger_key().is_some();
+    let bill = billing::invoice(admin.app.kept()?, &tenant, month_us, Now::read().unix_us, signs).await;
     let bill = bill.map_err(|error| no_such(&tenant, error))?;
     if month == file {
         return Ok(respond::json(&InvoiceReport { object: "invoice", invoice: &bill }));

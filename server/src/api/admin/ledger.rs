@@ -18,10 +18,10 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 use weir_runtime::{
-    billing::LedgerRange,
-    ledger::{self, LedgerError},
+    billing::{self, LedgerRange, Unequal},
+    ledger::{self, LedgerError, PublicKey, Verified},
     quota::calendar,
-    store::Store,
+    store::{Store, StoreError},
 };
 
 use super::{Admin, respond};
@@ -77,38 +77,64 @@ pub(crate) struct LedgerProof {
     epochs: Option<u64>,
     /// Requests that were billed.
     requests: Option<u64>,
+    /// Months that are closed.
+    months: Option<u64>,
     /// The first row that is wrong: its epoch, its place in it, and what is wrong.
     fault: Option<String>,
 }
 
-/// Recomputes all chains and sums of the ledger.
+/// Recomputes all chains and sums of the ledger, and checks the statements of closed months, the anchors and the invoices
+/// that were made of statements.
 #[utoipa::path(
     get, path = "/admin/v1/ledger/verify", tag = "Ledger",
+    params(("key" = Option<String>, Query, description = "Public keys, with commas between: every statement must be signed by one of them")),
     responses((status = 200, description = "What was found", body = LedgerProof),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn verify(State(admin): State<Arc<Admin>>) -> Result<Response, ApiError> {
+pub(crate) async fn verify(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, ApiError> {
+    let query = Query::of(request.uri(), &["key"])?;
+    let key = |text: &str| {
+        let invalid =
+            || ApiError::param("key", "invalid_value", "Invalid 'key': a public key is 64 hexadecimal digits.");
+        PublicKey::from_hex(text).ok_or_else(invalid)
+    };
+    let keys = query.get("key").map(|keys| keys.split(',').map(key).collect::<Result<Vec<_>, _>>()).transpose()?;
     let store = admin.app.kept()?;
     let broken = |error: LedgerError| match error {
+        LedgerError::Store(error @ StoreError::Corrupt { .. }) => Ok(error.to_string()),
         LedgerError::Store(error) => Err(ApiError::from(error)),
         error => Ok(error.to_string()),
     };
     let object = "ledger.proof";
-    let body = match ledger::verify_store(store, None).await {
+    let body = match whole(store, keys.as_deref()).await {
         Ok(found) => LedgerProof {
             object,
             valid: true,
             rows: Some(found.rows),
             epochs: Some(found.epochs),
             requests: Some(found.requests),
+            months: Some(found.months),
             fault: None,
         },
         Err(error) => {
             let fault = Some(broken(error)?);
-            LedgerProof { object, valid: false, rows: None, epochs: None, requests: None, fault }
+            LedgerProof { object, valid: false, rows: None, epochs: None, requests: None, months: None, fault }
         }
     };
     Ok(respond::json(&body))
+}
+
+/// The ledger, and what was made of its statements.
+async fn whole(store: &Store, keys: Option<&[PublicKey]>) -> Result<Verified, LedgerError> {
+    let verified = ledger::verify_store(store, keys).await?;
+    let unequal = billing::unequal_invoices(store, &ledger::statements(store).await?).await?;
+    match unequal.into_iter().find(|invoice| invoice.changed) {
+        Some(Unequal { tenant, month, .. }) => {
+            let message = format!("the invoice of {month} is not what the month's statement says");
+            Err(StoreError::Corrupt { table: "invoices", id: tenant, message }.into())
+        }
+        None => Ok(verified),
+    }
 }
 
 /// Reads pages until there are no more, or nobody takes them.
@@ -145,7 +171,7 @@ async fn read(store: Store, range: LedgerRange, pages: mpsc::Sender<io::Result<B
 }
 
 /// The body.
-struct Pages(mpsc::Receiver<io::Result<Bytes>>);
+pub(super) struct Pages(pub(super) mpsc::Receiver<io::Result<Bytes>>);
 
 impl HttpBody for Pages {
     type Data = Bytes;

@@ -7,6 +7,7 @@ mod devices;
 pub(crate) mod invoices;
 pub(crate) mod keys;
 pub(crate) mod ledger;
+pub(crate) mod months;
 pub(crate) mod plans;
 mod requests;
 mod root;
@@ -77,6 +78,11 @@ pub fn admin_router(app: Arc<App>, root: Option<ModelsRoot>) -> Router {
         .route("/admin/v1/invoices/{tenant}/{month}", get(invoices::one))
         .route("/admin/v1/ledger", get(ledger::export))
         .route("/admin/v1/ledger/verify", get(ledger::verify))
+        .route("/admin/v1/ledger/months", get(months::list))
+        .route("/admin/v1/ledger/months/{month}", get(months::one))
+        .route("/admin/v1/ledger/months/{month}/close", post(months::close))
+        .route("/admin/v1/ledger/months/{month}/rows", get(months::rows))
+        .route("/admin/v1/ledger/months/{month}/archive", post(months::archive))
         .route("/admin/v1/webhooks", get(webhooks::list).post(webhooks::create))
         .route("/admin/v1/webhooks/{id}", get(webhooks::one).patch(webhooks::edit).delete(webhooks::delete))
         .route("/admin/v1/webhooks/{id}/test", post(webhooks::test))

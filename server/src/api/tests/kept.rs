@@ -3,7 +3,10 @@
 use weir_runtime::store::{
     Actor, Begun, Idempotent, Limits as StoreLimits, StoreOptions, TenantSettings, Value as Bound,
 };
-use weir_runtime::{Accounts, ledger::WriterOptions};
+use weir_runtime::{
+    Accounts,
+    ledger::{SigningKey, WriterOptions},
+};
 
 use super::*;
 use crate::{
@@ -14,16 +17,16 @@ use crate::{
     webhooks::EnvelopeKey,
 };
 
-struct Rig {
-    folder: tempfile::TempDir,
+pub(super) struct Rig {
+    pub(super) folder: tempfile::TempDir,
     everybody: Arc<Everybody>,
     app: Arc<App>,
     api: Router,
-    admin: Router,
+    pub(super) admin: Router,
 }
 
 /// Tenants `a` and `b`, a model that is slow enough to be met while it runs, and one that is not.
-async fn rig() -> Rig {
+pub(super) async fn rig() -> Rig {
     let folder = tempfile::tempdir().expect("folder");
     let url = format!("sqlite:{}", folder.path().join("weir.db").display());
     let store = Store::open(&url, &StoreOptions::default()).await.expect("a store");
@@ -58,12 +61,15 @@ async fn rig() -> Rig {
     });
     let app = App::of(everybody.clone(), LIMITS);
     app.set_engine(engine.await.expect("engine"));
-    app.keep_books(EnvelopeKey::open(&folder.path().join("envelope.key")));
+    // Months are closed when a test says so.
+    app.keep_books(EnvelopeKey::open(&folder.path().join("envelope.key")), None);
+    let ledger_key = SigningKey::create(&folder.path().join("ledger.key")).expect("a key");
+    let _ = app.ledger_key.set(Arc::new(ledger_key));
     Rig { folder, everybody, api: router(app.clone()), admin: admin_router(app.clone(), None), app }
 }
 
 impl Rig {
-    fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Store {
         self.everybody.store()
     }
 
@@ -79,7 +85,7 @@ impl Rig {
     }
 
     /// An operator's request.
-    async fn operate(&self, method: Method, path: &str, body: impl Into<axum::body::Body>) -> Answer {
+    pub(super) async fn operate(&self, method: Method, path: &str, body: impl Into<axum::body::Body>) -> Answer {
         let key = std::fs::read_to_string(self.folder.path().join("operator")).expect("a key");
         ask(&self.admin, Some(key.trim()), method, path, body).await
     }

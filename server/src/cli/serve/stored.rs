@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     env, fs,
+    io::ErrorKind,
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
@@ -11,10 +12,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use rustix::system::uname;
-use weir_runtime::store::{Dialect, Origin, Store, StoreOptions};
+use weir_runtime::{
+    ledger::SigningKey,
+    store::{Dialect, Origin, Store, StoreOptions},
+};
 
 use crate::{
-    config::{Config, PEPPER_FILE},
+    config::{Config, LEDGER_KEY_FILE, PEPPER_FILE},
     everybody::{Everybody, FileKeys, import},
     identity::{Issuers, Pepper, SecretSource},
 };
@@ -85,6 +89,20 @@ fn pepper(config: &Config) -> anyhow::Result<Pepper> {
         bail!("pepper file {}: it is not there", path.display());
     }
     Ok(Pepper::open(path)?)
+}
+
+/// What months of the ledger are signed with. The first start makes it in its default place; anywhere else a missing file
+/// means that months stay open.
+pub(super) fn ledger_key(config: &Config) -> anyhow::Result<Option<SigningKey>> {
+    let path = config.ledger_key_file.value.as_path();
+    let key = match SigningKey::from_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound && path.ends_with(LEDGER_KEY_FILE) => {
+            SigningKey::create(path)
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read,
+    };
+    key.map(Some).with_context(|| format!("ledger key file {}", path.display()))
 }
 
 /// Microseconds since 1970.
