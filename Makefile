@@ -62,7 +62,7 @@ test: models ## install what the tests need, and run them all
 prove: models ## run the proofs at full size and print their figures: about half an hour
 	@$(PYTHON) scripts/test.py --prove
 
-chaos: models build ## kill the server a thousand times under load, and see that its accounts add up: half an hour
+chaos: models build ## kill the server a thousand times, fail its disk and its database, and see that its accounts add up: most of an hour
 	@$(PYTHON) scripts/test.py --chaos
 
 simulate-long: ## play ten million requests in the simulator, every invariant checked after every event: most of an hour

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Run every test: cargo's, then the end-to-end cases in Python. The last line is `N passed, N failed`.
 
-With `--chaos`, only the server is killed, a thousand times. With `--prove`, only the proofs run (the Rust tests and the
-end-to-end modules below), at the full size of their figures instead of a size fit for every change, and their
-`figure=NAME value=V` lines are shown.
+With `--chaos`, only faults: the server is killed a thousand times, its disk loses power ten thousand times, its PostgreSQL is
+stopped fifty times. With `--prove`, only the proofs run (the Rust tests and the end-to-end modules below), at the full size of
+their figures instead of a size fit for every change, and their `figure=NAME value=V` lines are shown.
 
 Standard library only. What the end-to-end cases need (the official `openai` package, pinned in
 tests/e2e/requirements.txt) is installed into .weir/py: `pip install --target` asks for no root and no venv, and so works
@@ -86,13 +86,17 @@ def main():
     environment = dict(os.environ, WEIR_TEST_MODELS=MODELS, **({"WEIR_PROOFS": "full"} if prove else {}))
     started = time.monotonic()
     packages = install()
+    # The tests start a server of their own from these programs, and fail without them.
+    environment["WEIR_POSTGRES_BIN"] = postgres.available()
     if chaos:
+        command = [cargo, "test", "--release", "--locked", "--workspace", "--test", "store", "--", "--nocapture", "faults::"]
+        passed, failed = counted(command, env=environment | {"WEIR_PROOFS": "full"})
         # The Makefile has built it.
         command = [sys.executable, os.path.join("tests", "e2e", "run.py"), "--models", MODELS, "--full", "chaos.",
                    "--weir", os.path.join(target, "release", "weir")]
-        sys.exit(subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": packages}, check=False).returncode)
-    # The tests start a server of their own from these programs, and fail without them.
-    environment["WEIR_POSTGRES_BIN"] = postgres.available()
+        more = counted(command, env=environment | {"PYTHONPATH": packages})
+        print(f"{passed + more[0]} passed, {failed + more[1]} failed")
+        sys.exit(1 if failed + more[1] else 0)
 
     # One build for both: the same packages, targets and so features, else cargo would compile the dependencies twice.
     print("==> build", flush=True)

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io::{Read, Seek, Write},
+    io::{ErrorKind, Read, Seek, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -152,8 +152,25 @@ fn private(path: &Path) -> Result<(), StoreError> {
     if rights.mode() & 0o777 != MODE {
         file.set_permissions(std::fs::Permissions::from_mode(MODE)).map_err(fail)?;
     }
+    if file.metadata().map_err(fail)?.len() == 0 { entered(path) } else { Ok(()) }
+}
+
+/// Syncs the folders above a new file. Each of them may be new as well, and a loss of power takes away what is not entered in its
+/// folder, with everything that was synced inside. SQLite does so for the files that it makes, and for the one folder that they are in.
+fn entered(path: &Path) -> Result<(), StoreError> {
+    for folder in path.ancestors().skip(1) {
+        match File::open(folder).and_then(|folder| folder.sync_all()) {
+            Ok(()) => {}
+            // Whoever may not read or change a folder has not made it; and some file systems have no such call.
+            Err(error) if NO_FOLDER_SYNC.contains(&error.kind()) => {}
+            Err(source) => return Err(StoreError::File { path: folder.to_owned(), source }),
+        }
+    }
     Ok(())
 }
+
+const NO_FOLDER_SYNC: [ErrorKind; 4] =
+    [ErrorKind::PermissionDenied, ErrorKind::InvalidInput, ErrorKind::ReadOnlyFilesystem, ErrorKind::Unsupported];
 
 /// What SQLite says of itself is what was asked for.
 async fn check(writer: &SqlitePool) -> Result<(), StoreError> {

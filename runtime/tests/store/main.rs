@@ -4,6 +4,7 @@
 mod billing;
 mod cases;
 mod catalogue;
+mod faults;
 mod fixture;
 mod ledger;
 mod months;

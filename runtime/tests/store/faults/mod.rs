@@ -1,0 +1,16 @@
+//! Faults below the store: a disk that loses power.
+//!
+//! *The disk.* A real store, an engine and a writer work in a process whose writes, syncs, truncations and removals are written down
+//! in order ([`record`], `shim.c`), with what clients were told among them. From that log come the disks that a loss of power may leave
+//! behind ([`disk`]): everything that was synced, and of the rest some, torn and out of order. Each is opened by the store,
+//! recovered and held against what was told until then ([`check`]).
+
+mod chance;
+mod check;
+mod disk;
+mod engine;
+mod log;
+mod proofs;
+mod record;
+mod told;
+mod writer;
