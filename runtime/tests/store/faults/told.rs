@@ -123,6 +123,15 @@ impl Truth {
         self
     }
 
+    /// Only what was told by then counts as told.
+    pub(super) fn told_by(mut self, then: &Truth) -> Truth {
+        for (id, asked) in &mut self.asked {
+            asked.done = then.asked.get(id).and_then(|asked| asked.done);
+        }
+        self.made.clone_from(&then.made);
+        self
+    }
+
     pub(super) fn acknowledged(&self) -> usize {
         self.asked.values().filter(|asked| asked.done.is_some()).count()
     }
