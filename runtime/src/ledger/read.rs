@@ -88,15 +88,21 @@ impl<'de> Visitor<'de> for &mut Check<'_> {
     }
 }
 
-/// The page after a place, how many rows it has, and the last one's place.
+/// The page after a place, how many rows it has, and the last one's place. One that the database cannot show, because its own
+/// pages are damaged or a value is of another type, is no page, so that its rows are looked at one by one.
 async fn page(tx: &mut Tx, epoch: i64, after: i64, upto: i64) -> Result<(Page, i64, i64), StoreError> {
     let sql = if tx.is_postgres() { PAGE_POSTGRES } else { PAGE_SQLITE };
-    let Some(row) = tx.row(sql, args![epoch, after, PAGE_LEN, upto]).await? else {
-        return Ok((Page { epoch, after, text: "[]".into() }, 0, after));
+    let parts = |row: StoreRow| {
+        let mut fields = row.fields();
+        Ok((fields.int()?, fields.int()?, fields.text()?))
     };
-    let mut fields = row.fields();
-    let (count, last) = (fields.int()?, fields.int()?);
-    Ok((Page { epoch, after, text: fields.text()? }, count, last))
+    match tx.row(sql, args![epoch, after, PAGE_LEN, upto]).await.and_then(|row| row.map(parts).transpose()) {
+        Ok(Some((count, last, text))) => Ok((Page { epoch, after, text }, count, last)),
+        Ok(None) => Ok((Page { epoch, after, text: "[]".into() }, 0, after)),
+        // PostgreSQL ends a transaction with an error, so nothing more can be asked in this one.
+        Err(StoreError::Database(_)) if !tx.is_postgres() => Ok((Page { epoch, after, text: String::new() }, 1, after)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Checks a page; nothing if it is not what a page is, and its rows have to be looked at one by one.
@@ -112,16 +118,25 @@ fn check(verifier: &mut Verifier, page: &Page) -> Option<Result<(), BadRow>> {
 }
 
 /// Names the row of a page that cannot be read.
-async fn unreadable(tx: &mut Tx, epoch: i64, after: i64) -> Result<BadRow, StoreError> {
-    let rows = tx.rows(PLAIN, args![epoch, after, PAGE_LEN]).await?;
-    for (expected, row) in (after + 1..).zip(&rows) {
-        if let Err(error) = row_of(epoch, row) {
-            let what = error.to_string();
-            return Ok(BadRow { epoch, seq: expected, index: 0, fault: Box::new(Fault::Unreadable { what }) });
+async fn unreadable(tx: &mut Tx, epoch: i64, mut after: i64) -> Result<BadRow, StoreError> {
+    let first = after + 1;
+    let named = |seq, fault| BadRow { epoch, seq, index: 0, fault: Box::new(fault) };
+    let bad = |seq, what| named(seq, Fault::Unreadable { what });
+    for _ in 0..PAGE_LEN {
+        let read = match tx.row(PLAIN, args![epoch, after, 1_i64]).await {
+            Ok(Some(row)) => row_of(epoch, &row),
+            Ok(None) => break,
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(row) if row.seq == after + 1 => after = row.seq,
+            Ok(row) => return Ok(named(after + 1, Fault::Order { epoch, seq: row.seq })),
+            Err(StoreError::Database(error)) => return Ok(bad(after + 1, error.to_string())),
+            Err(error @ StoreError::Corrupt { .. }) => return Ok(bad(after + 1, error.to_string())),
+            Err(error) => return Err(error),
         }
     }
-    let what = "the database shows it in two ways".into();
-    Ok(BadRow { epoch, seq: after + 1, index: 0, fault: Box::new(Fault::Unreadable { what }) })
+    Ok(bad(first, "the database shows it in two ways".into()))
 }
 
 fn row_of(epoch: i64, row: &StoreRow) -> Result<Row<'static>, StoreError> {

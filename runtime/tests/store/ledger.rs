@@ -231,20 +231,55 @@ pub(crate) async fn what_is_in_the_ledger_stays(on: Fixture) {
     }
 }
 
+/// In the row of place 9, each column but its hash, and what puts it right again.
+const FLIPS: [(&str, &str); 11] = [
+    ("UPDATE ledger SET seq = 137 WHERE seq = 9", "UPDATE ledger SET seq = 9 WHERE seq = 137"),
+    ("UPDATE ledger SET at_us = at_us + 1 WHERE seq = 9", "UPDATE ledger SET at_us = at_us - 1 WHERE seq = 9"),
+    ("UPDATE ledger SET kind = 'recovered' WHERE seq = 9", "UPDATE ledger SET kind = 'settle' WHERE seq = 9"),
+    ("UPDATE ledger SET tenant = 'acmd' WHERE seq = 9", "UPDATE ledger SET tenant = 'acme' WHERE seq = 9"),
+    ("UPDATE ledger SET request = 'req \"w\"' WHERE seq = 9", "UPDATE ledger SET request = 'req \"7\"' WHERE seq = 9"),
+    ("UPDATE ledger SET model = 'tinx' WHERE seq = 9", "UPDATE ledger SET model = 'tiny' WHERE seq = 9"),
+    ("UPDATE ledger SET key = 'wk_c' WHERE seq = 9", "UPDATE ledger SET key = 'wk_a' WHERE seq = 9"),
+    ("UPDATE ledger SET device_ns = 11 WHERE seq = 9", "UPDATE ledger SET device_ns = 10 WHERE seq = 9"),
+    ("UPDATE ledger SET prompt_tokens = 2 WHERE seq = 9", "UPDATE ledger SET prompt_tokens = 3 WHERE seq = 9"),
+    ("UPDATE ledger SET completion_tokens = 4 WHERE seq = 9", "UPDATE ledger SET completion_tokens = 5 WHERE seq = 9"),
+    (
+        "UPDATE ledger SET body = replace(body, 'starter', 'startes') WHERE seq = 9",
+        "UPDATE ledger SET body = replace(body, 'startes', 'starter') WHERE seq = 9",
+    ),
+];
+/// The first byte of its hash, for good.
+const FLIP_HASH_SQLITE: &str = "UPDATE ledger SET hash = unhex(CASE substr(hex(hash), 1, 1) WHEN '0' THEN '1' ELSE '0' END \
+     || substr(hex(hash), 2)) WHERE seq = 9";
+const FLIP_HASH_POSTGRES: &str = "UPDATE ledger SET hash = set_byte(hash, 0, get_byte(hash, 0) # 1) WHERE seq = 9";
+
+/// Whatever is changed of a row, `verify` names it, and a start does and begins nothing.
 pub(crate) async fn a_byte_flipped_in_the_store_is_found_and_named(on: Fixture) {
     let store = on.open().await;
     let (chain, _) = ledger::begin(&store, "one", AT_US).await.unwrap();
     let epoch = chain.epoch;
     write(&store, chain, (0..20).map(|number| settle(number, 10)).collect()).await.1.unwrap();
     on.may_change_the_ledger().await;
-    on.tamper("UPDATE ledger SET model = 'tinx' WHERE seq = 9").await;
-    let Err(LedgerError::BadRow(bad)) = ledger::verify_store(&store, None).await else { panic!("not found") };
-    assert_eq!((bad.epoch, bad.seq), (epoch, 9));
-    on.tamper("UPDATE ledger SET model = 'tiny' WHERE seq = 9").await;
-    assert!(ledger::verify_store(&store, None).await.is_ok());
+    let named = async |change: &str, row: (i64, i64)| {
+        let Err(LedgerError::BadRow(bad)) = ledger::verify_store(&store, None).await else { panic!("{change}") };
+        assert_eq!((bad.epoch, bad.seq), row, "{change}");
+        let begun = ledger::begin(&store, "one", AT_US).await;
+        assert!(
+            matches!(&begun, Err(LedgerError::BadRow(same)) if (same.epoch, same.seq) == row),
+            "{change}: {begun:?}, {bad:?}"
+        );
+        assert!(bad.to_string().starts_with(&format!("row {} of epoch {}: ", row.1, row.0)), "{bad}");
+    };
+    for (change, undo) in FLIPS {
+        on.tamper(change).await;
+        named(change, (epoch, 9)).await;
+        on.tamper(undo).await;
+        assert!(ledger::verify_store(&store, None).await.is_ok(), "{undo}");
+    }
     on.tamper("DELETE FROM ledger WHERE seq = 21").await;
-    let Err(LedgerError::BadRow(bad)) = ledger::verify_store(&store, None).await else { panic!("not found") };
-    assert_eq!((bad.epoch, bad.seq), (epoch, 21), "{bad}");
+    named("the last row is gone", (epoch, 21)).await;
+    on.tamper(if on.dialect == Dialect::Sqlite { FLIP_HASH_SQLITE } else { FLIP_HASH_POSTGRES }).await;
+    named("the hash", (epoch, 9)).await;
 }
 
 fn ask(id: i64, epoch: i64, wanted: i64, at_us: i64) -> Ask {

@@ -97,6 +97,11 @@ impl Books {
         self
     }
 
+    /// Whether the ledger has the same rows; those of an epoch that the other does not know are new.
+    pub(super) fn rows_of(&self, other: &Books) -> bool {
+        other.chains.iter().all(|(epoch, rows)| self.chains.get(epoch) == Some(rows))
+    }
+
     pub(super) fn bills(&self) -> usize {
         self.entries().filter(|(_, entry)| entry.is_bill()).count()
     }

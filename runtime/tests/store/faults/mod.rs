@@ -7,11 +7,14 @@
 //!
 //! *The server.* PostgreSQL is stopped in its immediate mode under the same load, and what was told is held against its rows
 //! ([`stops`]).
+//!
+//! *Bits.* One of the ledger's pages is another ([`flips`]), and the start names it and refuses.
 
 mod chance;
 mod check;
 mod disk;
 mod engine;
+mod flips;
 mod log;
 mod proofs;
 mod record;
