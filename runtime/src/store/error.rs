@@ -27,6 +27,17 @@ pub enum StoreError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// SQLite would leave out commits that were on the disk.
+    #[error(
+        "{path}: {what}: put a whole copy of the database in its place; without one, removing this file gives up those commits",
+        path = path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        what: String,
+    },
     /// A later version of Weir has been here.
     #[error("the store has schema {found}, and this version of weir knows up to {known}: use the newer weir")]
     SchemaNewer {

@@ -32,6 +32,7 @@ mod sqlite;
 mod tenants;
 mod tx;
 mod value;
+mod wal;
 mod webhooks;
 
 use std::{

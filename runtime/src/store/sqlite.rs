@@ -23,6 +23,7 @@ use super::{
     error::StoreError,
     schema,
     tx::Tx,
+    wal,
 };
 
 /// The first SQLite without the defect of its WAL.
@@ -82,6 +83,7 @@ impl Sqlite {
         let path = whole(path)?;
         let owner = Owner::take(&path)?;
         private(&path)?;
+        whole_log(&path)?;
 
         let common = SqliteConnectOptions::new()
             .filename(&path)
@@ -171,6 +173,21 @@ fn entered(path: &Path) -> Result<(), StoreError> {
 
 const NO_FOLDER_SYNC: [ErrorKind; 4] =
     [ErrorKind::PermissionDenied, ErrorKind::InvalidInput, ErrorKind::ReadOnlyFilesystem, ErrorKind::Unsupported];
+
+/// SQLite's log of commits is not damaged in its midst, and is on the disk. Of a process that was killed, the last commit may be whole and
+/// not synced: whoever reads it now may tell of it, so from here on it is to stay.
+fn whole_log(path: &Path) -> Result<(), StoreError> {
+    let log = suffixed(path, "-wal");
+    let synced = || File::open(&log)?.sync_all();
+    match wal::damage(&log, path) {
+        Ok(Some(what)) => Err(StoreError::Damaged { path: log, what }),
+        Ok(None) => match synced() {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(StoreError::File { path: log, source }),
+            _ => Ok(()),
+        },
+        Err(source) => Err(StoreError::File { path: log, source }),
+    }
+}
 
 /// What SQLite says of itself is what was asked for.
 async fn check(writer: &SqlitePool) -> Result<(), StoreError> {

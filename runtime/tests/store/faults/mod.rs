@@ -8,7 +8,7 @@
 //! *The server.* PostgreSQL is stopped in its immediate mode under the same load, and what was told is held against its rows
 //! ([`stops`]).
 //!
-//! *Bits.* One of the ledger's pages is another ([`flips`]), and the start names it and refuses.
+//! *Bits.* One of the ledger's pages ([`flips`]) or of SQLite's log ([`wal`]) is another, and the start names it and refuses.
 
 mod chance;
 mod check;
@@ -20,4 +20,5 @@ mod proofs;
 mod record;
 mod stops;
 mod told;
+mod wal;
 mod writer;
