@@ -301,12 +301,23 @@ impl Pool {
 
     /// The tenant with cached blocks that is furthest above its floor by weight; the asking tenant's own may always go.
     fn fattest(&mut self, tenant: u32, limits: Limits) -> Option<u32> {
+        // The asking tenant's place changes with every block that it gets: while it takes many, it is kept out of the tree.
+        let mut own = None;
         while let Some(stale) = self.stale.pop() {
+            if stale == tenant {
+                own = Some(self.held(tenant).fatness().unwrap_or(u64::MAX));
+                continue;
+            }
             let held = &mut self.held[stale as usize];
             held.stale = false;
             self.fattest.set(stale, held.fatness().unwrap_or(u64::MAX));
         }
-        if let Some((_, fattest)) = self.fattest.least() {
+        if own.is_some() {
+            self.stale.push(tenant);
+            self.fattest.remove(tenant);
+        }
+        let own = own.filter(|fatness| *fatness != u64::MAX).map(|fatness| (fatness, tenant));
+        if let Some((_, fattest)) = self.fattest.least().into_iter().chain(own).min() {
             return Some(fattest);
         }
         let any = || (0u32..).zip(&self.held).find(|(_, held)| held.cached > 0).map(|(slot, _)| slot);
