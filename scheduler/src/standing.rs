@@ -65,6 +65,17 @@ pub(crate) fn least(file: &mut Tournament<Virtual>, tenants: &mut Tenants) -> Op
     }
 }
 
+/// What a step was to a tenant that was looked at for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It wants no more than it got.
+    Content,
+    /// It wants more than the rows it got.
+    Reached,
+    /// It got none.
+    PassedOver,
+}
+
 impl Device {
     /// A request of the tenant arrived.
     pub(crate) fn enter(&mut self, tenant: u32) {
@@ -107,11 +118,11 @@ impl Device {
     /// next, and not to what is held for it besides. A tenant lifted over the whole of a running prompt would stand behind that
     /// prompt with whatever it asks for next.
     pub(crate) fn lift(&mut self, tenants: &mut Tenants) {
-        let mut first: Option<(Virtual, Virtual)> = None;
+        let (mut least_time, mut least_measured) = (Virtual::MAX, Virtual::MAX);
         let mut consider = |tenants: &Tenants, tenant: u32| {
             let service = &tenants.get(tenant).service;
-            let times = (service.virtual_time(), service.measured());
-            first = Some(first.map_or(times, |first| (first.0.min(times.0), first.1.min(times.1))));
+            least_time = least_time.min(service.virtual_time());
+            least_measured = least_measured.min(service.measured());
         };
         for model in &mut self.models {
             for file in [&mut model.short_running, &mut model.short_waiting] {
@@ -123,8 +134,11 @@ impl Device {
         for tenant in self.at_hand.iter() {
             consider(tenants, tenant);
         }
-        self.least = first.map(|first| first.0);
-        (self.level, self.clock) = first.unwrap_or_else(|| self.level_of_calm(tenants));
+        self.least = (least_time < Virtual::MAX).then_some(least_time);
+        (self.level, self.clock) = match self.least {
+            Some(_) => (least_time, least_measured),
+            None => self.level_of_calm(tenants),
+        };
         for tenant in self.calm.iter() {
             tenants.get_mut(tenant).service.lift(self.clock);
         }
@@ -183,26 +197,27 @@ impl Device {
         self.touched += (self.calm.len() + self.at_hand.len()) as u64;
         let mut at = 0;
         while let Some(tenant) = self.at_hand.get(at) {
-            if !self.wants_more(tenants, tenant, planning) {
-                self.calm_down(tenants, tenant);
-            } else if self.is_reached(tenant, planning) {
-                at += 1;
-            } else {
-                self.at_hand.set(tenant, false);
-                self.file_all(tenants, tenant);
+            match self.outcome(tenants, tenant, planning) {
+                Outcome::Content => self.calm_down(tenants, tenant),
+                Outcome::Reached => at += 1,
+                Outcome::PassedOver => {
+                    self.at_hand.set(tenant, false);
+                    self.file_all(tenants, tenant);
+                }
             }
         }
         let mut at = 0;
         while let Some(tenant) = self.calm.get(at) {
-            if !self.wants_more(tenants, tenant, planning) {
+            let outcome = self.outcome(tenants, tenant, planning);
+            if outcome == Outcome::Content {
                 at += 1;
                 continue;
             }
             self.calm.set(tenant, false);
             self.shares[tenant as usize].note_short(&mut tenants.get_mut(tenant).service, true);
-            match self.is_reached(tenant, planning) {
-                true => self.at_hand.set(tenant, true),
-                false => self.file_all(tenants, tenant),
+            match outcome {
+                Outcome::Reached => self.at_hand.set(tenant, true),
+                _ => self.file_all(tenants, tenant),
             }
         }
     }
@@ -227,18 +242,20 @@ impl Device {
         }
     }
 
-    /// Whether the tenant has a row of this step.
-    fn is_reached(&self, tenant: u32, step: StepId) -> bool {
-        self.models.iter().any(|model| model.lanes[tenant as usize].reached == step)
-    }
-
-    fn wants_more(&self, tenants: &Tenants, tenant: u32, planning: StepId) -> bool {
-        // What it wants is a grant, and not the device.
-        let dry = tenants.get(tenant).is_dry();
-        !dry && self.models.iter().any(|model| {
-            let lane = &model.lanes[tenant as usize];
-            !lane.is_empty() && (lane.asked != planning || lane.short)
-        })
+    /// What the step `planning` was to the tenant.
+    #[inline]
+    fn outcome(&self, tenants: &Tenants, tenant: u32, planning: StepId) -> Outcome {
+        let (mut wants_more, mut is_reached) = (false, false);
+        for lane in self.models.iter().map(|model| &model.lanes[tenant as usize]) {
+            wants_more |= !lane.is_empty() && (lane.asked != planning || lane.short);
+            is_reached |= lane.reached == planning;
+        }
+        match is_reached {
+            // What it wants is a grant, and not the device.
+            _ if !wants_more || tenants.get(tenant).is_dry() => Outcome::Content,
+            true => Outcome::Reached,
+            false => Outcome::PassedOver,
+        }
     }
 
     fn calm_down(&mut self, tenants: &mut Tenants, tenant: u32) {
