@@ -65,10 +65,10 @@ pub(crate) struct Service {
     held_max: Virtual,
     /// Everything measured, lifts left out: what the tenant was served.
     served: Virtual,
-    /// Devices of whose last step it wanted more than it got.
-    short_on: u32,
     /// The greatest virtual time under which it is filed anywhere; see [`crate::standing`].
     filed: Virtual,
+    /// Devices of whose last step it wanted more than it got.
+    short_on: u32,
     /// It is in the list of those whose virtual time fell below that.
     pub(crate) lowered: bool,
 }

@@ -79,21 +79,26 @@ impl Scheduler {
             tenants.pay(row, tenant, Nanos::ZERO, events);
             return;
         }
-        let redo_len = request.redo_until.saturating_sub(row.from).min(row.len);
         let redo = match outcome {
             RowOutcome::Failed => part,
-            _ if redo_len == 0 => Nanos::ZERO,
+            _ if request.redo_until <= row.from => Nanos::ZERO,
             // An item is computed whole.
             _ if row.is_item => part,
-            _ => Nanos((u128::from(part.0) * u128::from(redo_len) / u128::from(row.len)) as u64),
+            _ => {
+                let redo_len = (request.redo_until - row.from).min(row.len);
+                Nanos((u128::from(part.0) * u128::from(redo_len) / u128::from(row.len)) as u64)
+            }
         };
         let due = part - redo;
         let bill = tenants.pay(row, tenant, due, events);
-        device.operator += redo + (due - bill);
-        device.overrun += due - bill;
-        match outcome {
-            RowOutcome::Failed => device.failed += redo,
-            _ => device.redo += redo,
+        // Mostly the tenant pays for all of it.
+        if bill < part {
+            device.operator += redo + (due - bill);
+            device.overrun += due - bill;
+            match outcome {
+                RowOutcome::Failed => device.failed += redo,
+                _ => device.redo += redo,
+            }
         }
         match tenant {
             OPERATOR_SLOT => {

@@ -85,6 +85,7 @@ pub(crate) struct Account {
 }
 
 const _: () = assert!(offset_of!(Account, service) + Service::COMPARED == 64);
+const _: () = assert!(offset_of!(Account, waiting) < 128);
 
 impl Account {
     pub(crate) fn weight(&self) -> u32 {
