@@ -22,6 +22,9 @@
 //! *Refusals.* Who cannot start for want of tokens or time stays in its place; after a few of them ([`STARTS_REFUSED_MAX`]), or the
 //! first one without blocks, the step starts nobody else. So a step asks no more tenants than it has rows, and a few.
 //!
+//! *The usual row* is the next token of a running text, and nothing stands in its way. [`Fill::decode`] plans it in one go; for all others there
+//! is [`Fill::pick`], which would plan the usual ones alike.
+//!
 //! Which row of a tenant's comes next is `pick`'s matter, what goes into a row is `row`'s, blocks are `room`'s.
 //!
 //! Cost: O(rows + arrivals) and O(log tenants) per row, whatever the number of tenants and of waiting requests; running requests that
@@ -314,10 +317,9 @@ impl Fill<'_> {
             }
             let next = order.first().min(filed);
             // Row by row, until the turn of another comes.
-            while let Pick::Row(marginal) = self.pick(tenant) {
-                self.note_reached(tenant);
+            while let Some((marginal, more)) = self.decode(tenant).or_else(|| self.think(tenant)) {
                 // Mostly it had all it can have, and when its next turn would be is nobody's question.
-                if !self.has_more(tenant) {
+                if !more {
                     break;
                 }
                 let cost = self.model().cost.attributed_row(marginal);
@@ -344,6 +346,13 @@ impl Fill<'_> {
             let more = passed_over || self.has_more(tenant);
             self.lane(tenant).short |= more;
         }
+    }
+
+    /// One row of the tenant's, if it can have one, and whether it could have another.
+    fn think(&mut self, tenant: u32) -> Option<(Nanos, bool)> {
+        let Pick::Row(marginal) = self.pick(tenant) else { return None };
+        self.note_reached(tenant);
+        Some((marginal, self.has_more(tenant)))
     }
 
     /// The turn of the tenant with the least time of those that are filed and may have something to run.

@@ -133,6 +133,16 @@ impl Lane {
         }
     }
 
+    /// The same where there are no turns, and whether it is the last.
+    #[inline]
+    pub(crate) fn at_plain_cursor(&self) -> Option<(u32, bool)> {
+        if self.lap != Lap::Plain || self.cursor >= self.runs {
+            return None;
+        }
+        let slot = if self.cursor == 0 { self.first } else { self.running[self.cursor as usize] };
+        Some((slot, self.cursor + 1 == self.runs))
+    }
+
     fn at_cursor_of_many(&mut self, requests: &Requests, turns: &Turns) -> Option<u32> {
         loop {
             match (self.running.get(self.cursor as usize), self.lap) {
@@ -183,6 +193,26 @@ impl Lane {
             requests.wait(slot, cause);
             self.told = Some(cause);
         }
+    }
+
+    /// Whether the first of the waiting ones may start: its tenant may start one, and the step is open for one. If not, it is told what it
+    /// waits for, which is memory from when somebody did not start for want of it.
+    #[inline]
+    pub(crate) fn first_may_start(
+        &mut self,
+        requests: &mut Requests,
+        may_start: bool,
+        no_room: bool,
+        open: bool,
+    ) -> bool {
+        let cause = match may_start {
+            false => Cause::Queue,
+            true if no_room => Cause::Memory,
+            true => Cause::Share,
+        };
+        self.tell_first(requests, cause);
+        self.short |= may_start && !open;
+        may_start && open
     }
 
     /// What is noted of the running ones is so, and the first of the waiting ones waits for what it was told last, unless it waits for the
@@ -361,6 +391,19 @@ impl Model {
     /// Begins to ask a tenant's lane for rows of a step.
     pub(crate) fn ask(&mut self, requests: &Requests, tenant: u32, step: StepId) {
         self.lanes[tenant as usize].ask(requests, &mut self.turns[tenant as usize], step);
+    }
+
+    /// Whether as many run as a step has rows: another that starts takes the row of one that runs, which keeps its blocks and stands still.
+    pub(crate) fn rows_taken(&self) -> bool {
+        self.running >= self.limits.rows_max
+    }
+
+    /// Whether a waiting request of this rank goes before a running one of its tenant, by rank or by whose turn it is. Where all rows
+    /// are taken, only one of a more urgent class does, that outranks the other although it came later. One that is older, and was overtaken
+    /// or preempted, waits for a row to come free: to put its tenant's own work aside for it serves nobody, and takes blocks that were cached.
+    pub(crate) fn starts_before(&self, tenant: u32, rank: Rank, running: Rank) -> bool {
+        let before = self.lanes[tenant as usize].goes_before(&self.turns[tenant as usize], rank, running);
+        before && (!self.rows_taken() || rank < running && rank.1 > running.1)
     }
 
     /// Gives a request that wants to start an empty block table.

@@ -38,6 +38,42 @@ impl Fill<'_> {
         self.next_running(tenant).is_some() || self.next_waiting(tenant).is_some()
     }
 
+    /// The row that nearly all rows are, in one go: the next token of a running text that has a block for it, of a tenant that needs no
+    /// grant, in a step whose rows are neither cut to a target nor one request's alone. With whether the tenant could have another. Where
+    /// there is more to think about it is nothing, and [`Fill::pick`] and [`Fill::has_more`] think; they would give this row, too.
+    #[inline(always)]
+    pub(crate) fn decode(&mut self, tenant: u32) -> Option<(Nanos, bool)> {
+        let (open, id) = (self.starts_open(), self.id);
+        let Fill { device, requests, tenants, .. } = self;
+        let (model, account) = (&mut device.models[self.m], tenants.get(tenant));
+        let lane = &mut model.lanes[tenant as usize];
+        let (slot, is_last) = lane.at_plain_cursor()?;
+        let request = requests.get(slot);
+        let is_usual = request.is_decode() && request.last_step != id && !account.is_metered();
+        if !is_usual || self.strict || device.alone.is_some() || device.alone_waits {
+            return None;
+        }
+        let asks = !lane.capped && !lane.waiting.is_empty() && (open || !lane.short);
+        let waits = asks && lane.first_may_start(requests, account.may_start(), self.no_room, open);
+        if let (true, Some((rank, _))) = (waits, lane.waiting.head())
+            && model.starts_before(tenant, rank, requests.get(slot).rank)
+        {
+            return None;
+        }
+        let lane = &mut model.lanes[tenant as usize];
+        lane.cursor += 1;
+        lane.reached = id;
+        device.touched += 2;
+        self.held_back = false;
+        self.reserve = self.reserve.saturating_sub(1);
+        let marginal = self.push_stretch(slot, 1);
+        if !is_last && self.next_running(tenant).is_some() {
+            return Some((marginal, true));
+        }
+        self.device.touched += 1;
+        Some((marginal, waits))
+    }
+
     /// One row of the tenant's, by rank.
     pub(crate) fn pick(&mut self, tenant: u32) -> Pick {
         loop {
@@ -45,7 +81,10 @@ impl Fill<'_> {
             let waiting = self.next_waiting(tenant);
             let start = match (running, waiting) {
                 (None, None) => return Pick::Nothing,
-                (Some(running), Some((rank, _))) => self.starts_before(tenant, rank, running),
+                (Some(running), Some((rank, _))) => {
+                    let running = self.requests.get(running).rank;
+                    self.device.models[self.m].starts_before(tenant, rank, running)
+                }
                 (running, _) => running.is_none(),
             };
             if let (false, Some(slot)) = (start, running) {
@@ -139,20 +178,14 @@ impl Fill<'_> {
     /// Whether the first of a lane's waiting requests may start; tells it what it waits for otherwise.
     #[inline]
     fn first_may_start(&mut self, tenant: u32) -> bool {
-        let open = self.starts_open();
+        let (open, may_start) = (self.starts_open(), self.tenants.get(tenant).may_start());
         let lane = &mut self.device.models[self.m].lanes[tenant as usize];
         let pinned = |slot: u32| self.requests.get(slot).pinned;
-        let (cause, may) = match self.no_room {
-            _ if !self.tenants.get(tenant).may_start() => (Cause::Queue, false),
-            _ if self.device.alone_waits && lane.waiting.head().is_some_and(|(_, slot)| pinned(slot)) => {
-                (Cause::Placement, false)
-            }
-            true => (Cause::Memory, true),
-            false => (Cause::Share, true),
-        };
-        lane.tell_first(self.requests, cause);
-        lane.short |= may && !open;
-        may && open
+        if may_start && self.device.alone_waits && lane.waiting.head().is_some_and(|(_, slot)| pinned(slot)) {
+            lane.tell_first(self.requests, Cause::Placement);
+            return false;
+        }
+        lane.first_may_start(self.requests, may_start, self.no_room, open)
     }
 
     fn first_waiting(&self, tenant: u32) -> Option<(Rank, u32)> {

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use crate::BLOCK_LEN;
 use crate::admit::Work;
 use crate::event::End;
 use crate::ids::{BlockHash, BlockId, Nanos, RequestId, StepId};
@@ -192,6 +193,20 @@ impl Request {
     /// Tokens (or items) that can be planned now.
     pub(crate) fn ready_len(&self) -> u32 {
         self.target() - self.planned
+    }
+
+    /// Whether all it can have now is the next token, for which it has a block.
+    #[inline]
+    pub(crate) fn is_decode(&self) -> bool {
+        !self.is_list && self.ready_len() == 1 && self.blocks.len() as u32 > self.planned / BLOCK_LEN
+    }
+
+    /// A row of it is planned.
+    #[inline]
+    pub(crate) fn note_row(&mut self, step: StepId, now: Nanos) {
+        self.in_flight += 1;
+        self.last_step = step;
+        self.watch.run(now);
     }
 
     /// Whether its blocks hold computed positions that may be shared.

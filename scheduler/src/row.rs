@@ -15,20 +15,9 @@ use crate::request::Rank;
 const UNPROVEN_TOKENS: u64 = 128;
 
 impl Fill<'_> {
-    /// Whether as many run as a step has rows: another that starts takes the row of one that runs, which keeps its blocks and stands still.
+    /// See [`Model::rows_taken`].
     pub(crate) fn rows_taken(&self) -> bool {
-        let model = &self.device.models[self.m];
-        model.running >= model.limits.rows_max
-    }
-
-    /// Whether a waiting request of this rank goes before a running one of its tenant, by rank or by whose turn it is. Where all rows
-    /// are taken, only one of a more urgent class does, that outranks the other although it came later. One that is older, and was overtaken
-    /// or preempted, waits for a row to come free: to put its tenant's own work aside for it serves nobody, and takes blocks that were cached.
-    pub(crate) fn starts_before(&self, tenant: u32, rank: Rank, running: u32) -> bool {
-        let other = self.requests.get(running).rank;
-        let model = &self.device.models[self.m];
-        let before = model.lanes[tenant as usize].goes_before(&model.turns[tenant as usize], rank, other);
-        before && (!self.rows_taken() || rank < other && rank.1 > other.1)
+        self.device.models[self.m].rows_taken()
     }
 
     /// How many of `ready` tokens from position `from` go into this step.
@@ -93,47 +82,48 @@ impl Fill<'_> {
         len <= self.tokens_left && timely
     }
 
+    /// A row for the next item of a list.
     pub(crate) fn push_item(&mut self, slot: u32, len: u32) -> Nanos {
-        let request = self.requests.get_mut(slot);
-        let (tenant, item) = (request.tenant, request.planned);
+        let request = self.requests.get(slot);
+        let (tenant, item, load) = (request.tenant, request.planned, Load::new(0, len));
+        let reserve = self.reserve_for(tenant, load);
+        let (now, request) = (self.requests.now, self.requests.get_mut(slot));
         request.planned += 1;
+        request.note_row(self.id, now);
         let kind = RowKind::Embed { item, len };
-        let row = Row { slot, from: item, len, samples: false, is_item: true, weight: 0, reserve: None };
-        self.push_row(tenant, row, kind)
+        let plan = PlanRow { request: RequestId::new(slot, request.generation), kind };
+        self.push_row(plan, Row { slot, from: item, len, samples: false, is_item: true, weight: 0, reserve }, load)
     }
 
+    /// A row of the next `len` tokens of a sequence; it draws if these are the last known ones.
     #[inline(always)]
     pub(crate) fn push_stretch(&mut self, slot: u32, len: u32) -> Nanos {
-        let request = self.requests.get_mut(slot);
+        let request = self.requests.get(slot);
         let (tenant, from) = (request.tenant, request.planned);
+        let load = Load::new(from, len);
+        let reserve = self.reserve_for(tenant, load);
+        let (now, request) = (self.requests.now, self.requests.get_mut(slot));
         let draws_left = request.draws_max() - request.drawn - request.drawing;
         let samples = from + len == request.known + request.drawing && draws_left > 0;
         request.planned += len;
         request.drawing += u32::from(samples);
+        request.note_row(self.id, now);
         self.prompt_given |= len > 1;
-        let start = self.plan.blocks.len() as u32;
+        let blocks = BlockRange { start: self.plan.blocks.len() as u32, len: request.blocks.len() as u32 };
         self.plan.blocks.extend_from_slice(&request.blocks);
-        let blocks = BlockRange { start, len: request.blocks.len() as u32 };
         let kind = RowKind::Generate { from, len, samples, blocks };
-        let row = Row { slot, from, len, samples, is_item: false, weight: 0, reserve: None };
-        self.push_row(tenant, row, kind)
+        let plan = PlanRow { request: RequestId::new(slot, request.generation), kind };
+        self.push_row(plan, Row { slot, from, len, samples, is_item: false, weight: 0, reserve }, load)
     }
 
     #[inline(always)]
-    fn push_row(&mut self, tenant: u32, mut row: Row, kind: RowKind) -> Nanos {
-        let load = row.load();
-        row.reserve = self.reserve_for(tenant, load);
-        let now = self.requests.now;
-        let request = self.requests.get_mut(row.slot);
-        request.in_flight += 1;
-        request.last_step = self.id;
-        request.watch.run(now);
-        self.plan.rows.push(PlanRow { request: RequestId::new(row.slot, request.generation), kind });
+    fn push_row(&mut self, plan: PlanRow, row: Row, load: Load) -> Nanos {
         self.rows_left -= 1;
         self.tokens_left = self.tokens_left.saturating_sub(row.len);
         let marginal = self.device.models[self.m].cost.marginal(load);
         self.time_left = self.time_left.saturating_sub(marginal);
         self.step.load.add(load);
+        self.plan.rows.push(plan);
         self.step.rows.push(row);
         marginal
     }
