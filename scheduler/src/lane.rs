@@ -1,238 +1,256 @@
-//! A request's way through its device: into the queue, parked, running, out again. Each move keeps the counts of tenant, share,
-//! model and pool in step; nothing else changes them.
+//! One tenant's requests for a model on a device: those that wait, those that run, and whose turn it is among them.
 
-use crate::BLOCK_LEN;
-use crate::device::Device;
-use crate::ids::{Nanos, RequestId};
-use crate::kin::level_of;
-use crate::model::Lane;
-use crate::request::{NONE, Requests, State};
-use crate::tenant::Tenants;
+use alloc::vec::Vec;
+use core::mem::offset_of;
+
+use crate::ids::StepId;
+use crate::queue::Queue;
+use crate::request::{NONE, Rank, Requests};
 use crate::why::Cause;
 
-impl Device {
-    /// Puts a request into its lane's queue, and its expected cost into the demand.
-    pub(crate) fn enqueue(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get_mut(slot);
-        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
-        request.state = State::Waiting;
-        request.queued_at = self.last_step;
-        request.need = model.need_of_waiting(request);
-        request.estimate = model.attributed(&request.need);
-        model.pool.want(request);
-        model.waiting_prompts += request.need.prompt;
-        model.waiting_draws += u64::from(request.need.draws);
-        model.waiting_texts += u32::from(request.need.draws > 0);
-        let share = &mut self.shares[tenant as usize];
-        share.demand += request.estimate;
-        share.waiting += 1;
-        self.demand += request.estimate;
-        self.waiting += 1;
-        tenants.get_mut(tenant).waiting += 1;
-        tenants.waiting += 1;
-        let m = request.model as usize;
-        let lane = &mut model.lanes[tenant as usize];
-        lane.reserve(share.live);
-        lane.push_waiting(requests, slot);
-        model.kin.wait(requests, slot);
-        self.refile(tenants, m, tenant);
-        let account = tenants.get(tenant);
-        requests.queued(slot, self.alone, account.may_start(), account.is_dry());
-    }
+/// One tenant's requests for the model.
+///
+/// What a step asks of a lane is in its first cache line: steps ask hundreds of lanes, few of which run more than one request.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Lane {
+    pub(crate) waiting: Queue,
+    /// The last step in which it got a row; see [`crate::standing`].
+    pub(crate) reached: StepId,
+    /// The last step for which it was asked; what follows is of that step.
+    pub(crate) asked: StepId,
+    /// While a step is planned: the next running request to look at.
+    pub(crate) cursor: u32,
+    /// While a step is planned: the tenant's own limits let no more of its requests start.
+    pub(crate) capped: bool,
+    /// While a step is planned: the lane wanted more than it got.
+    pub(crate) short: bool,
+    /// What planning told the first of the waiting ones to wait for, if it was the last to tell it anything: telling it the same again is
+    /// a look at a request that nobody looked at lately.
+    told: Option<Cause>,
+    /// Whether its [`Turns`] say something, and on which side of their beginning the cursor is. They are kept apart, for a lane is a cache
+    /// line, and few have any.
+    lap: Lap,
+    /// Of the running ones the first, if there is one, and how many there are.
+    first: u32,
+    runs: u32,
+    /// Running requests by rank.
+    pub(crate) running: Vec<u32>,
+}
 
-    /// The opposite, also for a parked request. Its state is for the caller to set.
-    pub(crate) fn dequeue(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get(slot);
-        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
-        model.pool.unwant(request);
-        model.waiting_prompts = model.waiting_prompts - request.need.prompt;
-        model.waiting_draws -= u64::from(request.need.draws);
-        model.waiting_texts -= u32::from(request.need.draws > 0);
-        let share = &mut self.shares[tenant as usize];
-        share.demand = share.demand - request.estimate;
-        share.waiting -= 1;
-        self.demand = self.demand - request.estimate;
-        self.waiting -= 1;
-        tenants.get_mut(tenant).waiting -= 1;
-        tenants.waiting -= 1;
-        let m = request.model as usize;
-        match request.state {
-            State::Parked => model.pool.unpark(requests, slot),
-            _ => {
-                model.lanes[tenant as usize].remove_waiting(requests, slot);
-                model.kin.go(requests, slot);
-            }
+/// Where a lane's cursor is in its round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Lap {
+    /// It goes from the first to the last: there are no turns.
+    #[default]
+    Plain,
+    /// From the rank with which the step began to the last.
+    Begun,
+    /// It came to the end and goes on from the first, or began there.
+    Wrapped,
+}
+
+const _: () = assert!(offset_of!(Lane, running) <= 64);
+
+/// Whose turn it is in a lane where ITL targets leave time for some of its texts only; see [`crate::budget`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turns {
+    /// While a step is planned: the rank with which it begins; after the last comes the first.
+    first: Option<Rank>,
+    /// The first that found too little time left in the last step: the next begins with it.
+    passed: Option<Rank>,
+}
+
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane {
+            waiting: Queue::default(),
+            reached: StepId(0),
+            asked: StepId(0),
+            cursor: 0,
+            capped: false,
+            short: false,
+            told: None,
+            lap: Lap::Plain,
+            first: NONE,
+            runs: 0,
+            running: Vec::new(),
         }
-        self.refile(tenants, m, tenant);
     }
+}
 
-    /// Takes a waiting request out of its queue until the block `at` is ready or given up. It still counts as waiting.
-    pub(crate) fn park(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32, at: u32) {
-        let request = requests.get_mut(slot);
-        let (tenant, m) = (request.tenant, request.model as usize);
-        let model = &mut self.models[m];
-        request.state = State::Parked;
-        model.lanes[tenant as usize].remove_waiting(requests, slot);
-        model.kin.go(requests, slot);
-        model.pool.park(requests, slot, at);
-        self.refile(tenants, m, tenant);
-        requests.wait(slot, Cause::Placement);
-    }
-
-    /// Puts the requests whose block became ready, or was given up, back into their queues.
+impl Lane {
     #[inline]
-    pub(crate) fn wake(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
-        let pool = &self.models[m].pool;
-        if !(pool.gone.is_empty() && pool.woken.is_empty()) {
-            self.wake_all(requests, tenants, m);
-        }
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.runs() && self.waiting.is_empty()
     }
 
-    fn wake_all(&mut self, requests: &mut Requests, tenants: &mut Tenants, m: usize) {
-        let model = &mut self.models[m];
-        while let Some((tenant, level, hash)) = model.pool.gone.pop() {
-            // It may have come again meanwhile.
-            let warm = model.pool.is_ready(tenant, &hash);
-            model.kin.set_warm(tenant, level, &hash, warm);
-        }
-        while let Some(mut slot) = self.models[m].pool.woken.pop() {
-            while slot != NONE {
-                let request = requests.get_mut(slot);
-                request.state = State::Waiting;
-                request.parked_on = NONE;
-                let tenant = request.tenant;
-                let next = core::mem::replace(&mut request.parked_next, NONE);
-                self.models[m].lanes[tenant as usize].push_waiting(requests, slot);
-                self.models[m].kin.wait(requests, slot);
-                self.refile(tenants, m, tenant);
-                slot = next;
-            }
-        }
-    }
-
-    /// From now on the device, whose slot is `d`, runs this request alone, or all of them again.
-    pub(crate) fn set_alone(&mut self, requests: &mut Requests, d: u32, alone: Option<RequestId>) {
-        self.alone = alone;
-        requests.alone(d, alone);
-        self.models.iter_mut().flat_map(|model| &mut model.lanes).for_each(Lane::forget_told);
-    }
-
-    /// Moves a waiting request among the running ones; its blocks and counters are for the caller to set.
-    pub(crate) fn start(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        self.dequeue(requests, tenants, slot);
-        let request = requests.get_mut(slot);
-        request.state = State::Running;
-        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
-        let m = request.model as usize;
-        model.lanes[tenant as usize].insert_running(requests, slot);
-        if requests.get(slot).draws_max() > 0 {
-            model.targets.enter(tenants.get(tenant).plan.itl_target);
-        }
-        model.running += 1;
-        tenants.get_mut(tenant).running += 1;
-        self.refile(tenants, m, tenant);
-    }
-
-    /// Takes a running request out of its lane, so that no more rows are planned for it; others are left alone. Its state is for
-    /// the caller to set.
-    pub(crate) fn leave_lane(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get(slot);
-        if request.state != State::Running {
-            return;
-        }
-        let (tenant, model) = (request.tenant, &mut self.models[request.model as usize]);
-        let m = request.model as usize;
-        model.lanes[tenant as usize].remove_running(requests, slot);
-        if requests.get(slot).draws_max() > 0 {
-            model.targets.leave(tenants.get(tenant).plan.itl_target);
-        }
-        model.running -= 1;
-        tenants.get_mut(tenant).running -= 1;
-        let request = requests.get_mut(slot);
-        request.held = tenants.change_held(request.tenant, request.held, Nanos::ZERO);
-        self.refile(tenants, m, tenant);
-    }
-
-    /// Sends a preempted request, whose rows have all ended, back to its queue.
-    pub(crate) fn restart(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        self.release_blocks(requests, tenants, slot);
-        let request = requests.get_mut(slot);
-        debug_assert_eq!((request.in_flight, request.drawing), (0, 0));
-        // Rows that were in flight when it lost its blocks have been paid for since.
-        request.redo_until = request.redo_until.max(request.computed);
-        request.computed = 0;
-        request.planned = 0;
-        requests.preempted(slot);
-        self.enqueue(requests, tenants, slot);
-    }
-
-    /// Counts the blocks that will come free when the request's rows in flight have ended. Those that others hold, too, are not among them.
-    pub(crate) fn yield_blocks(&mut self, requests: &mut Requests, slot: u32) {
-        let request = requests.get_mut(slot);
-        let model = &mut self.models[request.model as usize];
-        let pool = &model.pool;
-        let own = request.blocks.iter().filter(|block| pool.blocks[block.0 as usize].refs == 1).count() as u32;
-        model.yielding = model.yielding - request.yields + own;
-        request.yields = own;
-    }
-
-    /// Lets go of all blocks of a request, the last ones first, so that the start of a prefix outlives its end in the cache.
-    pub(crate) fn release_blocks(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get_mut(slot);
-        let m = request.model as usize;
-        request.published = 0;
-        self.models[m].yielding -= core::mem::take(&mut request.yields);
-        self.models[m].pool.fetch_blocks(&request.blocks);
-        while let Some(block) = request.blocks.pop() {
-            self.models[m].pool.release(block);
-        }
-        self.models[m].take_back(request);
-        self.wake(requests, tenants, m);
-    }
-
-    /// Publishes the request's blocks that are computed and whose hashes are known.
-    pub(crate) fn publish(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get_mut(slot);
-        if !request.holds_blocks() {
-            return;
-        }
-        let m = request.model as usize;
-        // Most rows complete no block, and need not look at the hashes.
-        let full = request.computed / BLOCK_LEN;
-        if request.published >= full {
-            return;
-        }
-        let full = full.min(request.hashes.len() as u32);
-        while request.published < full {
-            let at = request.published as usize;
-            let (level, hash) = (level_of(at), request.hashes[at]);
-            let model = &mut self.models[m];
-            model.pool.publish(request.blocks[at], hash, level);
-            if let Some(level) = level
-                && model.pool.is_ready(request.tenant, &hash)
-            {
-                model.kin.set_warm(request.tenant, level, &hash, true);
-            }
-            request.published += 1;
-        }
-        self.wake(requests, tenants, m);
-    }
-
-    /// Takes the request's blocks out of the prefix index: what they hold is not to be trusted.
-    pub(crate) fn withdraw(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get(slot);
-        let m = request.model as usize;
-        for block in &request.blocks {
-            self.models[m].pool.withdraw(*block);
-        }
-        self.wake(requests, tenants, m);
-    }
-
-    /// Brings what is held for a running request up to what it is known to need.
+    /// Whether requests of it run.
     #[inline]
-    pub(crate) fn hold(&mut self, requests: &mut Requests, tenants: &mut Tenants, slot: u32) {
-        let request = requests.get_mut(slot);
-        let time = self.models[request.model as usize].estimate_known(request);
-        request.held = tenants.change_held(request.tenant, request.held, time);
+    pub(crate) fn runs(&self) -> bool {
+        self.runs > 0
+    }
+
+    /// Room for so many requests, waiting or running: steps move them about and should not have to allocate.
+    pub(crate) fn reserve(&mut self, live: u32) {
+        self.waiting.reserve(live as usize);
+        self.running.reserve((live as usize).saturating_sub(self.running.len()));
+    }
+
+    /// Begins to ask it for rows of a step. It may be asked again for the same one, if the first try gave no row at all.
+    pub(crate) fn ask(&mut self, requests: &Requests, turns: &mut Turns, step: StepId) {
+        let again = core::mem::replace(&mut self.asked, step) == step;
+        (self.cursor, self.capped, self.short) = (0, false, false);
+        if self.lap == Lap::Plain {
+            return;
+        }
+        if !again {
+            turns.first = turns.passed.take();
+        }
+        self.lap = Lap::Plain;
+        if let Some(first) = turns.first {
+            self.lap = Lap::Begun;
+            self.cursor = self.running.partition_point(|slot| requests.get(*slot).rank < first) as u32;
+        }
+    }
+
+    /// The running request at the cursor; behind the last comes the first, if the step did not begin with it.
+    #[inline]
+    pub(crate) fn at_cursor(&mut self, requests: &Requests, turns: &Turns) -> Option<u32> {
+        match (self.lap, self.cursor) {
+            (Lap::Plain, 0) => (self.runs > 0).then_some(self.first),
+            (Lap::Plain, at) if at >= self.runs => None,
+            _ => self.at_cursor_of_many(requests, turns),
+        }
+    }
+
+    /// The same where there are no turns, and whether it is the last.
+    #[inline]
+    pub(crate) fn at_plain_cursor(&self) -> Option<(u32, bool)> {
+        if self.lap != Lap::Plain || self.cursor >= self.runs {
+            return None;
+        }
+        let slot = if self.cursor == 0 { self.first } else { self.running[self.cursor as usize] };
+        Some((slot, self.cursor + 1 == self.runs))
+    }
+
+    fn at_cursor_of_many(&mut self, requests: &Requests, turns: &Turns) -> Option<u32> {
+        loop {
+            match (self.running.get(self.cursor as usize), self.lap) {
+                (None, Lap::Begun) => (self.cursor, self.lap) = (0, Lap::Wrapped),
+                (Some(&slot), Lap::Wrapped) => {
+                    return self.is_before(turns, requests.get(slot).rank).then_some(slot);
+                }
+                (slot, _) => return slot.copied(),
+            }
+        }
+    }
+
+    /// Whether the rank is before the one with which the step began; or the step began with the first.
+    fn is_before(&self, turns: &Turns, rank: Rank) -> bool {
+        self.lap == Lap::Plain || turns.first.is_none_or(|first| rank < first)
+    }
+
+    /// Whether one of these ranks has its turn before the other.
+    pub(crate) fn goes_before(&self, turns: &Turns, one: Rank, other: Rank) -> bool {
+        (self.is_before(turns, one), one) < (self.is_before(turns, other), other)
+    }
+
+    /// One of this rank found too little time left in the step.
+    pub(crate) fn pass_over(&mut self, turns: &mut Turns, rank: Rank) {
+        if self.lap == Lap::Plain {
+            self.lap = Lap::Wrapped;
+        }
+        turns.passed.get_or_insert(rank);
+    }
+
+    /// A request waits from now on.
+    pub(crate) fn push_waiting(&mut self, requests: &mut Requests, slot: u32) {
+        self.told = None;
+        self.waiting.push(requests, slot);
+    }
+
+    pub(crate) fn remove_waiting(&mut self, requests: &mut Requests, slot: u32) {
+        self.told = None;
+        self.waiting.remove(requests, slot);
+    }
+
+    /// The first of the waiting ones, if there is one, waits for this.
+    #[inline]
+    pub(crate) fn tell_first(&mut self, requests: &mut Requests, cause: Cause) {
+        if self.told != Some(cause)
+            && let Some((_, slot)) = self.waiting.head()
+        {
+            requests.wait(slot, cause);
+            self.told = Some(cause);
+        }
+    }
+
+    /// Whether the first of the waiting ones may start: its tenant may start one, and the step is open for one. If not, it is told what it
+    /// waits for, which is memory from when somebody did not start for want of it.
+    #[inline]
+    pub(crate) fn first_may_start(
+        &mut self,
+        requests: &mut Requests,
+        may_start: bool,
+        no_room: bool,
+        open: bool,
+    ) -> bool {
+        let cause = match may_start {
+            false => Cause::Queue,
+            true if no_room => Cause::Memory,
+            true => Cause::Share,
+        };
+        self.tell_first(requests, cause);
+        self.short |= may_start && !open;
+        may_start && open
+    }
+
+    /// What is noted of the running ones is so, and the first of the waiting ones waits for what it was told last, unless it waits for the
+    /// blocks it lost.
+    pub(crate) fn check(&self, requests: &Requests) {
+        let first = self.running.first().copied().unwrap_or(NONE);
+        assert_eq!((self.first, self.runs as usize), (first, self.running.len()));
+        assert!(self.running.is_sorted_by_key(|slot| requests.get(*slot).rank));
+        if let (Some(cause), Some((_, slot))) = (self.told, self.waiting.head()) {
+            let is = requests.get(slot).watch.cause();
+            assert!(is == cause || is == Cause::Preemption, "{slot} was told {cause:?} and waits for {is:?}");
+        }
+    }
+
+    /// Its requests were told something by others.
+    pub(crate) fn forget_told(&mut self) {
+        self.told = None;
+    }
+
+    /// Enters a running request at its rank. Before the cursor, a sequence is passed over, for it gets its row from whoever enters
+    /// it; a list may want more rows.
+    pub(crate) fn insert_running(&mut self, requests: &Requests, slot: u32) {
+        let rank = requests.get(slot).rank;
+        let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
+        self.running.insert(at, slot);
+        self.note_running();
+        if at < self.cursor as usize {
+            self.cursor = match requests.get(slot).is_list {
+                false => self.cursor + 1,
+                true => at as u32,
+            };
+        }
+    }
+
+    pub(crate) fn remove_running(&mut self, requests: &Requests, slot: u32) {
+        let rank: Rank = requests.get(slot).rank;
+        let at = self.running.partition_point(|other| requests.get(*other).rank < rank);
+        debug_assert_eq!(self.running[at], slot);
+        self.running.remove(at);
+        self.note_running();
+        if at < self.cursor as usize {
+            self.cursor -= 1;
+        }
+    }
+
+    fn note_running(&mut self) {
+        self.first = self.running.first().copied().unwrap_or(NONE);
+        self.runs = self.running.len() as u32;
     }
 }

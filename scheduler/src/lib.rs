@@ -67,6 +67,7 @@ mod invariants;
 mod kin;
 mod lane;
 mod model;
+mod passage;
 mod pick;
 mod place;
 mod plan;
