@@ -284,7 +284,8 @@ impl From<Denied> for ApiError {
                 ApiError::RateLimited { message: "Too many keys from your address were refused.".into(), retry_after }
             }
             Denied::Address => forbidden("Your tenant does not accept requests from your address."),
-            Denied::Suspended => forbidden("Your tenant is suspended."),
+            Denied::Suspended(None) => forbidden("Your tenant is suspended."),
+            Denied::Suspended(Some(why)) => ApiError::Forbidden(format!("Your tenant is suspended: {why}")),
             Denied::Pending(why) => ApiError::Forbidden(format!("Your tenant is not active yet: {why}")),
             Denied::Confined => forbidden("The tenant that was named is not yours, or one has to be named."),
         }
@@ -395,14 +396,17 @@ mod tests {
             (Denied::Malformed, 401),
             (Denied::Unknown, 401),
             (Denied::Address, 403),
-            (Denied::Suspended, 403),
+            (Denied::Suspended(None), 403),
+            (Denied::Suspended(Some("x".into())), 403),
             (Denied::Pending("x".into()), 403),
             (Denied::Confined, 403),
             (Denied::TooMany(Duration::from_millis(1)), 429),
         ] {
             assert_eq!(ApiError::from(denied.clone()).status(), status, "{denied:?}");
         }
-        assert!(body(Denied::Pending("The contract.".into())).contains("The contract."));
+        assert!(body(Denied::Pending("The contract.".into())).contains("Your tenant is not active yet: The contract."));
+        assert!(body(Denied::Suspended(Some("Unpaid.".into()))).contains("Your tenant is suspended: Unpaid."));
+        assert!(body(Denied::Suspended(None)).contains("Your tenant is suspended."));
     }
 
     #[test]

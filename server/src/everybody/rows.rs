@@ -32,13 +32,13 @@ pub(super) fn tenant_row(tenant: &Tenant, plan: &Plan, faults: &mut Vec<String>)
     let standing = match (settings.status, &ranges) {
         (_, Err(error)) => {
             faults.push(format!("tenant `{}` is not served: ip_allow: {error}", tenant.id));
-            Standing::Suspended
+            Standing::Suspended(None)
         }
         (Status::Active | Status::Trial, Ok(_)) => Standing::Active,
         (Status::Pending, Ok(_)) => {
             Standing::Pending(settings.reason.clone().unwrap_or_else(|| "it was not activated.".into()))
         }
-        (Status::Suspended | Status::Deleted, Ok(_)) => Standing::Suspended,
+        (Status::Suspended | Status::Deleted, Ok(_)) => Standing::Suspended(settings.reason.clone()),
     };
     TenantRow {
         id: tenant.id.clone(),

@@ -175,7 +175,7 @@ async fn what_is_committed_holds_after_the_next_look() {
         (ask(&everybody, key.reveal(), Door::Api).await.map(drop), ask(&everybody, "key-a", Door::Api).await.map(drop))
     };
     let both = |denied: Denied| (Err(denied.clone()), Err(denied));
-    assert_eq!(change(Status::Suspended, "unpaid").await, both(Denied::Suspended));
+    assert_eq!(change(Status::Suspended, "unpaid").await, both(Denied::Suspended(Some("unpaid".into()))));
     assert_eq!(change(Status::Pending, "no contract").await, both(Denied::Pending("no contract".into())));
     assert_eq!(change(Status::Trial, "").await, (Ok(()), Ok(())));
     let mut revoking = everybody.store().change(&Actor::system(), 7).await.unwrap();
@@ -224,7 +224,7 @@ async fn a_list_of_addresses_that_cannot_be_read_opens_to_nobody() {
     tenant.settings.ip_allow = vec!["10.0.0.0/8".into(), "10.0.0.1/8".into()];
     let mut faults = Vec::new();
     let row = tenant_row(&tenant, plan, &mut faults);
-    assert_eq!((row.standing, faults.len()), (crate::identity::Standing::Suspended, 1));
+    assert_eq!((row.standing, faults.len()), (crate::identity::Standing::Suspended(None), 1));
 }
 
 #[test]

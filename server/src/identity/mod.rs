@@ -88,8 +88,8 @@ pub enum Denied {
     TooMany(Duration),
     /// The tenant's clients come from elsewhere.
     Address,
-    /// The tenant is suspended.
-    Suspended,
+    /// The tenant is suspended: why, if anybody said so.
+    Suspended(Option<String>),
     /// The tenant is not served yet: why.
     Pending(String),
     /// A proxy named a tenant that the credential is not for, or none where one of several is needed.
@@ -246,7 +246,7 @@ fn admitted(snapshot: &Snapshot, mut caller: Caller, tenant: &Tenant, origin: &O
     match &tenant.standing {
         Standing::Active => {}
         Standing::Pending(why) => return Err(Denied::Pending(why.clone())),
-        Standing::Suspended => return Err(Denied::Suspended),
+        Standing::Suspended(why) => return Err(Denied::Suspended(why.clone())),
     }
     match named(snapshot, origin)? {
         None => Ok(caller),

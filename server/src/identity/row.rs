@@ -59,8 +59,8 @@ pub enum Standing {
     Active,
     /// Not yet: why.
     Pending(String),
-    /// Not any more.
-    Suspended,
+    /// Not any more: why, if anybody said so.
+    Suspended(Option<String>),
 }
 
 /// An API key, as it is stored.

@@ -251,7 +251,7 @@ impl Snapshot {
         match &tenant.standing {
             Standing::Active => {}
             Standing::Pending(why) => return Err(Denied::Pending(why.clone())),
-            Standing::Suspended => return Err(Denied::Suspended),
+            Standing::Suspended(why) => return Err(Denied::Suspended(why.clone())),
         }
         let there = match (caller.method, visible_of(&caller.credential)) {
             // Its issuer answers for it until it ends.

@@ -115,14 +115,18 @@ async fn a_tenant_and_its_first_key_are_made_together_and_serve_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_suspended_tenant_reads_403_and_a_pending_one_why() {
+async fn a_suspended_or_pending_tenant_reads_403_with_its_reason() {
     let rig = rig().await;
     let made = rig.operate(Method::POST, "tenants", json!({"id": "acme"}), 200).await;
     let key = secret(&made["key"]);
     let suspended = rig.operate(Method::POST, "tenants/acme/suspend", json!({"reason": "unpaid"}), 200).await;
     assert_eq!((&suspended["status"], &suspended["reason"]), (&json!("suspended"), &json!("unpaid")));
     let answer = rig.chat(&key).await;
-    assert_eq!((answer.status.as_u16(), code(&answer).as_str()), (403, "forbidden"));
+    let error = &answer.json()["error"];
+    let shape = json!({
+        "message": "Your tenant is suspended: unpaid", "type": "permission_error", "param": null, "code": "forbidden"
+    });
+    assert_eq!((answer.status.as_u16(), error), (403, &shape));
     let again = rig.operate(Method::POST, "tenants/acme/suspend", json!({"reason": "unpaid"}), 200).await;
     assert_eq!(again["version"], suspended["version"], "twice is as good as once");
     let version = &suspended["version"];

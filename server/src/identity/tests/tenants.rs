@@ -16,7 +16,7 @@ fn rig() -> (Identity, [ApiKey; 5]) {
             domain: Some("b.example".into()),
             ..tenant(2, "b")
         },
-        TenantRow { standing: Standing::Suspended, ..tenant(3, "c") },
+        TenantRow { standing: Standing::Suspended(None), ..tenant(3, "c") },
         TenantRow { standing: Standing::Pending("The contract is not signed.".into()), ..tenant(4, "d") },
     ];
     let (keys, rows): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
@@ -70,7 +70,7 @@ async fn an_allow_list_is_of_true_addresses() {
 #[tokio::test]
 async fn who_is_not_served_is_told_so() {
     let (identity, [_, a, _, c, d]) = rig();
-    assert_eq!(ask(&identity, c.reveal()).await.map(|_| ()), Err(Denied::Suspended));
+    assert_eq!(ask(&identity, c.reveal()).await.map(|_| ()), Err(Denied::Suspended(None)));
     let why = Denied::Pending("The contract is not signed.".into());
     assert_eq!(ask(&identity, d.reveal()).await.map(|_| ()), Err(why));
     assert!(identity.snapshot().take_uses().is_empty(), "what is refused is no use");
