@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::quota::Limits;
+use super::TenantSpec;
+use crate::quota::{Limits, Unit};
 
 /// Device time that a tenant may use in each hour, day and month, which begin in UTC. Without any limit it is not metered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,9 +40,26 @@ pub struct QuotaTerms {
     pub shadow: bool,
 }
 
+impl TenantSpec {
+    /// What a tenant may use of a unit in each window; nothing where no window has a limit, and so nothing is counted.
+    pub fn limits(&self, unit: Unit) -> Option<Limits> {
+        let amounts = match unit {
+            Unit::DeviceNs => {
+                let DeviceQuota { hour, day, month } = self.quota;
+                [hour, day, month].map(|time| Some(time?.as_nanos()))
+            }
+            Unit::Requests => {
+                let RequestQuota { hour, day, month } = self.requests;
+                [hour, day, month].map(|count| count.map(u128::from))
+            }
+        };
+        let amounts = amounts.map(|amount| Some(i64::try_from(amount?).unwrap_or(i64::MAX)));
+        (amounts != [None; 3]).then(|| self.terms.limits(amounts))
+    }
+}
+
 impl QuotaTerms {
-    /// The limits of one unit under these terms.
-    pub(crate) fn limits(self, amounts: [Option<i64>; 3]) -> Limits {
+    fn limits(self, amounts: [Option<i64>; 3]) -> Limits {
         Limits {
             amounts,
             burst_percent: self.burst_percent,

@@ -12,14 +12,14 @@ use weir_scheduler::TenantId;
 use super::{Engine, STOP_WAIT_MAX};
 use crate::{
     accounts::Accounts,
-    config::{RequestQuota, TenantSpec},
+    config::TenantSpec,
     error::SubmitError,
     node::{
         Ledger,
         desk::{Order, serve},
         message::NodeMessage,
     },
-    quota::{Limits, QuotaNotice, QuotaWarning, Refusal, RequestCounts, Source, Ticket, now_us},
+    quota::{PassedCount, QuotaNotice, QuotaWarning, Refusal, RequestCounts, Source, Ticket, Unit, now_us},
 };
 
 /// Where grants come from: the store's, of the epoch that the ledger has begun, or this process's memory.
@@ -60,10 +60,7 @@ impl Quotas {
     }
 
     pub(super) fn put(&self, tenant: TenantId, spec: &TenantSpec) {
-        let RequestQuota { hour, day, month } = spec.requests;
-        let amounts = [hour, day, month].map(|count| Some(i64::try_from(count?).unwrap_or(i64::MAX)));
-        let limits = if amounts == [None; 3] { Limits::default() } else { spec.terms.limits(amounts) };
-        self.counts.put(tenant.0, &spec.name, limits);
+        self.counts.put(tenant.0, &spec.name, spec.limits(Unit::Requests).unwrap_or_default());
     }
 
     /// Takes one request of a tenant's.
@@ -97,6 +94,11 @@ impl Engine {
     /// What is told from now on of windows that are nearly or wholly used.
     pub fn quota_notices(&self) -> broadcast::Receiver<QuotaNotice> {
         self.shared.quotas.source.notices().listen()
+    }
+
+    /// How many windows have passed a soft limit, or were spent, since the engine began.
+    pub fn quota_windows_passed(&self) -> Vec<PassedCount> {
+        self.shared.quotas.source.notices().passed()
     }
 
     /// The windows of a tenant that are past their soft limits.

@@ -28,8 +28,8 @@ use super::{
     lease::{Lease, Part, Terms},
 };
 use crate::{
-    config::{DeviceQuota, TenantSpec},
-    quota::{Answer, Ask, LIFE, Limits, Period, ReportOf, Reported, SKEW, Taken, Want, micros},
+    config::TenantSpec,
+    quota::{Answer, Ask, LIFE, Limits, Period, ReportOf, Reported, SKEW, Taken, Unit, Want, micros},
 };
 
 /// A grant for each device, where there is plenty: a few of its steps, and little enough to be gone for [`LIFE`].
@@ -109,7 +109,7 @@ impl Leases {
     }
 
     fn note(&mut self, tenant: TenantId, spec: &TenantSpec) {
-        let limits = limits_of(spec);
+        let limits = spec.limits(Unit::DeviceNs);
         if limits.is_some() || self.held.contains_key(&tenant) {
             let held = self.held.entry(tenant).or_default();
             (held.name, held.limits) = (spec.name.as_str().into(), limits);
@@ -435,12 +435,6 @@ fn given_back(id: i64) -> ReportOf {
 }
 
 /// The windows of device time; nothing, if it is not metered.
-fn limits_of(spec: &TenantSpec) -> Option<Limits> {
-    let DeviceQuota { hour, day, month } = spec.quota;
-    let amounts = [hour, day, month].map(|time| Some(i64::try_from(time?.as_nanos()).unwrap_or(i64::MAX)));
-    (spec.quota != DeviceQuota::default()).then(|| spec.terms.limits(amounts))
-}
-
 /// What the machine's clock says more than the engine's.
 fn ahead_us(at_us: i64, now: Nanos) -> i64 {
     at_us.saturating_sub(signed(now) / 1_000)

@@ -110,8 +110,8 @@ pub enum Answer {
         amount: i64,
         /// Windows whose soft limit this passes.
         soft: Vec<Period>,
-        /// Windows that are past their soft limit, these among them.
-        beyond: Vec<Period>,
+        /// Windows that are past their soft limit, these among them, and how full they are now.
+        beyond: Vec<Filled>,
         /// Windows that would not have allowed it: only in shadow mode.
         over: Vec<Period>,
     },
@@ -124,7 +124,19 @@ pub enum Answer {
     },
 }
 
-fn percent(amount: i64, percent: u32) -> i64 {
+/// How full a window is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filled {
+    /// Its length.
+    pub period: Period,
+    /// Given to replicas and not given back.
+    pub granted: i64,
+    /// What may be.
+    pub allowed: i64,
+}
+
+/// So many hundredths of an amount, rounded down.
+pub fn percent(amount: i64, percent: u32) -> i64 {
     i64::try_from(i128::from(amount) * i128::from(percent) / 100).unwrap_or(i64::MAX)
 }
 
@@ -192,7 +204,11 @@ impl Limits {
             let soft = percent(self.allowed(period, window.brought), self.soft_percent.min(100));
             (self.soft_percent > 0 && window.granted.saturating_add(amount) >= soft).then_some(window.granted < soft)
         };
-        let beyond = here().filter(|(p, window)| passes(*p, window).is_some()).map(|(p, _)| p).collect();
+        let filled = |(period, window): (Period, &Window)| {
+            let (granted, allowed) = (window.granted.saturating_add(amount), self.allowed(period, window.brought));
+            passes(period, window).map(|_| Filled { period, granted, allowed })
+        };
+        let beyond = here().filter_map(filled).collect();
         let soft = here().filter(|(p, window)| passes(*p, window) == Some(true)).map(|(p, _)| p).collect();
         for window in windows.iter_mut() {
             window.granted += amount;
@@ -240,12 +256,16 @@ mod tests {
         let mut limits = Limits { amounts: [Some(10), None, Some(100)], soft_percent: 80, ..Limits::default() };
         let mut windows = [window(0, 0), window(0, 0), window(0, 70)];
         let both = vec![Period::Hour, Period::Month];
-        let hour_and_month = Answer::Granted { amount: 10, soft: both.clone(), beyond: both.clone(), over: vec![] };
+        let filled = |hour, month| {
+            let hour = Filled { period: Period::Hour, granted: hour, allowed: 10 };
+            vec![hour, Filled { period: Period::Month, granted: month, allowed: 100 }]
+        };
+        let hour_and_month = Answer::Granted { amount: 10, soft: both, beyond: filled(10, 80), over: vec![] };
         assert_eq!(limits.take(&mut windows, Want::of(20)), hour_and_month);
         let spent = Answer::Spent { period: Period::Hour, until_us: Period::Hour.end(0) };
         assert_eq!(limits.take(&mut windows, Want::of(1)), spent);
         limits.shadow = true;
-        let over = Answer::Granted { amount: 1, soft: vec![], beyond: both, over: vec![Period::Hour] };
+        let over = Answer::Granted { amount: 1, soft: vec![], beyond: filled(11, 81), over: vec![Period::Hour] };
         assert_eq!(limits.take(&mut windows, Want::of(1)), over);
     }
 

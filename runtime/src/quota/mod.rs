@@ -17,10 +17,10 @@ mod tests;
 
 pub use calendar::{Date, Period, date, month_begins_us};
 pub use grants::{Ask, Grant, Grants, Report, Reported, Taken, WindowKey};
-pub use limit::{Answer, BURST_PERCENT_MAX, Limits, Unit, Want, Window, Windows};
-pub use notice::{Notices, Passed, QuotaNotice, QuotaWarning};
+pub use limit::{Answer, BURST_PERCENT_MAX, Filled, Limits, Unit, Want, Window, Windows, percent};
+pub use notice::{Notices, Passed, PassedCount, QuotaNotice, QuotaWarning};
 pub use requests::{Refusal, RequestCounts, Ticket};
 pub use source::Source;
 pub(crate) use source::{LIFE, SKEW, micros, now_us};
 pub(crate) use store::report_in;
-pub use store::{ReportOf, report, take};
+pub use store::{ReportOf, report, take, windows};

@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use super::{
     calendar::Period,
     grants::Ask,
-    limit::{Answer, Limits, Unit},
+    limit::{Answer, Filled, Limits, Unit},
 };
 
 /// Notices that wait for each listener.
@@ -58,6 +58,10 @@ pub struct QuotaWarning {
     pub period: Period,
     /// The soft limit, in hundredths of what is allowed.
     pub percent: u32,
+    /// How much of it all replicas had together when this one last asked: what is held and not yet used counts.
+    pub granted: i64,
+    /// What is allowed, with burst and carry-over.
+    pub allowed: i64,
     /// When the window ends, in microseconds since 1970.
     pub until_us: i64,
 }
@@ -75,11 +79,46 @@ type ToldOf = BTreeMap<(Unit, Period), Told>;
 
 #[derive(Debug, Default)]
 struct Told {
+    counts: BTreeMap<&'static str, u64>,
     begins_us: i64,
     until_us: i64,
-    soft: Option<u32>,
+    soft: Option<Warned>,
     spent: bool,
     shadow: bool,
+}
+
+/// A soft limit that is passed, and how full the window was when it was last looked at.
+#[derive(Debug, Clone, Copy)]
+struct Warned {
+    percent: u32,
+    granted: i64,
+    allowed: i64,
+}
+
+/// How many windows of a tenant have come to something, since this process began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedCount {
+    /// Whose.
+    pub tenant: String,
+    /// Of what.
+    pub unit: Unit,
+    /// Their length.
+    pub period: Period,
+    /// `soft`, `spent` or `shadow`.
+    pub passed: &'static str,
+    /// So many.
+    pub windows: u64,
+}
+
+impl Passed {
+    /// As metrics have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Passed::Soft(_) => "soft",
+            Passed::Spent => "spent",
+            Passed::Shadow => "shadow",
+        }
+    }
 }
 
 impl Default for Notices {
@@ -100,9 +139,23 @@ impl Notices {
         let of = tenants.get(tenant).into_iter().flatten();
         let soft = of.filter(|(_, told)| (told.begins_us..told.until_us).contains(&at_us));
         soft.filter_map(|(&(unit, period), told)| {
-            Some(QuotaWarning { unit, period, percent: told.soft?, until_us: told.until_us })
+            let Warned { percent, granted, allowed } = told.soft?;
+            Some(QuotaWarning { unit, period, percent, granted, allowed, until_us: told.until_us })
         })
         .collect()
+    }
+
+    /// How many windows have come to what: a window that passes its soft limit and is then spent counts in both.
+    pub fn passed(&self) -> Vec<PassedCount> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = Vec::new();
+        for (tenant, windows) in &*tenants {
+            for (&(unit, period), told) in windows {
+                let one = |(&passed, &windows)| PassedCount { tenant: tenant.clone(), unit, period, passed, windows };
+                counts.extend(told.counts.iter().map(one));
+            }
+        }
+        counts
     }
 
     /// Hears what came of an ask.
@@ -112,11 +165,22 @@ impl Notices {
                 debug_assert!(soft.is_empty());
             }
             Answer::Granted { beyond, over, .. } => {
-                let percent = Passed::Soft(limits.soft_percent);
-                beyond.iter().for_each(|period| self.tell(ask, *period, percent));
+                let percent = limits.soft_percent;
+                for Filled { period, granted, allowed } in beyond {
+                    self.tell(ask, *period, Passed::Soft(percent));
+                    self.warn(ask, *period, Warned { percent, granted: *granted, allowed: *allowed });
+                }
                 over.iter().for_each(|period| self.tell(ask, *period, Passed::Shadow));
             }
             Answer::Spent { period, .. } => self.tell(ask, *period, Passed::Spent),
+        }
+    }
+
+    /// Keeps how full a window is that was told of.
+    fn warn(&self, ask: &Ask, period: Period, warned: Warned) {
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = tenants.get_mut(&ask.tenant).and_then(|told| told.get_mut(&(ask.unit, period))) {
+            told.soft = Some(warned);
         }
     }
 
@@ -129,15 +193,17 @@ impl Notices {
         let Some(told) = tenants.get_mut(&ask.tenant) else { return };
         let told = told.entry((ask.unit, period)).or_default();
         if (told.begins_us, told.until_us) != (begins_us, period.end(begins_us)) {
-            *told = Told { begins_us, until_us: period.end(begins_us), ..Told::default() };
+            let counts = std::mem::take(&mut told.counts);
+            *told = Told { begins_us, until_us: period.end(begins_us), counts, ..Told::default() };
         }
         let known = match passed {
             // A plan may have moved it.
-            Passed::Soft(percent) => told.soft.replace(percent) == Some(percent),
+            Passed::Soft(percent) => told.soft.is_some_and(|warned| warned.percent == percent),
             Passed::Spent => std::mem::replace(&mut told.spent, true),
             Passed::Shadow => std::mem::replace(&mut told.shadow, true),
         };
         if !known {
+            *told.counts.entry(passed.word()).or_default() += 1;
             let (tenant, unit, until_us) = (ask.tenant.clone(), ask.unit, told.until_us);
             let notice = QuotaNotice { tenant, unit, period, begins_us, until_us, passed, at_us: ask.at_us };
             // Nobody listens: then nobody wants to know.
@@ -170,7 +236,8 @@ mod tests {
         take(3, 1, 7, &limits);
         assert_eq!((passed(), passed()), (Some((Period::Hour, 0, Passed::Soft(80))), None));
         let hour = Period::Hour.end(0);
-        let warning = QuotaWarning { unit: Unit::Requests, period: Period::Hour, percent: 80, until_us: hour };
+        let (unit, period) = (Unit::Requests, Period::Hour);
+        let warning = QuotaWarning { unit, period, percent: 80, granted: 9, allowed: 10, until_us: hour };
         assert_eq!((notices.warnings("acme", 8), notices.warnings("beta", 8)), (vec![warning], vec![]));
         take(4, 1, 8, &limits);
         take(5, 1, 9, &limits);
@@ -182,5 +249,7 @@ mod tests {
         assert_eq!(notices.warnings("acme", hour), vec![], "that window is over");
         take(8, 9, hour, &limits);
         assert_eq!(passed(), Some((Period::Hour, hour, Passed::Soft(80))));
+        let counts: Vec<_> = notices.passed().into_iter().map(|count| (count.passed, count.windows)).collect();
+        assert_eq!(counts, [("shadow", 1), ("soft", 2), ("spent", 1)]);
     }
 }

@@ -104,7 +104,7 @@ pub async fn take(store: &Store, ask: &Ask, limits: &Limits, skew_us: i64) -> Re
         tx.commit().await?;
         return Ok(grant.told_again(ask));
     }
-    let mut windows = windows(&mut tx, ask, limits).await?;
+    let mut windows = windows(&mut tx, &ask.tenant, ask.unit, limits, ask.at_us).await?;
     let answer = limits.take(&mut windows, ask.want);
     if let Answer::Granted { amount, .. } = answer {
         for (period, window) in Period::ALL.into_iter().zip(&windows) {
@@ -133,7 +133,7 @@ pub async fn take(store: &Store, ask: &Ask, limits: &Limits, skew_us: i64) -> Re
 
 /// The answer to an ask that can only be refused; nothing if it may get something.
 async fn refusal(tx: &mut Tx, ask: &Ask, limits: &Limits, skew_us: i64) -> Result<Option<Answer>, StoreError> {
-    let answer = limits.take(&mut windows(tx, ask, limits).await?, ask.want);
+    let answer = limits.take(&mut windows(tx, &ask.tenant, ask.unit, limits, ask.at_us).await?, ask.want);
     if matches!(answer, Answer::Granted { .. }) {
         return Ok(None);
     }
@@ -222,12 +222,18 @@ async fn lock(tx: &mut Tx, tenant: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The windows of the ask's moment; those without a row bring what the one before leaves.
-async fn windows(tx: &mut Tx, ask: &Ask, limits: &Limits) -> Result<Windows, StoreError> {
-    let now = Period::ALL.map(|period| period.begin(ask.at_us));
+/// The windows of a moment: what all replicas hold and have used of them. Those without a row bring what the one before leaves.
+pub async fn windows(
+    tx: &mut Tx,
+    tenant: &str,
+    unit: Unit,
+    limits: &Limits,
+    at_us: i64,
+) -> Result<Windows, StoreError> {
+    let now = Period::ALL.map(|period| period.begin(at_us));
     let [hour, day, month] = now;
     let [hour_before, day_before, month_before] = Period::ALL.map(|period| period.before(now[period as usize]));
-    let values = args![&ask.tenant, ask.unit.name(), hour, hour_before, day, day_before, month, month_before];
+    let values = args![tenant, unit.name(), hour, hour_before, day, day_before, month, month_before];
     let mut rows = BTreeMap::new();
     for row in &tx.rows(WINDOWS, values).await? {
         let mut fields = row.fields();

@@ -206,9 +206,11 @@ pub(crate) async fn a_quota_that_came_later_is_kept_in_the_store(on: Fixture) {
     assert_eq!(notice.passed, quota::Passed::Spent);
     engine.put_tenant(TenantId(2), TenantSpec::named("beta")).await.unwrap();
     complete(&engine, submission()).await.end.unwrap();
-    let soft = quota::QuotaWarning { unit: Unit::Requests, period: Period::Month, percent: 50, until_us: 0 };
+    let (unit, period) = (Unit::Requests, Period::Month);
+    let soft = quota::QuotaWarning { unit, period, percent: 50, granted: 2, allowed: 2, until_us: 0 };
     let mut spec = counted("beta", 2);
     spec.terms.soft_limit_percent = 50;
+    let limits = spec.limits(Unit::Requests).unwrap();
     engine.put_tenant(TenantId(2), spec).await.unwrap();
     complete(&engine, submission()).await.end.unwrap();
     let warned = engine.quota_warnings(TenantId(2));
@@ -216,6 +218,12 @@ pub(crate) async fn a_quota_that_came_later_is_kept_in_the_store(on: Fixture) {
         warned.iter().map(|warning| quota::QuotaWarning { until_us: 0, ..*warning }).collect::<Vec<_>>(),
         [soft]
     );
+    let mut tx = store.read().await.unwrap();
+    let windows = quota::windows(&mut tx, "beta", Unit::Requests, &limits, warned[0].until_us - 1).await.unwrap();
+    assert_eq!(windows.map(|window| window.granted), [0, 0, 2], "the month's last hour has had nothing");
+    let later = quota::windows(&mut tx, "beta", Unit::Requests, &limits, warned[0].until_us).await.unwrap();
+    assert_eq!(later.map(|window| window.granted), [0; 3]);
+    drop(tx);
     engine.shutdown(Duration::from_secs(10)).await;
 }
 

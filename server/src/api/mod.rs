@@ -19,6 +19,7 @@ mod limits;
 pub(crate) mod models;
 pub(crate) mod probes;
 mod query;
+pub(crate) mod quotas;
 pub(crate) mod requests;
 mod respond;
 pub(crate) mod usage;
@@ -195,6 +196,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/keys/{id}/rotate", post(keys::rotate_own))
         .route("/v1/keys/{id}/revoke", post(keys::revoke_own))
         .route("/v1/usage", get(usage::own))
+        .route("/v1/quotas", get(quotas::own))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/version", get(probes::version))

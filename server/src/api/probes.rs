@@ -1,7 +1,10 @@
 //! Whether the process lives, whether it can answer, what it is, and what operators measure.
 
-use std::sync::{Arc, atomic::Ordering};
-use std::time::Duration;
+use std::{
+    fmt::Write,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     extract::State,
@@ -11,6 +14,7 @@ use axum::{
 use serde::Serialize;
 use tokio::runtime::Handle;
 use utoipa::ToSchema;
+use weir_runtime::quota::PassedCount;
 
 use super::{App, respond};
 use crate::error::{ApiError, ErrorBody};
@@ -87,5 +91,21 @@ fn front_gauges(app: &App) -> String {
     let one =
         |(name, help, value)| format!("# HELP weir_{name} {help}.\n# TYPE weir_{name} gauge\nweir_{name} {value}\n");
     let webhooks = app.webhooks().map(|webhooks| webhooks.metrics());
-    gauges.into_iter().map(one).chain(webhooks).collect()
+    let limits = app.engine.get().map(|engine| {
+        app.limiter.metrics(|tenant| engine.tenant_name(tenant)) + &windows_passed(&engine.quota_windows_passed())
+    });
+    gauges.into_iter().map(one).chain(webhooks).chain(limits).collect()
+}
+
+/// How many windows of whom have come to what.
+fn windows_passed(counts: &[PassedCount]) -> String {
+    let name = "weir_quota_windows_passed_total";
+    let help = "Windows that passed their soft limit, were spent, or, in shadow mode, would have been";
+    let mut text = format!("# HELP {name} {help}.\n# TYPE {name} counter\n");
+    for PassedCount { tenant, unit, period, passed, windows } in counts {
+        let (unit, period) = (unit.name(), period.name());
+        let labels = format!("tenant=\"{tenant}\",unit=\"{unit}\",period=\"{period}\",passed=\"{passed}\"");
+        let _ = writeln!(text, "{name}{{{labels}}} {windows}");
+    }
+    text
 }

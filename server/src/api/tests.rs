@@ -459,6 +459,7 @@ async fn the_document_names_every_route() {
         "/v1/keys/{id}/rotate",
         "/v1/models",
         "/v1/models/{id}",
+        "/v1/quotas",
         "/v1/requests/{id}",
         "/v1/usage",
         "/version",

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     key::{KeyWish, keep},
-    remote::{Column, Remote, encoded, lines, patch, text},
+    remote::{Column, Remote, encoded, lines, moment, patch, text},
 };
 
 /// The settings that are not limits.
@@ -42,6 +42,11 @@ enum TenantCommand {
     List,
     /// Show a tenant
     Show {
+        /// Its id
+        id: String,
+    },
+    /// Show how full a tenant's quotas are
+    Quotas {
         /// Its id
         id: String,
     },
@@ -107,6 +112,20 @@ pub(super) fn run(args: TenantArgs) -> anyhow::Result<()> {
             Ok(())
         }
         TenantCommand::Show { id } => one("GET", &path(&id), None),
+        TenantCommand::Quotas { id } => {
+            let columns: &[Column] = &[
+                ("UNIT", |row| text(&row["unit"])),
+                ("PERIOD", |row| text(&row["period"])),
+                ("ALLOWED", |row| text(&row["allowed"])),
+                ("GRANTED", |row| text(&row["granted"])),
+                ("SPENT", |row| text(&row["spent"])),
+                ("OVER", |row| text(&row["over"])),
+                ("UNTIL (UTC)", |row| moment(&row["until_us"])),
+            ];
+            let found = remote.ask("GET", &format!("{}/quotas", path(&id)), None)?;
+            remote.list(found["data"].as_array().map_or(&[], Vec::as_slice), columns);
+            Ok(())
+        }
         TenantCommand::Set { id, fields } => {
             let mut body = patch(&fields, OWN, "overrides")?;
             let read = remote.ask("GET", &path(&id), None)?;

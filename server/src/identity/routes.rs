@@ -42,6 +42,7 @@ pub const API: &[Route] = &[
     route("POST", "/v1/keys/{id}/rotate", Scope::KeysWrite),
     route("POST", "/v1/keys/{id}/revoke", Scope::KeysWrite),
     route("GET", "/v1/usage", Scope::UsageRead),
+    route("GET", "/v1/quotas", Scope::UsageRead),
     anyone("GET", "/version"),
     anyone("GET", "/openapi.json"),
 ];
@@ -57,6 +58,7 @@ pub const ADMIN: &[Route] = &[
     route("POST", "/admin/v1/tenants", Scope::TenantsWrite),
     route("GET", "/admin/v1/tenants/{id}", Scope::TenantsRead),
     route("PATCH", "/admin/v1/tenants/{id}", Scope::TenantsWrite),
+    route("GET", "/admin/v1/tenants/{id}/quotas", Scope::TenantsRead),
     route("POST", "/admin/v1/tenants/{id}/suspend", Scope::TenantsWrite),
     route("POST", "/admin/v1/tenants/{id}/activate", Scope::TenantsWrite),
     route("GET", "/admin/v1/tenants/{id}/keys", Scope::KeysRead),
@@ -156,6 +158,7 @@ mod tests {
         POST /v1/keys/{id}/rotate              tenant_admin
         POST /v1/keys/{id}/revoke              tenant_admin
         GET  /v1/usage                         member tenant_admin
+        GET  /v1/quotas                        member tenant_admin
         GET  /version                          member tenant_admin
         GET  /openapi.json                     member tenant_admin
         GET  /admin/v1/models                  operator auditor
@@ -168,6 +171,7 @@ mod tests {
         POST   /admin/v1/tenants                         operator
         GET    /admin/v1/tenants/{id}                    operator auditor
         PATCH  /admin/v1/tenants/{id}                    operator
+        GET    /admin/v1/tenants/{id}/quotas             operator auditor
         POST   /admin/v1/tenants/{id}/suspend            operator
         POST   /admin/v1/tenants/{id}/activate           operator
         GET    /admin/v1/tenants/{id}/keys               operator auditor

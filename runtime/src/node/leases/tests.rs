@@ -3,7 +3,7 @@ use weir_scheduler::{
 };
 
 use super::*;
-use crate::{node::desk::done, quota::Source};
+use crate::{config::DeviceQuota, node::desk::done, quota::Source};
 
 const A: TenantId = TenantId(1);
 

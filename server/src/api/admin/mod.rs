@@ -63,6 +63,7 @@ pub fn admin_router(app: Arc<App>, root: Option<ModelsRoot>) -> Router {
         .route("/admin/v1/devices/{name}/resume", post(devices::resume))
         .route("/admin/v1/tenants", get(tenants::list).post(tenants::create))
         .route("/admin/v1/tenants/{id}", get(tenants::one).patch(tenants::change))
+        .route("/admin/v1/tenants/{id}/quotas", get(tenants::quotas))
         .route("/admin/v1/tenants/{id}/suspend", post(tenants::suspend))
         .route("/admin/v1/tenants/{id}/activate", post(tenants::activate))
         .route("/admin/v1/tenants/{id}/keys", get(keys::list).post(keys::create))

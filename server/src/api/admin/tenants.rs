@@ -21,6 +21,7 @@ use super::{
     super::{
         edit::{Edit, Page, Wanted, patched},
         keys::{Key, Owner, make},
+        quotas::{QuotaList, report},
     },
     Admin, respond,
 };
@@ -151,6 +152,20 @@ pub(crate) async fn one(State(admin): State<Arc<Admin>>, Path(id): Path<String>)
     let mut tx = admin.app.kept()?.read().await?;
     let tenant = tx.tenant(&id).await?;
     Ok(respond::json(&TenantBody::of(&mut tx, tenant).await?))
+}
+
+/// Shows how full a tenant's windows are: of those that have a limit.
+#[utoipa::path(
+    get, path = "/admin/v1/tenants/{id}/quotas", tag = "Tenants", params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "Windows", body = QuotaList),
+              (status = "default", description = "Any error", body = ErrorBody))
+)]
+pub(crate) async fn quotas(State(admin): State<Arc<Admin>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let mut tx = admin.app.kept()?.read().await?;
+    let tenant = tx.tenant(&id).await?;
+    let plan = tx.plan(&tenant.settings.plan).await?;
+    let limits = Limits::effective(&plan.limits, &tenant.settings.overrides);
+    Ok(respond::json(&report(&mut tx, &id, &plan.id, &limits).await?))
 }
 
 /// Makes a tenant and its first key, or neither.

@@ -75,10 +75,14 @@ impl Bucket {
         Ok(())
     }
 
-    /// Takes `amount` out in any case; no more than an empty bucket remains of it.
-    pub(super) fn count(&mut self, rate: Rate, amount: u64, now_us: u64) {
-        self.fill(rate, now_us);
+    /// Takes `amount` out in any case, and says whether it was there; no more than an empty bucket remains of it.
+    pub(super) fn count(&mut self, rate: Rate, amount: u64, now_us: u64) -> bool {
+        if self.take(rate, amount, now_us).is_ok() {
+            self.missing = self.missing.min(rate.full());
+            return true;
+        }
         self.missing = (self.missing + u128::from(amount) * MINUTE_US).min(rate.full());
+        false
     }
 
     /// Puts `actual` in the place of what was taken as an estimate.
@@ -201,9 +205,8 @@ mod tests {
     #[test]
     fn who_is_only_watched_owes_nothing() {
         let (rate, mut bucket) = (Rate::per_minute(10, 0), Bucket::default());
-        for _ in 0..1000 {
-            bucket.count(rate, 7, 0);
-        }
+        let there = (0..1000).filter(|_| bucket.count(rate, 7, 0)).count();
+        assert_eq!(there, 1, "the second seven of ten would have been refused");
         assert_eq!(bucket.level(rate, 60 * SECOND).remaining, 10);
     }
 

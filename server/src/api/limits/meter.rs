@@ -1,6 +1,6 @@
 //! What one request takes of its tenant's limits, and what it turned out to take.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering};
 
 use axum::http::HeaderMap;
 use weir_runtime::{FailureKind, RequestFailure, StreamEvent, Usage};
@@ -77,7 +77,8 @@ impl Meter {
         {
             let mut bucket = inner.rates.tokens.lock().unwrap_or_else(PoisonError::into_inner);
             match inner.allowed.shadow {
-                true => bucket.count(rate, tokens, now_us),
+                true if bucket.count(rate, tokens, now_us) => {}
+                true => drop(inner.rates.spared.tokens.fetch_add(1, Ordering::Relaxed)),
                 false => {
                     if let Err(retry_after) = bucket.take(rate, tokens, now_us) {
                         drop(bucket);

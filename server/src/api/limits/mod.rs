@@ -6,7 +6,7 @@
 //!   ([`Meter`]); an answer that is cut off counts as far as it was told.
 //! * Connections: a connection counts for the tenant that last asked over it ([`Seat`]), until it is closed.
 //!
-//! A tenant in shadow mode is counted, its headers are written, and nothing is refused.
+//! A tenant in shadow mode is counted, its headers are written, and nothing is refused: what would have been is a metric.
 
 mod bucket;
 mod headers;
@@ -16,7 +16,11 @@ mod seat;
 mod tests;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU32},
+    fmt::Write,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -54,6 +58,27 @@ pub(super) struct TenantRates {
     requests: Mutex<Bucket>,
     tokens: Mutex<Bucket>,
     connections: AtomicU32,
+    spared: Spared,
+}
+
+/// What a tenant in shadow mode was not refused.
+#[derive(Debug, Default)]
+pub(super) struct Spared {
+    requests: AtomicU64,
+    tokens: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Spared {
+    /// By the limit's name.
+    fn counts(&self) -> [(&'static str, u64); 3] {
+        let counts = [
+            ("requests_per_minute", &self.requests),
+            ("tokens_per_minute", &self.tokens),
+            ("connections_max", &self.connections),
+        ];
+        counts.map(|(limit, count)| (limit, count.load(Ordering::Relaxed)))
+    }
 }
 
 /// Microseconds since the start.
@@ -107,22 +132,42 @@ impl Limiter {
         self.tenants.load()[index].clone()
     }
 
+    /// What tenants in shadow mode were not refused, as Prometheus text.
+    pub(super) fn metrics(&self, name_of: impl Fn(TenantId) -> Option<String>) -> String {
+        let name = "weir_shadow_refusals_total";
+        let help = "Requests that a limit would have refused, had their tenant not been in shadow mode";
+        let mut text = format!("# HELP {name} {help}.\n# TYPE {name} counter\n");
+        for (number, rates) in (0..).zip(&**self.tenants.load()) {
+            for (limit, count) in rates.spared.counts().into_iter().filter(|(_, count)| *count > 0) {
+                let tenant = name_of(TenantId(number)).unwrap_or_default();
+                let _ = writeln!(text, "{name}{{tenant=\"{tenant}\",limit=\"{limit}\"}} {count}");
+            }
+        }
+        text
+    }
+
     /// Lets a request in, or says when it may come again.
     fn enter(&self, tenant: TenantId, allowed: Allowed, seat: Option<&Seat>) -> Result<Meter, (ApiError, Meter)> {
         let rates = self.rates(tenant);
         let meter = Meter::new(rates.clone(), allowed, self.clock);
-        let connections = if allowed.shadow { None } else { allowed.connections };
         if let Some(seat) = seat
-            && !seat.take(tenant, &rates, connections)
+            && !seat.take(tenant, &rates, allowed.connections)
         {
-            let message = "Too many connections of your tenant are open.".to_owned();
-            return Err((ApiError::RateLimited { message, retry_after: CONNECTIONS_RETRY }, meter));
+            if allowed.shadow {
+                rates.spared.connections.fetch_add(1, Ordering::Relaxed);
+                seat.take(tenant, &rates, None);
+            } else {
+                let message = "Too many connections of your tenant are open.".to_owned();
+                return Err((ApiError::RateLimited { message, retry_after: CONNECTIONS_RETRY }, meter));
+            }
         }
         let Some(rate) = allowed.requests else { return Ok(meter) };
         let now_us = self.clock.now_us();
         let mut bucket = rates.requests.lock().unwrap_or_else(PoisonError::into_inner);
         if allowed.shadow {
-            bucket.count(rate, 1, now_us);
+            if !bucket.count(rate, 1, now_us) {
+                rates.spared.requests.fetch_add(1, Ordering::Relaxed);
+            }
             return Ok(meter);
         }
         match bucket.take(rate, 1, now_us) {
@@ -155,6 +200,7 @@ pub(super) async fn limit<W: Future<Output = Response>>(
             request.extensions_mut().insert(meter.clone());
             let mut response = work(request, meter.clone()).await;
             meter.write(response.headers_mut());
+            app.warn_of_quotas(&caller, response.headers_mut());
             response
         }
         Err((error, meter)) => {

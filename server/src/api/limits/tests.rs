@@ -93,10 +93,17 @@ fn who_is_only_watched_is_never_refused() {
     let limiter = Limiter::default();
     let limits = allowed(r#"{"requests_per_minute":1,"tokens_per_minute":10,"connections_max":1,"shadow":true}"#);
     let seats: Vec<Seat> = (0..5).map(|_| Seat::default()).collect();
+    let mut meters = Vec::new();
     for seat in &seats {
         let meter = limiter.enter(ACME, limits, Some(seat)).expect("in shadow");
         meter.reserve(1000).expect("in shadow");
         assert_eq!((remaining(&meter, "requests"), remaining(&meter, "tokens")), (0, 0));
+        meters.push(meter);
+    }
+    let metrics = limiter.metrics(|tenant| (tenant == ACME).then(|| "acme".into()));
+    for limit in ["requests_per_minute", "tokens_per_minute", "connections_max"] {
+        let line = format!("weir_shadow_refusals_total{{tenant=\"acme\",limit=\"{limit}\"}} 4\n");
+        assert!(metrics.contains(&line), "{metrics}");
     }
 }
 

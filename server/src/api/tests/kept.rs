@@ -60,7 +60,9 @@ pub(super) async fn rig() -> Rig {
         }),
     });
     let app = App::of(everybody.clone(), LIMITS);
-    app.set_engine(engine.await.expect("engine"));
+    let engine = engine.await.expect("engine");
+    everybody.set_engine(engine.clone()).await;
+    app.set_engine(engine);
     // Months are closed when a test says so.
     app.keep_books(EnvelopeKey::open(&folder.path().join("envelope.key")), None);
     let ledger_key = SigningKey::create(&folder.path().join("ledger.key")).expect("a key");
@@ -292,6 +294,56 @@ async fn a_tenants_limits_are_told_and_kept() {
     let large = with(hello(), json!({"max_tokens": 500}));
     let (first, second) = (post(&rig.api, CHAT, large.clone()).await, post(&rig.api, CHAT, large).await);
     assert_eq!((second.status.as_u16(), code_of(&second).as_str()), (429, "rate_limit_exceeded"), "{}", first.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_soft_limit_is_told_and_shadow_mode_is_seen_by_operators() {
+    let rig = rig().await;
+    const HEADER: &str = "x-weir-quota-warning";
+    assert_eq!(post(&rig.api, CHAT, hello()).await.header(HEADER), None);
+    rig.limit(r#"{"requests_per_month":4,"soft_limit_percent":50}"#, false).await;
+    for request in 1..=4 {
+        let answer = post(&rig.api, CHAT, hello()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let warning = answer.header(HEADER).unwrap_or_default();
+        assert!(request < 2 || warning.starts_with("requests;period=month;soft=50;used="), "{request}: {warning}");
+        assert!(request < 2 || warning.contains(";limit=4;reset="), "{request}: {warning}");
+    }
+    let refused = post(&rig.api, CHAT, hello()).await;
+    assert_eq!((refused.status.as_u16(), code_of(&refused).as_str()), (429, "insufficient_quota"));
+    assert!(refused.header(HEADER).is_some_and(|warning| warning.contains(";used=4;limit=4;")));
+    assert_eq!(ask(&rig.api, Some(OTHER_KEY), Method::POST, CHAT, hello().to_string()).await.header(HEADER), None);
+
+    let own = get(&rig.api, "/v1/quotas").await.json();
+    let window = &own["data"][0];
+    assert_eq!((own["data"].as_array().map(Vec::len), &window["unit"]), (Some(1), &json!("requests")), "{own}");
+    assert_eq!((&window["allowed"], &window["granted"], &window["over"]), (&json!(4), &json!(4), &json!(0)));
+    assert_eq!((&window["warns"], &window["shadow"]), (&json!(true), &json!(false)));
+    let other = ask(&rig.api, Some(OTHER_KEY), Method::GET, "/v1/quotas", "").await.json();
+    assert_eq!(other["data"], json!([]), "the other has no limits");
+
+    let shadow = r#"{"requests_per_month":4,"soft_limit_percent":50,"requests_per_minute":1,"shadow":true}"#;
+    rig.limit(shadow, false).await;
+    for _ in 0..2 {
+        assert_eq!(post(&rig.api, CHAT, hello()).await.status, 200, "nothing is refused");
+    }
+    let seen = rig.operate(Method::GET, "/admin/v1/tenants/a/quotas", "").await.json();
+    let window = &seen["data"][0];
+    assert!(window["over"].as_i64().is_some_and(|over| over >= 2) && window["shadow"] == json!(true), "{seen}");
+    assert_eq!(rig.operate(Method::GET, "/admin/v1/tenants/none/quotas", "").await.status, 404);
+    let metrics = ask(&metrics_router(rig.app.clone()), None, Method::GET, "/metrics", "").await;
+    let passed = |word: &str| {
+        let labels = format!("tenant=\"a\",unit=\"requests\",period=\"month\",passed=\"{word}\"");
+        format!("weir_quota_windows_passed_total{{{labels}}} 1\n")
+    };
+    for line in [
+        passed("soft"),
+        passed("spent"),
+        passed("shadow"),
+        "weir_shadow_refusals_total{tenant=\"a\",limit=\"requests_per_minute\"} 1\n".into(),
+    ] {
+        assert!(metrics.text().contains(&line), "{line}: {}", metrics.text());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
