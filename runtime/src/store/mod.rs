@@ -52,7 +52,7 @@ pub use keys::{Key, NewKey, Role};
 pub use limits::{LimitError, Limits};
 pub use plans::Plan;
 pub use prices::{ANY, Price};
-pub use settings::{OPERATOR_NAME, Status, TenantSettings, is_host_name};
+pub use settings::{MODEL_KINDS, OPERATOR_NAME, Status, TenantSettings, is_host_name};
 pub use tenants::{NewTenant, Tenant};
 pub use tx::Tx;
 pub(crate) use value::args;

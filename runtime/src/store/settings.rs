@@ -19,6 +19,9 @@ const MULTIPLIER_PPM_MAX: u64 = 100_000_000;
 /// Ten years.
 const RETENTION_DAYS_MAX: u32 = 3653;
 
+/// What a tenant can have a default model for.
+pub const MODEL_KINDS: [&str; 3] = ["chat", "completions", "embeddings"];
+
 /// What a tenant may do at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -76,7 +79,7 @@ pub struct TenantSettings {
     /// The served names it may use; absent is all.
     #[serde(default)]
     pub models: Option<BTreeSet<String>>,
-    /// The model it gets where it names none, by what is asked for (`chat`, `embeddings`, ...).
+    /// The model it gets where it names none, by what is asked for: one of [`MODEL_KINDS`].
     #[serde(default)]
     pub default_models: BTreeMap<String, String>,
     /// By model, what its price is multiplied by, in millionths; 1,000,000 where absent.
@@ -128,6 +131,10 @@ impl TenantSettings {
         }
         if self.reason.as_ref().is_some_and(|reason| reason.len() > 1000 || reason.chars().any(char::is_control)) {
             return invalid("reason", "must be at most 1000 bytes without control characters");
+        }
+        if let Some(kind) = self.default_models.keys().find(|kind| !MODEL_KINDS.contains(&kind.as_str())) {
+            let message = format!("there is no kind `{kind}`: it is {}", MODEL_KINDS.join(", "));
+            return Err(StoreError::invalid("default_models", message));
         }
         if self.price_ppm.values().any(|ppm| *ppm > MULTIPLIER_PPM_MAX) {
             return invalid("price_ppm", "a multiplier is at most 100,000,000 (100 times the price)");

@@ -10,7 +10,7 @@ use axum::{
 use weir_runtime::{Prompt, Submission};
 
 use super::{
-    App, RequestId, body,
+    App, Asked, RequestId, body,
     choices::Choices,
     fingerprint,
     limits::{Meter, estimate},
@@ -48,7 +48,7 @@ pub(crate) async fn handle(
     let (parts, content) = request.into_parts();
     let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
     let request = ChatRequest::parse(&bytes)?;
-    let card = app.model(&caller, &request.model)?;
+    let card = app.model_for(&caller, Asked::Chat, request.model.as_deref())?;
     meter.reserve(estimate(bytes.len(), request.sampling.tokens_max(), request.sampling.choices()))?;
     drop(bytes);
     let head = Head {
@@ -63,7 +63,7 @@ pub(crate) async fn handle(
         tenant: caller.tenant,
         key: caller.credential.clone(),
         bill: meter.bill(0),
-        model: request.model,
+        model: card.name.clone(),
         request_id: id.0.to_string(),
         priority: sampling.priority(),
         answer_id: Some(head.id.clone()),

@@ -10,7 +10,7 @@ use axum::{
 use weir_runtime::{Prompt, Submission};
 
 use super::{
-    App, RequestId, body,
+    App, Asked, RequestId, body,
     choices::Choices,
     fingerprint,
     limits::{Meter, estimate},
@@ -48,7 +48,7 @@ pub(crate) async fn handle(
     let (parts, content) = request.into_parts();
     let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
     let request = CompletionRequest::parse(&bytes)?;
-    let card = app.model(&caller, &request.model)?;
+    let card = app.model_for(&caller, Asked::Completion, request.model.as_deref())?;
     let texts = request.sampling.choices().saturating_mul(u32::try_from(request.prompt.len()).unwrap_or(u32::MAX));
     meter.reserve(estimate(bytes.len(), request.sampling.tokens_max(), texts))?;
     drop(bytes);
@@ -68,7 +68,7 @@ pub(crate) async fn handle(
             tenant: caller.tenant,
             key: caller.credential.clone(),
             bill: meter.bill(streams.len()),
-            model: request.model.clone(),
+            model: card.name.clone(),
             request_id: id.0.to_string(),
             priority: sampling.priority(),
             answer_id: Some(head.id.clone()),

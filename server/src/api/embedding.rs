@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use weir_runtime::{EmbedInput, EmbedSubmission, SubmitError};
 
 use super::{
-    App, RequestId, body,
+    App, Asked, RequestId, body,
     limits::{Meter, estimate},
     respond::{self, Deadline, within},
 };
@@ -44,7 +44,7 @@ pub(crate) async fn handle(
     let (parts, content) = request.into_parts();
     let bytes = body::read(&parts.headers, content, app.limits.body_bytes_max).await?;
     let request = EmbeddingRequest::parse(&bytes)?;
-    let card = app.model(&caller, &request.model)?;
+    let card = app.model_for(&caller, Asked::Embedding, request.model.as_deref())?;
     meter.reserve(estimate(bytes.len(), Some(0), 1))?;
     drop(bytes);
     let truncate = request.truncate.unwrap_or(false);
@@ -58,7 +58,7 @@ pub(crate) async fn handle(
         tenant: caller.tenant,
         key: caller.credential.clone(),
         bill: meter.bill(0),
-        model: request.model.clone(),
+        model: card.name.clone(),
         request_id: id.0.to_string(),
         priority: request.priority.unwrap_or(0),
         inputs: request.input.into_iter().map(Into::into).collect(),
@@ -83,7 +83,7 @@ pub(crate) async fn handle(
     Ok(respond::json(&EmbeddingList {
         object: "list",
         data: (0..).zip(embeddings.vectors).map(one).collect(),
-        model: request.model,
+        model: card.name.clone(),
         usage: embeddings.usage.into(),
     }))
 }

@@ -178,6 +178,41 @@ impl App {
         }
         engine.model(name).ok_or_else(unknown)
     }
+
+    /// The same for a request that may name none: then it is the default of the caller's tenant for what is asked for. One that
+    /// the caller may not use is none.
+    fn model_for(&self, caller: &Caller, asked: Asked, name: Option<&str>) -> Result<Arc<ModelCard>, ApiError> {
+        let defaults = &caller.account.default_models;
+        let default = || asked.kinds().iter().find_map(|kind| defaults.get(*kind)).filter(|name| caller.may_use(name));
+        match name.or_else(|| default().map(String::as_str)) {
+            Some(name) => self.model(caller, name),
+            None => {
+                let kind = asked.kinds()[0];
+                let message =
+                    format!("Missing required parameter: 'model'. Your tenant has no default model for {kind}.");
+                Err(ApiError::param("model", "missing_required_parameter", message))
+            }
+        }
+    }
+}
+
+/// What a request asks of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Chat,
+    Completion,
+    Embedding,
+}
+
+impl Asked {
+    /// The kinds of default models that will do, the closest first. A model that chats completes text, too.
+    const fn kinds(self) -> &'static [&'static str] {
+        match self {
+            Asked::Chat => &["chat"],
+            Asked::Completion => &["completions", "chat"],
+            Asked::Embedding => &["embeddings"],
+        }
+    }
 }
 
 /// The API.

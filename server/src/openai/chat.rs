@@ -27,8 +27,8 @@ const TEXT_ONLY: &str = "This server reads and writes text only.";
 /// A checked chat request.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ChatRequest {
-    /// The model's served name.
-    pub model: String,
+    /// The model's served name. Default: the tenant's own for such requests, if it has one.
+    pub model: Option<String>,
     /// The conversation, oldest first.
     pub messages: Vec<Message>,
     /// How to answer.

@@ -25,8 +25,8 @@ pub const TOKENS_DEFAULT: u32 = 16;
 /// A checked completions request.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct CompletionRequest {
-    /// The model's served name.
-    pub model: String,
+    /// The model's served name. Default: the tenant's own for such requests, if it has one.
+    pub model: Option<String>,
     /// A string, a list of strings, a list of token ids, or a list of such lists.
     #[schema(value_type = PromptSchema)]
     pub prompt: Vec<TextOrTokens>,

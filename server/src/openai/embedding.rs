@@ -18,8 +18,8 @@ const DIMENSIONS_MAX: u32 = 1 << 20;
 /// A checked embeddings request.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct EmbeddingRequest {
-    /// The model's served name.
-    pub model: String,
+    /// The model's served name. Default: the tenant's own for such requests, if it has one.
+    pub model: Option<String>,
     /// A string, a list of strings, a list of token ids, or a list of such lists.
     #[schema(value_type = PromptSchema)]
     pub input: Vec<TextOrTokens>,

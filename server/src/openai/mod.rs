@@ -22,19 +22,18 @@ pub mod sampling;
 pub(crate) mod stream;
 
 use crate::error::ApiError;
-use fields::{Fields, required};
+use fields::Fields;
 
 /// Longest model name a body may ask for, in bytes.
 const MODEL_BYTES_MAX: usize = 256;
 /// Longest `user`, `safety_identifier` or `prompt_cache_key`, in bytes.
 const LABEL_BYTES_MAX: usize = 512;
 
-/// The model asked for.
-fn model(fields: &mut Fields) -> Result<String, ApiError> {
-    let name = required(fields.string("model", MODEL_BYTES_MAX)?, "model")?;
-    match name.is_empty() {
-        true => Err(fields::empty_string("model")),
-        false => Ok(name),
+/// The model asked for; where none is, the tenant's default is meant.
+fn model(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    match fields.string("model", MODEL_BYTES_MAX)? {
+        Some(name) if name.is_empty() => Err(fields::empty_string("model")),
+        name => Ok(name),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What needs a store: limits that are in it, keys of requests that are repeated, use, bills and webhooks.
 
 use weir_runtime::store::{
-    Actor, Begun, Idempotent, Limits as StoreLimits, StoreOptions, TenantSettings, Value as Bound,
+    Actor, Begun, Idempotent, Limits as StoreLimits, StoreError, StoreOptions, TenantSettings, Value as Bound,
 };
 use weir_runtime::{
     Accounts,
@@ -294,6 +294,62 @@ async fn a_tenants_limits_are_told_and_kept() {
     let large = with(hello(), json!({"max_tokens": 500}));
     let (first, second) = (post(&rig.api, CHAT, large.clone()).await, post(&rig.api, CHAT, large).await);
     assert_eq!((second.status.as_u16(), code_of(&second).as_str()), (429, "rate_limit_exceeded"), "{}", first.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_names_no_model_gets_its_tenants_default() {
+    let rig = rig().await;
+    let defaults = async |models: &[(&str, &str)], allowed: Option<&str>| {
+        let mut change = rig.store().change(&Actor::system(), 2).await.expect("a change");
+        let before = change.tx().tenant("a").await.expect("a");
+        let settings = TenantSettings {
+            default_models: models.iter().map(|(kind, model)| ((*kind).into(), (*model).into())).collect(),
+            models: allowed.map(|model| BTreeSet::from([model.to_owned()])),
+            ..before.settings
+        };
+        change.update_tenant("a", before.version, &settings).await.map(|_| ())?;
+        change.commit().await.expect("committed");
+        rig.everybody.catch_up().await.expect("caught up");
+        Ok::<(), StoreError>(())
+    };
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2});
+    let completion = json!({"prompt": "hi", "max_tokens": 2});
+    let embedding = json!({"input": "hi"});
+    let asked = async |path: &str, body: &Value| {
+        let answer = post(&rig.api, path, body.clone()).await;
+        match answer.status.as_u16() {
+            200 => answer.json()["model"].as_str().expect("a model").to_owned(),
+            status => format!("{status} {}", code_of(&answer)),
+        }
+    };
+    let missing = "400 missing_required_parameter";
+    for (path, body, kind) in [
+        (CHAT, &chat, "chat"),
+        ("/v1/completions", &completion, "completions"),
+        ("/v1/embeddings", &embedding, "embeddings"),
+    ] {
+        let answer = post(&rig.api, path, body.clone()).await;
+        assert_eq!((answer.status.as_u16(), &answer.json()["error"]["param"]), (400, &json!("model")));
+        assert!(answer.text().contains(&format!("no default model for {kind}")), "{}", answer.text());
+    }
+    defaults(&[("chat", "slow"), ("embeddings", "m")], None).await.expect("set");
+    assert_eq!(asked(CHAT, &chat).await, "slow");
+    assert_eq!(asked("/v1/completions", &completion).await, "slow", "a model that chats completes, too");
+    assert_eq!(asked("/v1/embeddings", &embedding).await, "m");
+    assert_eq!(asked(CHAT, &with(chat.clone(), json!({"model": "m"}))).await, "m", "a name goes before");
+    assert_eq!(asked(CHAT, &with(chat.clone(), json!({"model": null}))).await, "slow", "null is as absent");
+    let other = ask(&rig.api, Some(OTHER_KEY), Method::POST, CHAT, chat.to_string()).await;
+    assert_eq!(code_of(&other), "missing_required_parameter", "it is the other tenant's default");
+    defaults(&[("chat", "slow"), ("completions", "m")], None).await.expect("set");
+    assert_eq!((asked(CHAT, &chat).await, asked("/v1/completions", &completion).await), ("slow".into(), "m".into()));
+    assert_eq!(asked("/v1/embeddings", &embedding).await, missing);
+    // What it may not use is no default, and one that is not served reads as any such name.
+    defaults(&[("chat", "slow")], Some("m")).await.expect("set");
+    assert_eq!(asked(CHAT, &chat).await, missing);
+    defaults(&[("chat", "gone")], None).await.expect("set");
+    assert_eq!(asked(CHAT, &chat).await, "404 model_not_found");
+    let refused = defaults(&[("images", "m")], None).await.expect_err("no such kind");
+    assert!(refused.to_string().contains("images"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
