@@ -25,7 +25,7 @@ import server as servers  # noqa: E402 - after the path it is found by
 
 MODULES = ["chat", "completions", "embeddings", "refusals", "sharing", "operations", "executors", "devices", "first_start",
            "hub", "fetching", "toolkit", "mutations", "load", "connections", "identity", "storms", "drains", "files", "gpu",
-           "gpu_bench", "why", "plans", "quotas", "limits", "tenants", "shares", "simulate", "chaos"]
+           "gpu_bench", "why", "plans", "quotas", "limits", "tenants", "replicas", "shares", "simulate", "chaos"]
 
 
 class World:
