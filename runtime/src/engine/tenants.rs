@@ -131,7 +131,11 @@ impl TenantSpec {
                 day: time(limits.device_ns_per_day),
                 month: time(limits.device_ns_per_month),
             },
-            requests: RequestQuota { month: limits.requests_per_month, ..RequestQuota::default() },
+            requests: RequestQuota {
+                hour: limits.requests_per_hour,
+                day: limits.requests_per_day,
+                month: limits.requests_per_month,
+            },
             terms: QuotaTerms {
                 burst_percent: limits.burst_percent.unwrap_or(0),
                 carry_over_percent: limits.carry_over_percent.unwrap_or(0),

@@ -75,6 +75,10 @@ limits! {
     device_ns_per_hour: u64 = WINDOW_NS_MIN..=MOST;
     /// Requests in a month of the calendar.
     requests_per_month: u64 = 1..=MOST;
+    /// In a day.
+    requests_per_day: u64 = 1..=MOST;
+    /// In an hour.
+    requests_per_hour: u64 = 1..=MOST;
     /// Requests in any minute.
     requests_per_minute: u32 = 1..=u32::MAX;
     /// Tokens of prompts and completions in any minute.
@@ -136,6 +140,9 @@ impl Limits {
             ("device_ns_per_hour", self.device_ns_per_hour, "device_ns_per_day", self.device_ns_per_day),
             ("device_ns_per_day", self.device_ns_per_day, "device_ns_per_month", self.device_ns_per_month),
             ("device_ns_per_hour", self.device_ns_per_hour, "device_ns_per_month", self.device_ns_per_month),
+            ("requests_per_hour", self.requests_per_hour, "requests_per_day", self.requests_per_day),
+            ("requests_per_day", self.requests_per_day, "requests_per_month", self.requests_per_month),
+            ("requests_per_hour", self.requests_per_hour, "requests_per_month", self.requests_per_month),
         ];
         for (field, short, of, long) in windows {
             if let (Some(short), Some(long)) = (short, long)
@@ -190,6 +197,9 @@ mod tests {
             (r#"{"soft_limit_percent":0}"#, "soft_limit_percent"),
             (r#"{"kv_blocks_floor":9,"kv_blocks_ceiling":8}"#, "kv_blocks_floor"),
             (r#"{"device_ns_per_hour":200000000,"device_ns_per_day":100000000}"#, "device_ns_per_hour"),
+            (r#"{"requests_per_hour":11,"requests_per_day":10}"#, "requests_per_hour"),
+            (r#"{"requests_per_hour":11,"requests_per_month":10}"#, "requests_per_hour"),
+            (r#"{"requests_per_day":11,"requests_per_month":10}"#, "requests_per_day"),
             (r#"{"pool":""}"#, "pool"),
         ] {
             assert_eq!(read(text).unwrap().check().unwrap_err().field, field, "{text}");

@@ -378,6 +378,11 @@ async fn a_soft_limit_is_told_and_shadow_mode_is_seen_by_operators() {
     let other = ask(&rig.api, Some(OTHER_KEY), Method::GET, "/v1/quotas", "").await.json();
     assert_eq!(other["data"], json!([]), "the other has no limits");
 
+    rig.limit(r#"{"requests_per_month":4,"requests_per_hour":4,"requests_per_day":4}"#, false).await;
+    let own = get(&rig.api, "/v1/quotas").await.json();
+    let periods: Vec<&Value> = own["data"].as_array().expect("windows").iter().map(|one| &one["period"]).collect();
+    assert_eq!(periods, ["hour", "day", "month"], "each of them can have a limit of requests");
+
     let shadow = r#"{"requests_per_month":4,"soft_limit_percent":50,"requests_per_minute":1,"shadow":true}"#;
     rig.limit(shadow, false).await;
     for _ in 0..2 {
