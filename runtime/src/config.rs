@@ -45,6 +45,8 @@ pub struct DeviceConfig {
     pub name: String,
     /// What it is.
     pub kind: DeviceKind,
+    /// What bills and prices call devices like it: `cpu`, or of a GPU what its name says ([`crate::devices::gpu_class`]).
+    pub class: String,
     /// Where its executor runs.
     pub executor: ExecutorMode,
     /// Compute threads of a CPU; 0 takes one per available core.
@@ -99,6 +101,7 @@ impl DeviceConfig {
         DeviceConfig {
             name: DeviceKind::Cpu.device_name(index),
             kind: DeviceKind::Cpu,
+            class: DeviceKind::Cpu.word().to_owned(),
             executor,
             threads: 0,
             kv_bytes: 1 << 30,
@@ -117,6 +120,7 @@ impl DeviceConfig {
         DeviceConfig {
             name: kind.device_name(0),
             kind,
+            class: kind.word().to_owned(),
             kv_bytes: 0,
             step_tokens_max: 2048,
             rows_max: 256,

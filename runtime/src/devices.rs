@@ -187,6 +187,29 @@ pub enum DeviceError {
     Ended,
 }
 
+/// The class of a GPU, from the name that CUDA gives it: `h200` of `NVIDIA H200`, `gh200` of `NVIDIA GH200 480GB`, `a100` of
+/// `NVIDIA A100-SXM4-80GB`, `rtx-4090` of `NVIDIA GeForce RTX 4090`. A part of a GPU is another class, which has the part's name behind:
+/// `h200-1g.18gb` of `NVIDIA H200 MIG 1g.18gb`. How much memory a GPU has, and how it is plugged in, makes no class.
+pub fn gpu_class(name: &str) -> String {
+    const MAKERS: [&str; 6] = ["nvidia", "tesla", "geforce", "quadro", "graphics", "device"];
+    let text: String = name.to_ascii_lowercase();
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '.';
+    let words = text.split(|c| !plain(c)).filter(|word| !word.is_empty() && !MAKERS.contains(word));
+    let mut class: Vec<&str> = Vec::new();
+    let mut words = words.peekable();
+    // Up to the first word with a number in it, which is what distinguishes models.
+    while let Some(word) = words.next_if(|word| *word != "mig") {
+        class.push(word);
+        if word.contains(|c: char| c.is_ascii_digit()) {
+            break;
+        }
+    }
+    if words.any(|word| word == "mig") {
+        class.extend(words.next());
+    }
+    if class.is_empty() { DeviceKind::Cuda(0).word().to_owned() } else { class.join("-") }
+}
+
 /// What to do when a GPU that was asked for by `cuda` or `cuda:N` cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -270,7 +293,10 @@ fn choose(
     let device = |kind| match kind {
         DeviceKind::Cpu => cpus.next(),
         DeviceKind::Cuda(ordinal) => {
-            Some(DeviceConfig { name: kind.device_name(0), kind, executor: gpu.executor(ordinal), ..gpu_shape.clone() })
+            let known = found.iter().flatten().find(|gpu| gpu.ordinal == ordinal);
+            let class = known.map_or_else(|| kind.word().to_owned(), |gpu| gpu_class(&gpu.name));
+            let (name, executor) = (kind.device_name(0), gpu.executor(ordinal));
+            Some(DeviceConfig { name, kind, class, executor, ..gpu_shape.clone() })
         }
     };
     Ok(Resolved { devices: kinds.into_iter().filter_map(device).collect(), without })
@@ -386,6 +412,34 @@ mod tests {
         assert_eq!(shape, [("cpu:0", 2, 7), ("cpu:1", 2, 7), ("cpu:2", 1, 7)]);
         let narrow = DeviceConfig { threads: 1, ..cpu };
         assert!(devices("cpu,cpu", &narrow).iter().all(|device| device.threads == 1));
+    }
+
+    #[test]
+    fn a_gpus_class_is_its_model() {
+        for (name, class) in [
+            ("NVIDIA H200", "h200"),
+            ("NVIDIA H200 NVL", "h200"),
+            ("NVIDIA GH200 480GB", "gh200"),
+            ("NVIDIA H100 80GB HBM3", "h100"),
+            ("NVIDIA H100 PCIe", "h100"),
+            ("NVIDIA A100-SXM4-80GB", "a100"),
+            ("NVIDIA L40S", "l40s"),
+            ("Tesla T4", "t4"),
+            ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+            ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+            ("NVIDIA H200 MIG 1g.18gb", "h200-1g.18gb"),
+            ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "a100-3g.20gb"),
+            ("GPU", "gpu"),
+            ("", "cuda"),
+            ("NVIDIA", "cuda"),
+        ] {
+            assert_eq!(gpu_class(name), class, "{name}");
+        }
+        let (shape, gpu) = (DeviceConfig::cpu(0, ExecutorMode::Thread), GpuProgram::at("/opt/weir-gpu".into()));
+        let resolved =
+            choose(&list("cpu,cuda").expect("a list"), [&shape, &shape], &gpu, &gpus(&[(9, 0)]), GpuMissing::Exit);
+        let classes: Vec<String> = resolved.expect("devices").devices.into_iter().map(|device| device.class).collect();
+        assert_eq!(classes, ["cpu", "gpu"]);
     }
 
     #[test]

@@ -182,7 +182,7 @@ impl Books {
         }
         let share = |(device, ns): &(u16, u64)| {
             let config = &devices[usize::from(*device)].config;
-            Share { device: text(&config.name), class: text(config.kind.word()), ns: int(*ns) }
+            Share { device: text(&config.name), class: text(&config.class), ns: int(*ns) }
         };
         Some(Settle {
             tenant: text(self.payer(group.tenant).map_or("", |payer| &payer.name)),
@@ -304,7 +304,7 @@ impl Node {
             });
             let checkpoint = Checkpoint {
                 device: text(&entry.config.name),
-                class: text(entry.config.kind.word()),
+                class: text(&entry.config.class),
                 wall: int(accounts.wall.saturating_sub(accounts.in_flight).0),
                 idle: int(accounts.idle.0),
                 operator: operator_times(&accounts),

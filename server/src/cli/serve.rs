@@ -315,6 +315,11 @@ fn engine_config(config: &Config) -> anyhow::Result<(EngineConfig, Vec<String>)>
     }
     let mut devices = resolved.devices;
     reserve(&config.pools, &mut devices)?;
+    for device in &mut devices {
+        device.rate_ppm = config.device_classes.rate_ppm(&device.class);
+        let (name, class, rate) = (&device.name, &device.class, f64::from(device.rate_ppm) / 1e6);
+        tracing::info!(device = name, class, rate, "a device's class, and what its time counts against quotas");
+    }
     let engine = EngineConfig {
         models,
         // The store's, once it is open.

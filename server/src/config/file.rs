@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +30,8 @@ const WEIGHT_MAX: u32 = 10_000;
 /// Least and most device time in a window, in seconds: what a few steps need, and what 300 devices do in a month.
 const QUOTA_SECONDS_MIN: f64 = 0.1;
 const QUOTA_SECONDS_MAX: f64 = 1e9;
+/// Least and most that a device's time can count for: a millionth, and a thousand times that of a device of rate one.
+const CLASS_RATE: RangeInclusive<f64> = 1e-6..=1e3;
 /// The least urgent class.
 const PRIORITY_MAX: u8 = 9;
 /// Longest tenant or key name, in bytes.
@@ -72,6 +75,8 @@ pub struct FileSettings {
     pub models: Vec<ModelEntry>,
     /// `[[pools]]`.
     pub pools: Vec<PoolTable>,
+    /// `[device_classes]`.
+    pub device_classes: DeviceClasses,
     /// `[[auth.jwt]]`.
     pub jwt: Vec<JwtTable>,
     /// `[[tenants]]`.
@@ -89,6 +94,8 @@ struct Document {
     models: Vec<ModelTable>,
     #[serde(default)]
     pools: Vec<PoolTable>,
+    #[serde(default)]
+    device_classes: DeviceClasses,
     #[serde(default)]
     auth: AuthTable,
     #[serde(default)]
@@ -109,6 +116,34 @@ struct ModelTable {
     source: String,
     #[serde(default)]
     devices: Vec<String>,
+}
+
+/// `[device_classes]`: what the time of devices of a class counts against quotas; 1 where nothing is said.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct DeviceClasses(pub BTreeMap<String, f64>);
+
+impl DeviceClasses {
+    /// The rate of a class, in millionths.
+    pub fn rate_ppm(&self, class: &str) -> u32 {
+        self.0.get(class).map_or(1_000_000, |rate| (rate * 1e6).round() as u32)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+        for (class, rate) in &self.0 {
+            let name = class.escape_debug();
+            if class.is_empty() || class.len() > NAME_BYTES_MAX || !class.chars().all(plain) {
+                return Err(format!(
+                    "device_classes: `{name}` is no class: it is 1 to {NAME_BYTES_MAX} of a-z, 0-9, - and ."
+                ));
+            }
+            if !CLASS_RATE.contains(rate) {
+                let (least, most) = (CLASS_RATE.start(), CLASS_RATE.end());
+                return Err(format!("device_classes: the rate of `{name}` must be {least} to {most}"));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One `[[pools]]`: devices reserved for the tenants that name it.
@@ -377,6 +412,8 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
     }
     let pools = document.pools;
     check_pools(&pools).map_err(|m| wrong(String::new(), m))?;
+    let device_classes = document.device_classes;
+    device_classes.check().map_err(|m| wrong(String::new(), m))?;
     let mut tenants = document.tenants;
     for (index, tenant) in tenants.iter_mut().enumerate() {
         tenant.check().map_err(|m| wrong(String::new(), format!("tenant `{}`: {m}", tenant.name.escape_debug())))?;
@@ -397,7 +434,8 @@ fn parse(path: &Path, text: &str) -> Result<FileSettings, FileError> {
         let source = if beside.exists() { beside.to_string_lossy().into_owned() } else { model.source };
         ModelEntry { name: model.name, source, devices: model.devices }
     });
-    Ok(FileSettings { models: models.collect(), settings: Settings { server, engine }, pools, jwt, tenants })
+    let (models, settings) = (models.collect(), Settings { server, engine });
+    Ok(FileSettings { models, settings, pools, device_classes, jwt, tenants })
 }
 
 #[cfg(test)]
@@ -449,6 +487,10 @@ mod tests {
             ("[[tenants]]\nname = \"a\"\nitl_target = \"0s\"\n", ["tenant `a`", "itl_target"]),
             ("[[tenants]]\nname = \"a\"\npriority_ceiling = 10\n", ["tenant `a`", "0 to 9"]),
             ("[[pools]]\nname = \"p\"\ndevices = []\n", ["pool `p`", "no devices"]),
+            ("[device_classes]\nh200 = \"fast\"\n", ["x/weir.toml:2", "fast"]),
+            ("[device_classes]\ncpu = 0\n", ["`cpu`", "0.000001 to 1000"]),
+            ("[device_classes]\ncpu = nan\n", ["`cpu`", "0.000001 to 1000"]),
+            ("[device_classes]\nH200 = 1.0\n", ["`H200`", "no class"]),
             ("[[pools]]\nname = \"p\"\ndevices = [\"cpu:0\", \"cpu:0\"]\n", ["`cpu:0`", "twice"]),
         ];
         for (text, parts) in cases {
@@ -458,6 +500,14 @@ mod tests {
                 assert!(error.contains(part), "`{part}` is not in: {error}");
             }
         }
+    }
+
+    #[test]
+    fn a_class_that_is_not_named_has_the_rate_one() {
+        let text = "[device_classes]\nh200 = 1.0\ncpu = 0.02\n\"h200-1g.18gb\" = 0.125\nb200 = 2\n";
+        let classes = parse(Path::new("weir.toml"), text).expect("valid").device_classes;
+        let rates = ["h200", "cpu", "h200-1g.18gb", "b200", "a100"].map(|class| classes.rate_ppm(class));
+        assert_eq!(rates, [1_000_000, 20_000, 125_000, 2_000_000, 1_000_000]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::{
 
 pub use database::DatabaseUrl;
 pub use env::read_env;
-pub use file::{FileError, FileSettings, KeySource, KeyTable, PoolTable, TenantTable, read_file};
+pub use file::{DeviceClasses, FileError, FileSettings, KeySource, KeyTable, PoolTable, TenantTable, read_file};
 pub use print::print;
 pub use settings::{
     EngineSettings, ExecutorPlace, GpuExecutor, MetricsAddress, OptionalFile, OptionalFolder, ServerSettings, Settings,
@@ -156,6 +156,8 @@ pub struct Config {
     pub models: Sourced<Vec<ModelEntry>>,
     /// Reserved devices, from the file.
     pub pools: Vec<PoolTable>,
+    /// What devices' time counts for, from the file.
+    pub device_classes: DeviceClasses,
     /// The issuers of tokens, from the file.
     pub jwt: Vec<JwtTable>,
     /// The tenants, from the file.
@@ -287,6 +289,7 @@ impl Config {
             seed: pick(f.engine.seed, e.engine.seed, t.engine.seed, 0),
             models,
             pools: file.pools,
+            device_classes: file.device_classes,
             jwt: file.jwt,
             tenants: file.tenants,
         }

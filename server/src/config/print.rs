@@ -23,6 +23,12 @@ pub fn print(config: &Config) -> String {
         let line = format!("{name} = {value}");
         let _ = writeln!(text, "{line:<40} # {}", origin_word(origin));
     }
+    if !config.device_classes.0.is_empty() {
+        text.push_str("\n[device_classes]\n");
+    }
+    for (class, rate) in &config.device_classes.0 {
+        let _ = writeln!(text, "{} = {rate:?}", quoted(class));
+    }
     for model in &config.models.value {
         let _ = writeln!(text, "\n[[models]] # {}", origin_word(config.models.origin));
         if let Some(name) = &model.name {

@@ -169,7 +169,7 @@ fn what_is_printed_can_be_read_and_holds_no_secret() {
          [[tenants.keys]]\nkey_file = \"/k\"\nrole = \"tenant_admin\"\n[[tenants]]\nname = \"b\"\n\
          ip_allow = [\"10.0.0.0/8\"]\ndomain = \"b.example\"\n[server.tls]\ncertificate = \"/c\"\nkey = \"/d\"\n\
          [[auth.jwt]]\nissuer = \"i\"\naudiences = [\"weir\"]\njwks_file = \"/j\"\nrole_claim = \"r\"\n\
-         roles = {{ boss = \"operator\" }}\n"
+         roles = {{ boss = \"operator\" }}\n[device_classes]\ncpu = 0.02\n\"h200-1g.18gb\" = 1\n"
     );
     let config = Config::merge(Layer::default(), Layer::default(), Some(file(&text)));
     let printed = print(&config);
@@ -179,6 +179,7 @@ fn what_is_printed_can_be_read_and_holds_no_secret() {
     let again = Config::merge(Layer::default(), Layer::default(), Some((path, again)));
     assert_eq!(print::values(&again), print::values(&config));
     assert_eq!(again.models.value, config.models.value);
+    assert_eq!((&again.device_classes, again.device_classes.0.len()), (&config.device_classes, 2));
     assert_eq!(
         (&again.jwt, again.jwt.len(), &again.tenants[1].ip_allow),
         (&config.jwt, 1, &config.tenants[1].ip_allow)
