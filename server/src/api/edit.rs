@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::Request,
+    extract::{FromRequest, Request},
     http::{HeaderMap, Uri, header, request::Parts},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -90,7 +90,7 @@ impl Wanted {
 }
 
 /// A request that changes something.
-pub(super) struct Edit {
+pub(crate) struct Edit {
     everybody: Arc<Everybody>,
     /// Who asks.
     pub(super) caller: Caller,
@@ -103,9 +103,23 @@ pub(super) struct Edit {
     pub(super) at_us: i64,
 }
 
-impl Edit {
-    /// Reads a request of a caller that was let in; its body is one JSON object or nothing.
-    pub(super) async fn read(app: &App, request: Request) -> Result<Self, ApiError> {
+/// What handlers of either listener share.
+pub(super) trait Shared: Send + Sync {
+    fn app(&self) -> &App;
+}
+
+impl Shared for Arc<App> {
+    fn app(&self) -> &App {
+        self
+    }
+}
+
+/// Reads a request of a caller that was let in; its body is one JSON object or nothing.
+impl<S: Shared> FromRequest<S> for Edit {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, shared: &S) -> Result<Self, ApiError> {
+        let app = shared.app();
         let everybody = app.everybody()?.clone();
         let (parts, content) = request.into_parts();
         let caller = caller(&parts)?;
@@ -128,7 +142,9 @@ impl Edit {
         let actor = actor(app, &caller, &parts);
         Ok(Edit { everybody, caller, actor, body, version, at_us: Now::read().unix_us })
     }
+}
 
+impl Edit {
     pub(super) fn everybody(&self) -> &Everybody {
         &self.everybody
     }

@@ -301,8 +301,8 @@ pub(crate) async fn list_own(State(app): State<Arc<App>>, request: Request) -> R
     responses((status = 200, description = "The key, in the clear: this once", body = Key),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn create_own(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    create(Edit::read(&app, request).await?, None).await
+pub(crate) async fn create_own(edit: Edit) -> Result<Response, ApiError> {
+    create(edit, None).await
 }
 
 /// Makes a key that takes the place of another, which works on for `overlap_s` seconds: a day, if nothing is said.
@@ -311,12 +311,8 @@ pub(crate) async fn create_own(State(app): State<Arc<App>>, request: Request) ->
     responses((status = 200, description = "The new key, in the clear: this once", body = Key),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn rotate_own(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    rotate(Edit::read(&app, request).await?, None, &id).await
+pub(crate) async fn rotate_own(Path(id): Path<String>, edit: Edit) -> Result<Response, ApiError> {
+    rotate(edit, None, &id).await
 }
 
 /// Revokes a key for ever.
@@ -325,10 +321,6 @@ pub(crate) async fn rotate_own(
     responses((status = 200, description = "The key", body = Key),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn revoke_own(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    revoke(Edit::read(&app, request).await?, None, &id).await
+pub(crate) async fn revoke_own(Path(id): Path<String>, edit: Edit) -> Result<Response, ApiError> {
+    revoke(edit, None, &id).await
 }

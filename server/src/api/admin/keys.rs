@@ -40,12 +40,8 @@ pub(crate) async fn list(
     responses((status = 200, description = "The key, in the clear: this once", body = Key),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn create(
-    State(admin): State<Arc<Admin>>,
-    Path(tenant): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    keys::create(Edit::read(&admin.app, request).await?, Some(&tenant)).await
+pub(crate) async fn create(Path(tenant): Path<String>, edit: Edit) -> Result<Response, ApiError> {
+    keys::create(edit, Some(&tenant)).await
 }
 
 /// Makes a key that takes the place of another, which works on for `overlap_s` seconds: a day, if nothing is said.
@@ -56,12 +52,8 @@ pub(crate) async fn create(
     responses((status = 200, description = "The new key, in the clear: this once", body = Key),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn rotate(
-    State(admin): State<Arc<Admin>>,
-    Path((tenant, key)): Path<(String, String)>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    keys::rotate(Edit::read(&admin.app, request).await?, Some(&tenant), &key).await
+pub(crate) async fn rotate(Path((tenant, key)): Path<(String, String)>, edit: Edit) -> Result<Response, ApiError> {
+    keys::rotate(edit, Some(&tenant), &key).await
 }
 
 /// Revokes a key for ever. What runs by it is cut as `revoked_time` says. The body may hold a `reason`.
@@ -72,10 +64,6 @@ pub(crate) async fn rotate(
     responses((status = 200, description = "The key", body = Key),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn revoke(
-    State(admin): State<Arc<Admin>>,
-    Path((tenant, key)): Path<(String, String)>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    keys::revoke(Edit::read(&admin.app, request).await?, Some(&tenant), &key).await
+pub(crate) async fn revoke(Path((tenant, key)): Path<(String, String)>, edit: Edit) -> Result<Response, ApiError> {
+    keys::revoke(edit, Some(&tenant), &key).await
 }

@@ -32,7 +32,9 @@ use weir_runtime::{
 };
 
 use super::{
-    App, RequestId, body, id, method_not_allowed,
+    App, RequestId, body,
+    edit::Shared,
+    id, method_not_allowed,
     models::{Model, ModelList},
     permitted, refused, respond, unknown_route,
 };
@@ -50,6 +52,12 @@ const BODY_BYTES_MAX: usize = 4 << 10;
 pub(crate) struct Admin {
     app: Arc<App>,
     root: Option<ModelsRoot>,
+}
+
+impl Shared for Arc<Admin> {
+    fn app(&self) -> &App {
+        &self.app
+    }
 }
 
 /// The operators' API. Models come from beneath `root`, or not at all.

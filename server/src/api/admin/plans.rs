@@ -86,8 +86,7 @@ fn limits(edit: &mut Edit, base: &Limits) -> Result<Limits, ApiError> {
     responses((status = 200, description = "The plan", body = PlanBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn create(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
+pub(crate) async fn create(mut edit: Edit) -> Result<Response, ApiError> {
     let Some(id) = edit.take_text("id")? else {
         return Err(ApiError::param("id", "missing_required_parameter", "Missing required parameter: 'id'."));
     };
@@ -105,12 +104,7 @@ pub(crate) async fn create(State(admin): State<Arc<Admin>>, request: Request) ->
     responses((status = 200, description = "The plan", body = PlanBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn change(
-    State(admin): State<Arc<Admin>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
+pub(crate) async fn change(Path(id): Path<String>, mut edit: Edit) -> Result<Response, ApiError> {
     let version = edit.version()?;
     let mut change = edit.begin().await?;
     let before = change.tx().plan(&id).await?;
@@ -126,12 +120,7 @@ pub(crate) async fn change(
     responses((status = 200, description = "It is gone"),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn remove(
-    State(admin): State<Arc<Admin>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let edit = Edit::read(&admin.app, request).await?;
+pub(crate) async fn remove(Path(id): Path<String>, edit: Edit) -> Result<Response, ApiError> {
     edit.nothing_else()?;
     let mut change = edit.begin().await?;
     let version = change.tx().plan(&id).await?.version;
@@ -194,8 +183,7 @@ pub(crate) async fn prices(State(admin): State<Arc<Admin>>, request: Request) ->
     responses((status = 200, description = "The price", body = PriceBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn set_price(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
+pub(crate) async fn set_price(mut edit: Edit) -> Result<Response, ApiError> {
     if !edit.body.contains_key("micros_per_device_hour") {
         let message = "Missing required parameter: 'micros_per_device_hour'.";
         return Err(ApiError::param("micros_per_device_hour", "missing_required_parameter", message));

@@ -177,8 +177,7 @@ pub(crate) async fn quotas(State(admin): State<Arc<Admin>>, Path(id): Path<Strin
     responses((status = 200, description = "The tenant, with its key in the clear: this once", body = TenantBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn create(State(admin): State<Arc<Admin>>, request: Request) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
+pub(crate) async fn create(mut edit: Edit) -> Result<Response, ApiError> {
     let Some(id) = edit.take_text("id")? else {
         return Err(ApiError::param("id", "missing_required_parameter", "Missing required parameter: 'id'."));
     };
@@ -208,12 +207,7 @@ pub(crate) async fn create(State(admin): State<Arc<Admin>>, request: Request) ->
     responses((status = 200, description = "The tenant", body = TenantBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn change(
-    State(admin): State<Arc<Admin>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
+pub(crate) async fn change(Path(id): Path<String>, mut edit: Edit) -> Result<Response, ApiError> {
     let version = edit.version()?;
     let mut change = edit.begin().await?;
     let before = change.tx().tenant(&id).await?;
@@ -230,12 +224,8 @@ pub(crate) async fn change(
     responses((status = 200, description = "The tenant", body = TenantBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn suspend(
-    State(admin): State<Arc<Admin>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    set_status(&admin, &id, request, Status::Suspended).await
+pub(crate) async fn suspend(Path(id): Path<String>, edit: Edit) -> Result<Response, ApiError> {
+    set_status(&id, edit, Status::Suspended).await
 }
 
 /// Lets a tenant work, whatever it was before.
@@ -244,16 +234,11 @@ pub(crate) async fn suspend(
     responses((status = 200, description = "The tenant", body = TenantBody),
               (status = "default", description = "Any error", body = ErrorBody))
 )]
-pub(crate) async fn activate(
-    State(admin): State<Arc<Admin>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    set_status(&admin, &id, request, Status::Active).await
+pub(crate) async fn activate(Path(id): Path<String>, edit: Edit) -> Result<Response, ApiError> {
+    set_status(&id, edit, Status::Active).await
 }
 
-async fn set_status(admin: &Admin, id: &str, request: Request, status: Status) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
+async fn set_status(id: &str, mut edit: Edit, status: Status) -> Result<Response, ApiError> {
     let reason = edit.take_text("reason")?;
     edit.nothing_else()?;
     let mut change = edit.begin().await?;
