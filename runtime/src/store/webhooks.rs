@@ -209,12 +209,26 @@ impl Store {
         self.read().await?.row(sql, args![]).await?.map(|row| row.fields().int()).transpose()
     }
 
-    /// Begins anew with a delivery that was given up. False where there is no such.
-    pub async fn delivery_again(&self, id: i64, now_us: i64) -> Result<bool, StoreError> {
+    /// How many deliveries wait, and how many were given up.
+    pub async fn deliveries_count(&self) -> Result<(u64, u64), StoreError> {
+        let sql = "SELECT count(CASE WHEN state = 'waiting' THEN 1 END), count(CASE WHEN state = 'dead' THEN 1 END) \
+                   FROM deliveries";
+        let Some(row) = self.read().await?.row(sql, args![]).await? else { return Ok((0, 0)) };
+        let mut at = row.fields();
+        Ok((at.int()?.unsigned_abs(), at.int()?.unsigned_abs()))
+    }
+
+    /// Begins anew with a delivery that was given up, of a webhook or of any. False where there is no such.
+    pub async fn delivery_again(&self, webhook: Option<&str>, id: i64, now_us: i64) -> Result<bool, StoreError> {
         let mut tx = self.write().await?;
-        let sql = "UPDATE deliveries SET state = 'waiting', attempts = 0, next_us = $2, updated_us = $2 \
+        let any = "UPDATE deliveries SET state = 'waiting', attempts = 0, next_us = $2, updated_us = $2 \
                    WHERE id = $1 AND state = 'dead'";
-        let changed = tx.execute(sql, args![id, now_us]).await?;
+        let own = "UPDATE deliveries SET state = 'waiting', attempts = 0, next_us = $2, updated_us = $2 \
+                   WHERE id = $1 AND state = 'dead' AND webhook = $3";
+        let changed = match webhook {
+            None => tx.execute(any, args![id, now_us]).await?,
+            Some(webhook) => tx.execute(own, args![id, now_us, webhook]).await?,
+        };
         tx.commit().await?;
         Ok(changed > 0)
     }

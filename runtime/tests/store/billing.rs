@@ -208,9 +208,12 @@ pub(crate) async fn an_event_reaches_those_who_want_it(on: Fixture) {
     assert_eq!(store.deliveries(Some("w2"), DeliveryState::Dead, 0, 10).await.unwrap(), []);
     assert_eq!(store.deliveries_forget(7).await.unwrap(), 0);
     assert_eq!(store.deliveries_forget(8).await.unwrap(), 1);
-    assert!(!store.delivery_again(tried[1].id, 9).await.unwrap());
-    assert!(store.delivery_again(tried[0].id, 9).await.unwrap());
-    assert!(!store.delivery_again(tried[0].id, 9).await.unwrap());
+    assert!(!store.delivery_again(None, tried[1].id, 9).await.unwrap());
+    assert!(!store.delivery_again(Some("other"), tried[0].id, 9).await.unwrap(), "another webhook's");
+    let counted = store.deliveries_count().await.unwrap();
+    assert!(store.delivery_again(Some(&tried[0].webhook), tried[0].id, 9).await.unwrap());
+    assert!(!store.delivery_again(None, tried[0].id, 9).await.unwrap());
+    assert_eq!(store.deliveries_count().await.unwrap(), (counted.0 + 1, counted.1 - 1), "waiting, and given up");
     let again = store.deliveries_due(9, 60, 10).await.unwrap();
     assert_eq!((again.len(), again[0].attempts, again[0].id), (1, 1, tried[0].id));
 }

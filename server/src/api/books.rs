@@ -12,7 +12,7 @@ use weir_runtime::{
 use super::App;
 use crate::{
     identity::Now,
-    webhooks::{EnvelopeKey, SealError, Webhooks},
+    webhooks::{EnvelopeKey, Reach, SealError, Webhooks},
 };
 
 /// How often what is over is looked for.
@@ -21,13 +21,18 @@ const TIDY_EVERY: Duration = Duration::from_secs(600);
 const DELIVERED_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl App {
-    /// Begins with it, where there is a store. Without a key no webhook can be made, and none signs; without the ledger's months
-    /// stay open. Must be called within a tokio runtime.
-    pub fn keep_books(self: &Arc<Self>, key: Result<EnvelopeKey, SealError>, ledger_key: Option<SigningKey>) {
+    /// Begins with it, where there is a store. Without a key no webhook can be made, and none signs; `reach` is how far
+    /// tenants' own go. Without the ledger's key months stay open. Must be called within a tokio runtime.
+    pub fn keep_books(
+        self: &Arc<Self>,
+        key: Result<EnvelopeKey, SealError>,
+        reach: Reach,
+        ledger_key: Option<SigningKey>,
+    ) {
         let Some(store) = self.store().cloned() else { return };
         match key {
             Ok(key) => {
-                let webhooks = self.webhooks.get_or_init(|| Arc::new(Webhooks::new(key))).clone();
+                let webhooks = self.webhooks.get_or_init(|| Arc::new(Webhooks::new(key, reach))).clone();
                 tokio::spawn(webhooks.deliver(store.clone()));
             }
             Err(error) => tracing::warn!(%error, "no webhooks are sent"),

@@ -23,6 +23,7 @@ pub(crate) mod quotas;
 pub(crate) mod requests;
 mod respond;
 pub(crate) mod usage;
+pub(crate) mod webhooks;
 
 use std::{
     fmt::Write as _,
@@ -232,6 +233,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/keys/{id}/revoke", post(keys::revoke_own))
         .route("/v1/usage", get(usage::own))
         .route("/v1/quotas", get(quotas::own))
+        .route("/v1/webhooks", get(webhooks::list_own).post(webhooks::create_own))
+        .route("/v1/webhooks/{webhook}", get(webhooks::one_own).patch(webhooks::edit_own).delete(webhooks::remove_own))
+        .route("/v1/webhooks/{webhook}/test", post(webhooks::test_own))
+        .route("/v1/webhooks/{webhook}/deliveries", get(webhooks::deliveries_own))
+        .route("/v1/webhooks/{webhook}/deliveries/{delivery}/retry", post(webhooks::retry_own))
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/version", get(probes::version))

@@ -462,6 +462,11 @@ async fn the_document_names_every_route() {
         "/v1/quotas",
         "/v1/requests/{id}",
         "/v1/usage",
+        "/v1/webhooks",
+        "/v1/webhooks/{webhook}",
+        "/v1/webhooks/{webhook}/deliveries",
+        "/v1/webhooks/{webhook}/deliveries/{delivery}/retry",
+        "/v1/webhooks/{webhook}/test",
         "/version",
     ];
     let mut sorted: Vec<&str> = paths.iter().map(|p| p.as_str()).collect();

@@ -124,7 +124,8 @@ async fn serve(
     tokio::spawn(everybody.clone().keep_fresh());
     tokio::spawn(keep_tokens_fresh(everybody.identity().clone()));
     let app = App::of(everybody.clone(), limits);
-    app.keep_books(EnvelopeKey::open(&config.pepper_file.value.with_file_name(ENVELOPE_FILE)), ledger_key);
+    let key = EnvelopeKey::open(&config.pepper_file.value.with_file_name(ENVELOPE_FILE));
+    app.keep_books(key, config.tenant_webhooks.value, ledger_key);
     // Before the first connection is accepted: from then on a signal means an orderly end.
     let mut signals = Signals::new()?;
     let (phase, phases) = watch::channel(Phase::Serving);

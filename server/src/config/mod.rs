@@ -31,7 +31,10 @@ pub use starter::{
 };
 pub use units::{ByteSize, Span};
 
-use crate::identity::{CidrList, jwt::JwtTable};
+use crate::{
+    identity::{CidrList, jwt::JwtTable},
+    webhooks::Reach,
+};
 use weir_runtime::{
     DeviceConfig, ExecutorMode, GpuProgram, LOCALITY_QUANTUM,
     devices::{DeviceList, GpuMissing},
@@ -102,6 +105,8 @@ pub struct Config {
     pub replica: Sourced<String>,
     /// How long what runs may go on once its key was revoked.
     pub revoked_time: Sourced<Span>,
+    /// How far webhooks of tenants reach.
+    pub tenant_webhooks: Sourced<Reach>,
     /// Whose word on the client counts.
     pub trusted_proxies: Sourced<CidrList>,
     /// Whether keys may cross a network in the clear.
@@ -211,6 +216,12 @@ impl Config {
                 e.server.revoked_time,
                 t.server.revoked_time,
                 Span(Duration::ZERO),
+            ),
+            tenant_webhooks: pick(
+                f.server.tenant_webhooks,
+                e.server.tenant_webhooks,
+                t.server.tenant_webhooks,
+                Reach::default(),
             ),
             trusted_proxies: pick(
                 f.server.trusted_proxies,

@@ -134,6 +134,7 @@ fn values_with_origin(c: &Config) -> Vec<(&'static str, String, Origin)> {
         text("server.database", &c.database),
         text("server.replica", &c.replica),
         text("server.revoked_time", &c.revoked_time),
+        ("server.tenant_webhooks", quoted(c.tenant_webhooks.value.word()), c.tenant_webhooks.origin),
         ("server.trusted_proxies", list(&c.trusted_proxies.value.0), c.trusted_proxies.origin),
         plain("server.insecure_public", &c.insecure_public),
         text("server.tls.certificate", &c.tls_certificate),

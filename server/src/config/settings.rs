@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 use weir_runtime::devices::{DeviceList, GpuMissing};
 
 use super::{ByteSize, DatabaseUrl, Span};
-use crate::identity::CidrList;
+use crate::{identity::CidrList, webhooks::Reach};
 
 /// Both tables.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -65,6 +65,10 @@ pub struct ServerSettings {
     /// How long what runs may go on once its key was revoked or its tenant suspended; 0s cuts it at once [default: 0s]
     #[arg(long, value_name = "TIME")]
     pub revoked_time: Option<Span>,
+    /// Whether tenants make webhooks of their own: `public` (by https, to public addresses), `any` (to private networks, too), or `off`
+    /// [default: public]
+    #[arg(long, value_name = "WHERE")]
+    pub tenant_webhooks: Option<Reach>,
     /// Addresses of proxies whose word on the client counts (X-Forwarded-For, Forwarded, X-Forwarded-Host, x-weir-tenant), as
     /// 10.0.0.0/8,2001:db8::/32; or `none` [default: none]
     #[arg(long, value_name = "RANGES")]

@@ -84,6 +84,7 @@ const HEAD: &str = r#"# Weir's configuration. Flags win over WEIR_* variables, w
 # database = "sqlite:.weir/weir.db"  # tenants, keys, the ledger. Or "postgres://...", better in DATABASE_URL(_FILE)
 # replica = ""                   # what this server is called in the store, when several share it
 # revoked_time = "0s"            # how long what runs may go on once its key was revoked or its tenant suspended
+# tenant_webhooks = "public"     # or "any": tenants' own also to private networks; or "off"
 # trusted_proxies = []           # "10.0.0.0/8": whose word on the client's address, host and tenant counts
 # insecure_public = false        # true: listen where others can reach it, without TLS and without a proxy
 # tls.certificate = "off"        # a file in PEM, read again when it changes

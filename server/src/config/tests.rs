@@ -63,6 +63,7 @@ fn every_setting_has_its_variable() {
         ("WEIR_DATABASE", "sqlite:d"),
         ("WEIR_REPLICA", "one"),
         ("WEIR_REVOKED_TIME", "5s"),
+        ("WEIR_TENANT_WEBHOOKS", "off"),
         ("WEIR_TRUSTED_PROXIES", "10.0.0.0/8,::1"),
         ("WEIR_INSECURE_PUBLIC", "true"),
         ("WEIR_TLS_CERTIFICATE", "c"),

@@ -43,6 +43,14 @@ pub const API: &[Route] = &[
     route("POST", "/v1/keys/{id}/revoke", Scope::KeysWrite),
     route("GET", "/v1/usage", Scope::UsageRead),
     route("GET", "/v1/quotas", Scope::UsageRead),
+    route("GET", "/v1/webhooks", Scope::WebhooksRead),
+    route("POST", "/v1/webhooks", Scope::WebhooksWrite),
+    route("GET", "/v1/webhooks/{webhook}", Scope::WebhooksRead),
+    route("PATCH", "/v1/webhooks/{webhook}", Scope::WebhooksWrite),
+    route("DELETE", "/v1/webhooks/{webhook}", Scope::WebhooksWrite),
+    route("POST", "/v1/webhooks/{webhook}/test", Scope::WebhooksWrite),
+    route("GET", "/v1/webhooks/{webhook}/deliveries", Scope::WebhooksRead),
+    route("POST", "/v1/webhooks/{webhook}/deliveries/{delivery}/retry", Scope::WebhooksWrite),
     anyone("GET", "/version"),
     anyone("GET", "/openapi.json"),
 ];
@@ -159,6 +167,14 @@ mod tests {
         POST /v1/keys/{id}/revoke              tenant_admin
         GET  /v1/usage                         member tenant_admin
         GET  /v1/quotas                        member tenant_admin
+        GET  /v1/webhooks                      tenant_admin
+        POST /v1/webhooks                      tenant_admin
+        GET  /v1/webhooks/{webhook}            tenant_admin
+        PATCH /v1/webhooks/{webhook}           tenant_admin
+        DELETE /v1/webhooks/{webhook}          tenant_admin
+        POST /v1/webhooks/{webhook}/test       tenant_admin
+        GET  /v1/webhooks/{webhook}/deliveries tenant_admin
+        POST /v1/webhooks/{webhook}/deliveries/{delivery}/retry tenant_admin
         GET  /version                          member tenant_admin
         GET  /openapi.json                     member tenant_admin
         GET  /admin/v1/models                  operator auditor

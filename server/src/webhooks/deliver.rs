@@ -2,13 +2,14 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Semaphore;
+use ureq::unversioned::transport::DefaultConnector;
 use weir_runtime::store::{Delivery, DeliveryState, Store, StoreError, Webhook};
 
-use super::{Webhooks, sign, signature, unix_seconds};
+use super::{Reach, Webhooks, is_tenants, reach::PublicOnly, sign, signature, unix_seconds};
 use crate::identity::Now;
 
 /// Tries of one delivery: a day and a third, about.
@@ -24,20 +25,55 @@ const TAKEN: Duration = Duration::from_secs(60);
 /// How often the store is asked for what is due, if nothing says so before.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 
-impl Webhooks {
-    /// Sends what is due, for as long as the server runs.
-    pub async fn deliver(self: Arc<Self>, store: Store) {
-        // No redirections: the address is the one that the operator has seen. No proxy of the environment.
-        let agent: ureq::Agent = ureq::Agent::config_builder()
+/// How often it is looked how many there are that wait or were given up.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
+
+/// How requests are made: to operators' receivers, and to tenants'.
+#[derive(Clone)]
+struct Agents {
+    operators: ureq::Agent,
+    tenants: ureq::Agent,
+}
+
+impl Agents {
+    fn new(reach: Reach) -> Self {
+        // No redirections: the address is the one that was looked at. No proxy of the environment.
+        let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_global(Some(ANSWER_TIME))
             .proxy(None)
-            .build()
-            .into();
+            .build();
+        let operators: ureq::Agent = config.clone().into();
+        let tenants = match reach {
+            Reach::Any => operators.clone(),
+            // What was made when tenants still could is not sent further than what is made now.
+            Reach::Public | Reach::Off => {
+                ureq::Agent::with_parts(config, DefaultConnector::default(), PublicOnly::default())
+            }
+        };
+        Agents { operators, tenants }
+    }
+}
+
+impl Webhooks {
+    /// Sends what is due, for as long as the server runs.
+    pub async fn deliver(self: Arc<Self>, store: Store) {
+        let agents = Agents::new(self.reach);
+        let mut counted: Option<Instant> = None;
         let places = Arc::new(Semaphore::new(AT_ONCE));
         loop {
-            match self.take(&store, &agent, &places).await {
+            if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+                counted = Some(Instant::now());
+                match store.deliveries_count().await {
+                    Ok((waiting, dead)) => {
+                        self.counts.letters_waiting.store(waiting, Ordering::Relaxed);
+                        self.counts.letters_dead.store(dead, Ordering::Relaxed);
+                    }
+                    Err(error) => tracing::debug!(%error, "deliveries were not counted"),
+                }
+            }
+            match self.take(&store, &agents, &places).await {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, "webhooks wait for the store"),
@@ -55,7 +91,7 @@ impl Webhooks {
     async fn take(
         self: &Arc<Self>,
         store: &Store,
-        agent: &ureq::Agent,
+        agents: &Agents,
         places: &Arc<Semaphore>,
     ) -> Result<bool, StoreError> {
         let now_us = Now::read().unix_us;
@@ -66,9 +102,9 @@ impl Webhooks {
         let again_us = after(now_us, TAKEN);
         let due = store.deliveries_due(now_us, again_us, 1).await?;
         let Some(delivery) = due.into_iter().next() else { return Ok(false) };
-        let (webhooks, store, agent) = (self.clone(), store.clone(), agent.clone());
+        let (webhooks, store, agents) = (self.clone(), store.clone(), agents.clone());
         tokio::spawn(async move {
-            webhooks.one(&store, agent, delivery).await;
+            webhooks.one(&store, agents, delivery).await;
             drop(place);
             webhooks.wake();
         });
@@ -76,10 +112,11 @@ impl Webhooks {
     }
 
     /// One try, and how it went.
-    async fn one(&self, store: &Store, agent: ureq::Agent, delivery: Delivery) {
+    async fn one(&self, store: &Store, agents: Agents, delivery: Delivery) {
         let outcome = match store.webhook(None, &delivery.webhook).await {
             Ok(webhook) if !webhook.settings.enabled => Err(Failure::last(None, "the webhook is turned off")),
-            Ok(webhook) => self.send(agent, webhook, &delivery).await,
+            Ok(webhook) if is_tenants(&webhook.id) => self.send(agents.tenants, webhook, &delivery).await,
+            Ok(webhook) => self.send(agents.operators, webhook, &delivery).await,
             // It is tried again when it is due again, and this try does not count.
             Err(StoreError::Unavailable(_) | StoreError::Retry(_)) => return,
             Err(error) => Err(Failure::last(None, &error.to_string())),

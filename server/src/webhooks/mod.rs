@@ -4,11 +4,13 @@
 //! it first: at least once, and again with growing pauses until the receiver answers 2xx. What was tried
 //! [`ATTEMPTS_MAX`] times, or is told 410 (gone), is dead: it is kept, listed, and can be sent again.
 //!
-//! Receivers are where operators say, on private networks too: tenants cannot make webhooks. Redirections are not
-//! followed, no proxy is asked, and nothing of an answer but its status is looked at.
+//! Receivers are where operators say, on private networks too. Tenants make webhooks of their own, which reach public
+//! addresses only ([`Reach`]). Redirections are not followed, no proxy is asked, and nothing of an answer but its status is
+//! looked at.
 
 mod deliver;
 mod quota;
+mod reach;
 mod seal;
 mod sign;
 
@@ -22,8 +24,11 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use weir_runtime::store::{Store, StoreError};
 
-pub use self::seal::{EnvelopeKey, SealError};
 pub(crate) use self::sign::{SigningSecret, signature};
+pub use self::{
+    reach::Reach,
+    seal::{EnvelopeKey, SealError},
+};
 use crate::keys::random_id;
 
 /// What can be sent.
@@ -56,10 +61,55 @@ impl EventKind {
     }
 }
 
+/// What ids of webhooks begin with that operators have made, and those that tenants have made for themselves. A tenant sees its own,
+/// and none that operators have made to hear of it.
+const OPERATORS: &str = "wh_";
+const TENANTS: &str = "tw_";
+
+/// Who looks after a webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Maker<'a> {
+    /// Operators, of everybody's.
+    Operator,
+    /// A tenant, of its own.
+    Tenant(&'a str),
+}
+
+impl<'a> Maker<'a> {
+    /// A new id.
+    pub(crate) fn id(self) -> String {
+        let prefix = match self {
+            Maker::Operator => OPERATORS,
+            Maker::Tenant(_) => TENANTS,
+        };
+        format!("{prefix}{}", random_id())
+    }
+
+    /// Whose webhooks are meant; nothing for everybody's.
+    pub(crate) fn tenant(self) -> Option<&'a str> {
+        match self {
+            Maker::Operator => None,
+            Maker::Tenant(name) => Some(name),
+        }
+    }
+
+    /// Whether it may know of a webhook of this id. That it is its tenant's is the store's to say.
+    pub(crate) fn knows(self, id: &str) -> bool {
+        self == Maker::Operator || is_tenants(id)
+    }
+}
+
+/// Whether a tenant has made it.
+pub(crate) fn is_tenants(id: &str) -> bool {
+    id.starts_with(TENANTS)
+}
+
 /// The sender of a server.
 #[derive(Debug)]
 pub struct Webhooks {
     key: EnvelopeKey,
+    /// How far those of tenants reach.
+    reach: Reach,
     counts: Counts,
     /// Something new is on its way.
     wake: Notify,
@@ -71,12 +121,20 @@ struct Counts {
     delivered: AtomicU64,
     failed: AtomicU64,
     dead: AtomicU64,
+    /// In the store, when it was last asked.
+    letters_waiting: AtomicU64,
+    letters_dead: AtomicU64,
 }
 
 impl Webhooks {
     /// With secrets that are sealed by this key.
-    pub fn new(key: EnvelopeKey) -> Self {
-        Webhooks { key, counts: Counts::default(), wake: Notify::new() }
+    pub fn new(key: EnvelopeKey, reach: Reach) -> Self {
+        Webhooks { key, reach, counts: Counts::default(), wake: Notify::new() }
+    }
+
+    /// How far tenants' webhooks reach.
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// What seals secrets.
@@ -100,10 +158,17 @@ impl Webhooks {
     }
 
     /// Puts an event on its way to one webhook.
-    pub(crate) async fn test(&self, store: &Store, webhook: &str, now_us: i64) -> Result<i64, StoreError> {
-        let body = body(EventKind::Test, None, json!({}), now_us);
+    pub(crate) async fn test(
+        &self,
+        store: &Store,
+        tenant: Option<&str>,
+        webhook: &str,
+        now_us: i64,
+    ) -> Result<i64, StoreError> {
+        let body = body(EventKind::Test, tenant, json!({}), now_us);
         let mut tx = store.write().await?;
-        let id = tx.deliver(webhook, None, EventKind::Test.word(), &body, now_us).await?;
+        tx.webhook(tenant, webhook).await?;
+        let id = tx.deliver(webhook, tenant, EventKind::Test.word(), &body, now_us).await?;
         tx.commit().await?;
         self.wake.notify_one();
         Ok(id)
@@ -121,7 +186,16 @@ impl Webhooks {
         let counts =
             [("delivered", &self.counts.delivered), ("failed", &self.counts.failed), ("dead", &self.counts.dead)];
         let lines = counts.map(|(word, n)| format!("{name}{{outcome=\"{word}\"}} {}\n", n.load(Ordering::Relaxed)));
-        format!("# HELP {name} {help}.\n# TYPE {name} counter\n{}", lines.concat())
+        let letters = "weir_webhook_letters";
+        let kept = [("waiting", &self.counts.letters_waiting), ("dead", &self.counts.letters_dead)];
+        let kept = kept.map(|(word, n)| format!("{letters}{{state=\"{word}\"}} {}\n", n.load(Ordering::Relaxed)));
+        format!(
+            "# HELP {name} {help}.\n# TYPE {name} counter\n{}\
+             # HELP {letters} Deliveries in the store that wait, or were given up, as of half a minute ago at most.\n\
+             # TYPE {letters} gauge\n{}",
+            lines.concat(),
+            kept.concat()
+        )
     }
 }
 

@@ -26,23 +26,16 @@ use axum::{
     routing::{get, post},
 };
 use serde::Deserialize;
-use weir_runtime::{
-    AddModelError, ModelFault,
-    store::{Actor, ActorKind},
-};
+use weir_runtime::{AddModelError, ModelFault};
 
 use super::{
-    App, RequestId, body,
+    App, body,
     edit::Shared,
     id, method_not_allowed,
     models::{Model, ModelList},
     permitted, refused, respond, unknown_route,
 };
-use crate::{
-    error::ApiError,
-    identity::{Caller, Door},
-    openapi,
-};
+use crate::{error::ApiError, identity::Door, openapi};
 pub use root::ModelsRoot;
 
 /// Largest body: two names.
@@ -102,16 +95,6 @@ pub fn admin_router(app: Arc<App>, root: Option<ModelsRoot>) -> Router {
         .layer(from_fn_with_state(admin.clone(), guard))
         .layer(from_fn(id::tag))
         .with_state(admin)
-}
-
-/// Who makes a change, for the audit log.
-fn actor(caller: &Caller, request: &RequestId) -> Actor {
-    Actor {
-        credential: Some(caller.credential.to_string()),
-        method: Some(caller.method.word().to_owned()),
-        request: Some(request.0.to_string()),
-        ..Actor::new(ActorKind::Operator, &caller.credential)
-    }
 }
 
 /// Nothing here is for anyone but operators and auditors, not even which routes there are.

@@ -14,7 +14,7 @@ use crate::{
     everybody::{Everybody, FileKeys, import},
     identity::{CidrList, Issuers, Now, Pepper},
     keys::KeyHash,
-    webhooks::EnvelopeKey,
+    webhooks::{EnvelopeKey, Reach, signature},
 };
 
 pub(super) struct Rig {
@@ -27,6 +27,11 @@ pub(super) struct Rig {
 
 /// Tenants `a` and `b`, a model that is slow enough to be met while it runs, and one that is not.
 pub(super) async fn rig() -> Rig {
+    rig_reaching(Reach::Public).await
+}
+
+/// The same, where tenants' webhooks go so far.
+async fn rig_reaching(reach: Reach) -> Rig {
     let folder = tempfile::tempdir().expect("folder");
     let url = format!("sqlite:{}", folder.path().join("weir.db").display());
     let store = Store::open(&url, &StoreOptions::default()).await.expect("a store");
@@ -64,7 +69,7 @@ pub(super) async fn rig() -> Rig {
     everybody.set_engine(engine.clone()).await;
     app.set_engine(engine);
     // Months are closed when a test says so.
-    app.keep_books(EnvelopeKey::open(&folder.path().join("envelope.key")), None);
+    app.keep_books(EnvelopeKey::open(&folder.path().join("envelope.key")), reach, None);
     let ledger_key = SigningKey::create(&folder.path().join("ledger.key")).expect("a key");
     let _ = app.ledger_key.set(Arc::new(ledger_key));
     Rig { folder, everybody, api: router(app.clone()), admin: admin_router(app.clone(), None), app }
@@ -476,12 +481,172 @@ async fn a_webhook_is_made_changed_and_removed_and_its_secret_shown_once() {
         json!({"url": "file:///", "events": ["quota.soft_limit"]}),
         json!({"url": "https://x/", "events": ["x"]}),
         json!({"url": "https://x/", "events": []}),
-        json!({"url": "https://x/", "events": ["quota.soft_limit"], "tenant": "nobody"}),
     ] {
         assert_eq!(rig.operate(Method::POST, "/admin/v1/webhooks", bad.to_string()).await.status, 400, "{bad}");
     }
+    let nobodys = json!({"url": "https://x/", "events": ["quota.soft_limit"], "tenant": "nobody"}).to_string();
+    assert_eq!(rig.operate(Method::POST, "/admin/v1/webhooks", nobodys).await.status, 404);
     assert_eq!(rig.operate(Method::DELETE, &path, "").await.status, 204);
-    assert_eq!(rig.operate(Method::GET, &path, "").await.status, 400);
+    assert_eq!(rig.operate(Method::GET, &path, "").await.status, 404);
+}
+
+/// A key of a tenant's administrator.
+async fn administrator(rig: &Rig, tenant: &str) -> String {
+    let path = format!("/admin/v1/tenants/{tenant}/keys");
+    let made = rig.operate(Method::POST, &path, json!({"role": "tenant_admin"}).to_string()).await;
+    assert_eq!(made.status, 200, "{}", made.text());
+    made.json()["key"].as_str().expect("a key").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_looks_after_its_own_webhooks_and_knows_of_no_other() {
+    let rig = rig().await;
+    let (a, b) = (administrator(&rig, "a").await, administrator(&rig, "b").await);
+    let own = async |key: &str, method: Method, path: &str, body: Value| {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        ask(&rig.api, Some(key), method, &format!("/v1/webhooks{path}"), body).await
+    };
+    let wish = json!({"url": "https://receiver.example/", "events": ["quota.soft_limit"]});
+    let made = own(&a, Method::POST, "", wish.clone()).await;
+    assert_eq!((made.status.as_u16(), &made.json()["tenant"]), (201, &json!("a")), "{}", made.text());
+    assert!(made.json()["secret"].as_str().is_some_and(|secret| secret.starts_with("whsec_")));
+    let id = made.json()["id"].as_str().expect("an id").to_owned();
+    // By one of these operators hear of the tenant: that is not the tenant's to know.
+    let operators =
+        rig.operate(Method::POST, "/admin/v1/webhooks", with(wish.clone(), json!({"tenant": "a"})).to_string());
+    let operators = operators.await.json()["id"].as_str().expect("an id").to_owned();
+    for key in [&a, &b] {
+        let known = if *key == a { vec![json!(id)] } else { vec![] };
+        let listed = own(key, Method::GET, "", Value::Null).await.json();
+        let ids: Vec<Value> = listed["data"].as_array().expect("rows").iter().map(|row| row["id"].clone()).collect();
+        assert_eq!(ids, known);
+    }
+    let everything = [
+        (Method::GET, ""),
+        (Method::PATCH, ""),
+        (Method::DELETE, ""),
+        (Method::POST, "/test"),
+        (Method::GET, "/deliveries"),
+        (Method::POST, "/deliveries/1/retry"),
+    ];
+    for (method, more) in everything {
+        let none = own(&b, method.clone(), &format!("/tw_none{more}"), Value::Null).await;
+        assert_eq!((none.status.as_u16(), code_of(&none).as_str()), (404, "webhook_not_found"), "{method} {more}");
+        for (key, foreign) in [(&b, &id), (&b, &operators), (&a, &operators)] {
+            let answer = own(key, method.clone(), &format!("/{foreign}{more}"), Value::Null).await;
+            assert_eq!(answer.text().replace(foreign.as_str(), "tw_none"), none.text(), "{method} {more}");
+        }
+    }
+    for bad in [
+        json!({"url": "http://receiver.example/", "events": ["quota.soft_limit"]}),
+        json!({"url": "https://receiver.example/", "events": ["quota.soft_limit"], "tenant": "b"}),
+        json!({"url": "https://receiver.example/", "events": []}),
+        json!({"events": ["quota.soft_limit"]}),
+    ] {
+        assert_eq!(own(&a, Method::POST, "", bad.clone()).await.status, 400, "{bad}");
+    }
+    let edited = own(&a, Method::PATCH, &format!("/{id}"), json!({"enabled": false, "new_secret": true})).await.json();
+    assert_eq!((&edited["enabled"], &edited["version"]), (&json!(false), &json!(2)), "{edited}");
+    assert_eq!(own(&a, Method::PATCH, &format!("/{id}"), json!({"url": "http://x.example/"})).await.status, 400);
+    for _ in 1..16 {
+        assert_eq!(own(&a, Method::POST, "", wish.clone()).await.status, 201);
+    }
+    let full = own(&a, Method::POST, "", wish.clone()).await;
+    assert_eq!((full.status.as_u16(), code_of(&full).as_str()), (409, "too_many_webhooks"));
+    assert_eq!(own(&b, Method::POST, "", wish).await.status, 201, "each has its own bound");
+    // Operators see them all, and can turn them off.
+    let all = rig.operate(Method::GET, "/admin/v1/webhooks?tenant=a", "").await.json();
+    assert_eq!(all["data"].as_array().map(Vec::len), Some(17));
+    assert_eq!(own(&a, Method::DELETE, &format!("/{id}"), Value::Null).await.status, 204);
+    let log = rig.operate(Method::GET, "/admin/v1/audit?tenant=a", "").await.json();
+    let last = log["data"].as_array().and_then(|rows| rows.last()).expect("a row").clone();
+    assert_eq!((&last["action"], &last["actor_kind"]), (&json!("webhook.delete"), &json!("tenant")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_webhook_is_signed_and_reaches_private_addresses_only_where_operators_say() {
+    let (rig, public) = (rig_reaching(Reach::Any).await, rig().await);
+    let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = receiver.local_addr().expect("its number");
+    let url = format!("http://{address}/in");
+    let admin = administrator(&rig, "a").await;
+    let own = async |method: Method, path: &str, body: &str| {
+        ask(&rig.api, Some(&admin), method, &format!("/v1/webhooks{path}"), body.to_owned()).await
+    };
+    let wish = json!({"url": url, "events": ["webhook.test"]}).to_string();
+    let made = own(Method::POST, "", &wish).await.json();
+    let id = made["id"].as_str().expect("an id");
+    let sent = own(Method::POST, &format!("/{id}/test"), "").await;
+    assert_eq!(sent.status, 202, "{}", sent.text());
+    let (mut stream, _) = receiver.accept().await.expect("a delivery");
+    let (head, body) = received(&mut stream).await;
+    let header = |name: &str| {
+        let line = head.lines().find_map(|line| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)));
+        line.map(|(_, value)| value.to_owned()).expect(name)
+    };
+    let signed = header("weir-signature");
+    let at: u64 = signed.strip_prefix("t=").and_then(|rest| rest.split_once(',')?.0.parse().ok()).expect("a time");
+    assert_eq!(signed, signature(made["secret"].as_str().expect("a secret").as_bytes(), at, &body));
+    let event: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((&event["type"], &event["tenant"]), (&json!("webhook.test"), &json!("a")));
+    let deliveries = async |state: &str| {
+        let found = own(Method::GET, &format!("/{id}/deliveries?state={state}"), "").await.json();
+        found["data"].as_array().expect("rows").clone()
+    };
+    while deliveries("delivered").await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(deliveries("delivered").await[0]["status"], json!(204));
+
+    // Elsewhere the same row, however it came there, leads nowhere.
+    let store = public.store();
+    let mut change = store.change(&Actor::system(), 2).await.expect("a change");
+    let key = EnvelopeKey::open(&public.folder.path().join("envelope.key")).expect("the key");
+    let settings =
+        weir_runtime::store::WebhookSettings { url, events: BTreeSet::from(["webhook.test".into()]), enabled: true };
+    for id in ["tw_private", "wh_operators"] {
+        let sealed = key.seal(id, b"whsec_x").expect("sealed");
+        change.create_webhook(id, Some("a"), &sealed, &settings).await.expect("made");
+    }
+    change.commit().await.expect("committed");
+    let sender = public.app.webhooks().expect("a sender");
+    for id in ["tw_private", "wh_operators"] {
+        sender.test(store, Some("a"), id, Now::read().unix_us).await.expect("on its way");
+    }
+    let (mut stream, _) = receiver.accept().await.expect("the operators'");
+    let (_, body) = received(&mut stream).await;
+    assert!(body.contains("webhook.test"));
+    let state = weir_runtime::store::DeliveryState::Waiting;
+    let failed = loop {
+        let waiting = store.deliveries(Some("tw_private"), state, 0, 10).await.expect("read");
+        match waiting.into_iter().find(|delivery| delivery.error.is_some()) {
+            Some(failed) => break failed,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert_eq!((failed.status, failed.attempts >= 1), (None, true));
+    assert!(failed.error.is_some_and(|error| error.contains("host not found")));
+}
+
+/// A request's head and body, which is answered with 204.
+async fn received(stream: &mut tokio::net::TcpStream) -> (String, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut read = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&read).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(": ")?;
+                name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
+            });
+            if body.len() == length.expect("a length") {
+                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                stream.write_all(answer).await.expect("answered");
+                return (head.to_owned(), body.to_owned());
+            }
+        }
+        assert!(stream.read_buf(&mut read).await.expect("read") > 0, "{text}");
+    }
 }
 
 /// Waits for what must come about.
