@@ -36,6 +36,7 @@ use crate::{
     config::{DeviceConfig, DeviceKind, EngineConfig},
     devices::DEVICES_LEN_MAX,
     error::{EngineError, FailureKind, NotReady, RequestFailure, SubmitError},
+    ledger::{LedgerLine, LineWatch},
     metrics::{Metrics, Outcome},
     node::{
         Node, NodeParts,
@@ -94,6 +95,7 @@ struct Shared {
     /// The life that the ledger has begun, until it is ended.
     epoch: Mutex<Option<Epoch>>,
     epoch_number: Option<i64>,
+    ledger_line: Option<LineWatch>,
     cpu_devices: u64,
 }
 
@@ -139,6 +141,7 @@ impl Engine {
             None => (None, None),
         };
         let source = quota::source(config.accounts.as_ref(), ledger.as_ref());
+        let ledger_line = ledger.as_ref().map(|ledger| ledger.writer.watch());
         let (orders, ordered) = flume::unbounded();
         let parts = NodeParts {
             scheduler: scheduler(&config),
@@ -186,6 +189,7 @@ impl Engine {
             _telemetry: telemetry,
             epoch_number: epoch.as_ref().map(Epoch::number),
             epoch: Mutex::new(epoch),
+            ledger_line,
             cpu_devices: config.devices.iter().filter(|device| device.kind == DeviceKind::Cpu).count() as u64,
         };
         if let Some(draft) = draft {
@@ -207,6 +211,11 @@ impl Engine {
     /// The number of this life of the engine in the ledger, if it has one.
     pub fn epoch(&self) -> Option<i64> {
         self.shared.epoch_number
+    }
+
+    /// How long the line before the ledger's writer is, if there is a ledger.
+    pub fn ledger_line(&self) -> Option<LedgerLine> {
+        self.shared.ledger_line.as_ref().map(LineWatch::look)
     }
 
     /// Time since a step completed; `None` before the first.

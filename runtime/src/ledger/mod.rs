@@ -53,4 +53,4 @@ pub use signing::{PublicKey, SigningKey};
 pub use statement::{Statement, last_month, month_of, statements};
 pub use verify::{BadRow, Fault, Head, Start, Verified, Verifier, verify};
 pub use whole::verify_store;
-pub use writer::{Done, Entry, GROUP_LEN_MAX, RECORDS_WAITING_MAX, Writer, WriterOptions};
+pub use writer::{Done, Entry, GROUP_LEN_MAX, LedgerLine, LineWatch, RECORDS_WAITING_MAX, Writer, WriterOptions};

@@ -19,7 +19,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -79,7 +79,48 @@ pub struct WriterOptions {
 #[derive(Debug, Clone)]
 pub struct Writer {
     entries: flume::Sender<Entry>,
-    stopped: Arc<AtomicBool>,
+    state: Arc<State>,
+}
+
+/// What the task says of itself.
+#[derive(Debug)]
+struct State {
+    stopped: AtomicBool,
+    /// When the oldest record was made that is taken and not yet on the disk; [`NONE_US`] where there is none.
+    oldest_us: AtomicI64,
+}
+
+/// No moment.
+const NONE_US: i64 = i64::MIN;
+
+/// Looks at the line of a writer, which it does not keep alive.
+#[derive(Debug, Clone)]
+pub struct LineWatch {
+    entries: flume::WeakSender<Entry>,
+    state: Arc<State>,
+}
+
+/// How long the line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerLine {
+    /// Records that wait.
+    pub waiting: usize,
+    /// When the oldest was made that is not on the disk, in microseconds since 1970.
+    pub oldest_us: Option<i64>,
+    /// Nothing is written any more.
+    pub stopped: bool,
+}
+
+impl LineWatch {
+    /// The line at this moment.
+    pub fn look(&self) -> LedgerLine {
+        let oldest_us = self.state.oldest_us.load(Ordering::Acquire);
+        LedgerLine {
+            waiting: self.entries.upgrade().map_or(0, |entries| entries.len()),
+            oldest_us: (oldest_us != NONE_US).then_some(oldest_us),
+            stopped: self.state.stopped.load(Ordering::Acquire),
+        }
+    }
 }
 
 impl Writer {
@@ -91,14 +132,14 @@ impl Writer {
         options: WriterOptions,
     ) -> (Writer, tokio::task::JoinHandle<Result<Chain, LedgerError>>) {
         let (entries, waiting) = flume::bounded(RECORDS_WAITING_MAX);
-        let stopped = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(run(store, chain, waiting, options, stopped.clone()));
-        (Writer { entries, stopped }, task)
+        let state = Arc::new(State { stopped: AtomicBool::new(false), oldest_us: AtomicI64::new(NONE_US) });
+        let task = tokio::spawn(run(store, chain, waiting, options, state.clone()));
+        (Writer { entries, state }, task)
     }
 
     /// Whether it has stopped for good: nothing that is sent from now on is written.
     pub fn has_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire) || self.entries.is_disconnected()
+        self.state.stopped.load(Ordering::Acquire) || self.entries.is_disconnected()
     }
 
     /// Sends a record, if there is room and somebody writes; otherwise it comes back.
@@ -119,6 +160,11 @@ impl Writer {
     /// How many records wait.
     pub fn waiting(&self) -> usize {
         self.entries.len()
+    }
+
+    /// What looks at the line from elsewhere.
+    pub fn watch(&self) -> LineWatch {
+        LineWatch { entries: self.entries.downgrade(), state: self.state.clone() }
     }
 }
 
@@ -143,7 +189,7 @@ async fn run(
     mut chain: Chain,
     waiting: flume::Receiver<Entry>,
     options: WriterOptions,
-    stopped: Arc<AtomicBool>,
+    state: Arc<State>,
 ) -> Result<Chain, LedgerError> {
     let mut book = Book::begun();
     let mut next = Instant::now();
@@ -153,6 +199,7 @@ async fn run(
         }
         let begun = Instant::now();
         let mut group = Group::default();
+        state.oldest_us.store(first.at_us, Ordering::Release);
         group.push(first);
         waiting.try_iter().take(GROUP_LEN_MAX - 1).for_each(|entry| group.push(entry));
         let Group { records, reports, done } = group;
@@ -164,7 +211,11 @@ async fn run(
         }
         let written = end.is_ok();
         // Before anybody is told, so that nobody who was told so sends more.
-        stopped.store(!written, Ordering::Release);
+        state.stopped.store(!written, Ordering::Release);
+        if written {
+            // What waits by now is taken in a moment.
+            state.oldest_us.store(NONE_US, Ordering::Release);
+        }
         done.into_iter().for_each(|done| done(written));
         match end {
             Ok(written) => chain = written,

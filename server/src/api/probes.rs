@@ -14,10 +14,17 @@ use axum::{
 use serde::Serialize;
 use tokio::runtime::Handle;
 use utoipa::ToSchema;
-use weir_runtime::quota::PassedCount;
+use weir_runtime::{
+    Engine,
+    ledger::{self, LedgerLine},
+    quota::PassedCount,
+};
 
 use super::{App, respond};
-use crate::error::{ApiError, ErrorBody};
+use crate::{
+    error::{ApiError, ErrorBody},
+    identity::Now,
+};
 
 /// A good answer to a probe.
 #[derive(Debug, Serialize, ToSchema)]
@@ -91,10 +98,34 @@ fn front_gauges(app: &App) -> String {
     let one =
         |(name, help, value)| format!("# HELP weir_{name} {help}.\n# TYPE weir_{name} gauge\nweir_{name} {value}\n");
     let webhooks = app.webhooks().map(|webhooks| webhooks.metrics());
+    let ledger = app.engine.get().and_then(Engine::ledger_line).map(|line| ledger_gauges(&line, Now::read().unix_us));
     let limits = app.engine.get().map(|engine| {
         app.limiter.metrics(|tenant| engine.tenant_name(tenant)) + &windows_passed(&engine.quota_windows_passed())
     });
-    gauges.into_iter().map(one).chain(webhooks).chain(limits).collect()
+    gauges.into_iter().map(one).chain([app.identity.metrics()]).chain(webhooks).chain(ledger).chain(limits).collect()
+}
+
+/// How far the ledger's writer is behind.
+fn ledger_gauges(line: &LedgerLine, now_us: i64) -> String {
+    let age_us = line.oldest_us.map_or(0, |at_us| now_us.saturating_sub(at_us).max(0));
+    let gauge = |name: &str, help: &str, value: String| {
+        format!("# HELP weir_ledger_{name} {help}.\n# TYPE weir_ledger_{name} gauge\nweir_ledger_{name} {value}\n")
+    };
+    [
+        gauge("records_waiting", "Records that wait for the ledger's writer", line.waiting.to_string()),
+        gauge("records_waiting_limit", "Records that may wait for it", ledger::RECORDS_WAITING_MAX.to_string()),
+        gauge(
+            "oldest_waiting_seconds",
+            "Age of the oldest record that is not on the disk yet; 0 where there is none",
+            format!("{}.{:06}", age_us / 1_000_000, age_us % 1_000_000),
+        ),
+        gauge(
+            "stopped",
+            "1 once the ledger cannot be written: nothing is acknowledged any more",
+            u8::from(line.stopped).to_string(),
+        ),
+    ]
+    .concat()
 }
 
 /// How many windows of whom have come to what.

@@ -21,6 +21,7 @@ mod failures;
 pub mod jwt;
 mod origin;
 mod pepper;
+mod refusals;
 mod role;
 pub mod routes;
 mod row;
@@ -59,6 +60,7 @@ pub use self::{
 };
 use self::{
     jwt::{Bearer, TOKEN_BYTES_MAX},
+    refusals::{Reason, Refusals},
     snapshot::Tenant,
 };
 
@@ -71,6 +73,7 @@ pub struct Identity {
     issuers: Issuers,
     proxies: CidrList,
     failures: Failures,
+    refusals: Refusals,
 }
 
 /// Why a request ends here.
@@ -117,7 +120,8 @@ impl Identity {
     /// Of those in a snapshot, and those whom the issuers speak for.
     pub fn new(snapshot: Snapshot, issuers: Issuers, proxies: CidrList) -> Self {
         let failures = Failures::new(Instant::now());
-        Identity { snapshot: ArcSwap::from_pointee(snapshot), turn: watch::Sender::new(0), issuers, proxies, failures }
+        let (snapshot, turn) = (ArcSwap::from_pointee(snapshot), watch::Sender::new(0));
+        Identity { snapshot, turn, issuers, proxies, failures, refusals: Refusals::default() }
     }
 
     /// Everybody at this moment.
@@ -165,6 +169,28 @@ impl Identity {
         door: Door,
         now: Now,
     ) -> Result<Caller, Denied> {
+        let mut token = None;
+        let outcome = self.find(headers, peer, door, now, &mut token).await;
+        if let Err(denied) = &outcome {
+            self.refusals.count(door, Reason::of(denied, token));
+        }
+        outcome
+    }
+
+    /// How many credentials were refused, and why, as Prometheus text.
+    pub fn metrics(&self) -> String {
+        self.refusals.metrics()
+    }
+
+    /// The same, uncounted. What is wrong with a token that is nobody's is left in `token`.
+    async fn find(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        door: Door,
+        now: Now,
+        token: &mut Option<Reason>,
+    ) -> Result<Caller, Denied> {
         let credential = bearer(headers)?;
         let origin = origin(&self.proxies, peer, headers);
         let counted = origin.client.or(origin.peer);
@@ -183,9 +209,16 @@ impl Identity {
                     if let Some(outcome) = self.by_token(bearer, &origin) {
                         return outcome;
                     }
+                    *token = Some(Reason::TokenClaims);
                 }
-                Some(Ok(_)) => tracing::debug!("a token of the other listener"),
-                Some(Err(reason)) => tracing::debug!(%reason, "a token was refused"),
+                Some(Ok(_)) => {
+                    tracing::debug!("a token of the other listener");
+                    *token = Some(Reason::TokenListener);
+                }
+                Some(Err(reason)) => {
+                    tracing::debug!(%reason, "a token was refused");
+                    *token = Some(reason.into());
+                }
                 None => {}
             }
         }

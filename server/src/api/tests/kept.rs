@@ -413,6 +413,45 @@ async fn a_soft_limit_is_told_and_shadow_mode_is_seen_by_operators() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_why_credentials_were_refused_and_all_of_them_are_documented() {
+    let rig = rig().await;
+    for (key, status) in [(None, 401), (Some("weir-nobody"), 401), (Some("weir-nobody"), 401), (Some(KEY), 200)] {
+        assert_eq!(ask(&rig.api, key, Method::GET, "/v1/models", "").await.status, status);
+    }
+    assert_eq!(ask(&rig.admin, Some(KEY), Method::GET, "/admin/v1/tenants", "").await.status, 401);
+    let suspend = rig.operate(Method::POST, "/admin/v1/tenants/a/suspend", "{}").await;
+    assert_eq!(suspend.status, 200, "{}", suspend.text());
+    assert_eq!(get(&rig.api, "/v1/models").await.status, 403);
+    assert_eq!(ask(&rig.api, Some(OTHER_KEY), Method::POST, CHAT, hello().to_string()).await.status, 200);
+    let metrics = ask(&metrics_router(rig.app.clone()), None, Method::GET, "/metrics", "").await;
+    for line in [
+        "weir_sign_ins_refused_total{listener=\"api\",reason=\"missing\"} 1\n",
+        "weir_sign_ins_refused_total{listener=\"api\",reason=\"key\"} 2\n",
+        "weir_sign_ins_refused_total{listener=\"admin\",reason=\"key\"} 1\n",
+        "weir_sign_ins_refused_total{listener=\"api\",reason=\"suspended\"} 1\n",
+        "weir_sign_ins_refused_total{listener=\"api\",reason=\"token_signature\"} 0\n",
+        "weir_ledger_stopped 0\n",
+        "weir_ledger_records_waiting_limit 8192\n",
+        "weir_webhook_letters{state=\"dead\"} 0\n",
+    ] {
+        assert!(metrics.text().contains(line), "{line}: {}", metrics.text());
+    }
+    assert!(
+        metrics.text().contains("\nweir_ledger_oldest_waiting_seconds ")
+            && metrics.text().contains("\nweir_ledger_records_waiting ")
+    );
+    let page = include_str!("../../../../docs/metrics.md");
+    let types = metrics.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    // What a driver says of GPUs is one line of the page.
+    let missing: Vec<&str> =
+        types.filter(|name| !name.starts_with("weir_gpu_") && !page.contains(&format!("`{name}"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    for line in metrics.text().lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        assert!(line.split_once(' ').is_some_and(|(_, help)| !help.is_empty()), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn use_is_its_tenants_and_costs_what_the_bill_says() {
     let rig = rig().await;
     let today = Now::read().unix_us.div_euclid(86_400_000_000);
