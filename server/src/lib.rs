@@ -16,6 +16,8 @@
 
 pub mod api;
 pub mod cli;
+#[cfg(feature = "nats")]
+pub mod cloudevents;
 pub mod config;
 pub mod error;
 pub mod everybody;

@@ -11,6 +11,7 @@
 
 mod cost;
 mod export;
+mod feed;
 mod invoice;
 mod rates;
 mod sql;
@@ -21,6 +22,7 @@ mod usage;
 
 pub use cost::Cost;
 pub use export::{ExportedRow, LedgerRange};
+pub use feed::{Place, Settled, SettledPage, settled};
 pub use invoice::{Invoice, InvoiceLine, Sums};
 pub use rates::Rates;
 pub use sql::{invoice, keep_invoices, usage};

@@ -31,12 +31,15 @@ use self::{
     stored::{everybody, ledger_key, replica},
 };
 use super::{Start, put, quickstart};
+#[cfg(feature = "nats")]
+use crate::cloudevents;
 use crate::{
     api::{App, Limits, ModelsRoot, admin_router, metrics_router, router},
     config::{
         ADMIN_KEY_FILE, Config, DEMO_KEY_FILE, DEMO_TENANT, ExecutorPlace, ModelEntry, PoolTable, STARTER_FILE,
         starter_text,
     },
+    everybody::Everybody,
     http::{self, Connections, Phase},
     identity::{Peers, Tls},
     keys::{Key, write_key_file},
@@ -159,6 +162,7 @@ async fn serve(
     };
     everybody.set_engine(engine.clone()).await;
     app.set_engine(engine.clone());
+    tell_nats(config, &everybody, &engine)?;
     put(&quickstart::text(&engine, address, tls.is_some(), &config.tenants));
     for line in without {
         put(&format!("{line}\n"));
@@ -182,6 +186,25 @@ async fn serve(
         tracing::warn!(%error, "when keys were last used is not written down");
     }
     let _ = tokio::time::timeout(STORE_CLOSE_TIME, everybody.store().clone().close()).await;
+    Ok(())
+}
+
+/// Begins to send events to NATS, if the environment names a server.
+#[cfg(feature = "nats")]
+fn tell_nats(config: &Config, everybody: &Everybody, engine: &Engine) -> anyhow::Result<()> {
+    if let (Some(address), Some(epoch)) = (cloudevents::address()?, engine.epoch()) {
+        let (store, notices) = (everybody.store().clone(), engine.quota_notices());
+        tokio::spawn(cloudevents::tell(address, store, replica(config), epoch, notices));
+    }
+    Ok(())
+}
+
+/// Nobody should believe that events are sent.
+#[cfg(not(feature = "nats"))]
+fn tell_nats(_: &Config, _: &Everybody, _: &Engine) -> anyhow::Result<()> {
+    if env::var_os("NATS_URL").or(env::var_os("NATS_URL_FILE")).is_some() {
+        tracing::warn!("NATS_URL is set, and this program was built without the feature `nats`: no events are sent");
+    }
     Ok(())
 }
 

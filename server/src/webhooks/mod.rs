@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use weir_runtime::store::{Store, StoreError};
 
+#[cfg(feature = "nats")]
+pub(crate) use self::quota::event as quota_event;
 pub(crate) use self::sign::{SigningSecret, signature};
 pub use self::{
     reach::Reach,

@@ -30,7 +30,7 @@ impl Webhooks {
 }
 
 /// A window that is spent in shadow mode is told as one that is spent: `refuses` says whether anything comes of it.
-fn event(notice: &QuotaNotice) -> (EventKind, Value) {
+pub(crate) fn event(notice: &QuotaNotice) -> (EventKind, Value) {
     let (kind, percent) = match notice.passed {
         Passed::Soft(percent) => (EventKind::SoftLimit, percent),
         Passed::Spent | Passed::Shadow => (EventKind::HardLimit, 100),
