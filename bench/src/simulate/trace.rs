@@ -10,9 +10,7 @@ use std::{
 
 use weir_scheduler::ModelLimits;
 
-use super::recorded::{
-    Line, RecordedDevice, RecordedEnd, RecordedModel, RecordedRequest, RecordedStep, RecordedTenant,
-};
+use super::recorded::{Line, RecordedDevice, RecordedModel, RecordedRequest, RecordedStep, RecordedTenant};
 use crate::error::BenchError;
 
 /// The versions that are read. The first has nothing of plans but weights, limits and `kv_blocks_*`: what it lacks is as if nobody had

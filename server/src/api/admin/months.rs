@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, io, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, Request, State},
+    extract::{Path, State},
     http::{HeaderValue, header},
     response::Response,
 };
@@ -169,9 +169,8 @@ pub(crate) async fn one(State(admin): State<Arc<Admin>>, Path(month): Path<Strin
 pub(crate) async fn close(
     State(admin): State<Arc<Admin>>,
     Path(month): Path<String>,
-    request: Request,
+    edit: Edit,
 ) -> Result<Response, ApiError> {
-    let edit = Edit::read(&admin.app, request).await?;
     edit.nothing_else()?;
     let Some(key) = admin.app.ledger_key() else {
         let message = "This server has no key to sign months with: see ledger_key_file.".into();
@@ -212,9 +211,8 @@ pub(crate) async fn rows(State(admin): State<Arc<Admin>>, Path(month): Path<Stri
 pub(crate) async fn archive(
     State(admin): State<Arc<Admin>>,
     Path(month): Path<String>,
-    request: Request,
+    mut edit: Edit,
 ) -> Result<Response, ApiError> {
-    let mut edit = Edit::read(&admin.app, request).await?;
     let missing = |field: &str, what: &str| {
         ApiError::param(field, "invalid_value", format!("Invalid '{field}': must be {what}."))
     };
