@@ -8,7 +8,7 @@
 //! wrong was damaged later. The log's header is synced before any frame; one that is wrong is an unfinished one only if
 //! every page in the log is in the database already.
 //!
-//! What cannot be told: damage in the last commit of all looks like one that was not finished.
+//! What cannot be told: damage in the last commit looks like one that was not finished, as does damage in the last frame of the one before.
 //!
 //! The format is that of <https://www.sqlite.org/fileformat2.html#walformat>.
 
@@ -102,7 +102,8 @@ pub(super) fn damage(log: &Path, database: &Path) -> io::Result<Option<String>> 
             }
             _ => {}
         }
-        (before, committed) = (frame.stored, ours && frame.commits && bad.is_some());
+        // A torn frame says anything, also that it commits: only one that is whole is believed.
+        (before, committed) = (frame.stored, linked && frame.commits && bad.is_some());
     }
     Ok(None)
 }
