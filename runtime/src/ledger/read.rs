@@ -19,10 +19,11 @@ use crate::store::{Row as StoreRow, StoreError, Tx, args};
 /// Rows of one page: enough that asking for it costs little, a few megabytes at most.
 const PAGE_LEN: i64 = 4096;
 
-// A whole page as one text: reading a million rows column by column takes several times as long as all of the checking.
+// A whole page as one text: reading a million rows column by column takes several times as long as all of the checking. SQLite
+// knows no type but each value's own, and `hex` shows a text as well: a hash that has become one is shown as none.
 const PAGE_SQLITE: &str = "SELECT count(*), coalesce(max(seq), 0), json_group_array(json_array(seq, at_us, kind, \
      coalesce(tenant, ''), coalesce(request, ''), coalesce(model, ''), coalesce(key, ''), device_ns, prompt_tokens, \
-     completion_tokens, body, hex(hash))) \
+     completion_tokens, body, CASE typeof(hash) WHEN 'blob' THEN hex(hash) END)) \
      FROM (SELECT * FROM ledger WHERE epoch = $1 AND seq > $2 AND seq <= $4 ORDER BY seq LIMIT $3)";
 const PAGE_POSTGRES: &str = "SELECT count(*), coalesce(max(seq), 0), coalesce(json_agg(json_build_array(seq, \
      at_us, kind, \
