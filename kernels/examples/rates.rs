@@ -1,5 +1,5 @@
 //! Prints the rates of the product and of attention on this machine, for the shapes of SmolLM2-135M:
-//! `cargo run --release -p weir-kernels --example rates [threads]`. Lines read `figure=... value=... unit=...`.
+//! `cargo run --release -p weir-kernels --example rates [threads] [products]`. Lines read `figure=... value=... unit=...`.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -8,6 +8,25 @@ use candle_core::{DType, Tensor};
 use weir_kernels::launch::Element;
 use weir_kernels::ops::{self, AttentionBatch, AttentionRow, Segments};
 use weir_kernels::{Device, Matrix, PackedSource, Pool, WeightType};
+
+/// Rows of x.
+const ROWS: [usize; 7] = [1, 4, 8, 16, 32, 128, 512];
+/// Bytes of weights that take turns.
+const COLD_BYTES: usize = 96 << 20;
+/// Bytes that are read to find what memory gives.
+const FLOOR_BYTES: usize = 256 << 20;
+
+/// What all threads read together, in GB/s.
+fn bandwidth(pool: &Pool) -> f64 {
+    let words = vec![1u64; FLOOR_BYTES / 8];
+    let parts: Vec<&[u64]> = words.chunks(1 << 17).collect();
+    let seconds = median(|| {
+        pool.run(parts.len(), |part| {
+            black_box(parts[part].iter().fold(0u64, |sum, word| sum.wrapping_add(*word)));
+        });
+    });
+    FLOOR_BYTES as f64 / seconds / 1e9
+}
 
 /// The median time of one call, over about half a second.
 fn median(mut call: impl FnMut()) -> f64 {
@@ -44,46 +63,67 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = Device::cpu(pool.clone());
     let cpu = candle_core::Device::Cpu;
     println!("figure=threads value={} isa={}", pool.threads(), pool.isa());
+    let memory = bandwidth(&pool);
+    println!("figure=memory/read value={memory:.1} unit=GB/s bytes={FLOOR_BYTES}");
     let shapes = [
         ("qkv", WeightType::Q4_1, 960, 576),
         ("attn_out", WeightType::Q4_1, 576, 576),
         ("gate_up", WeightType::Q4_1, 3072, 576),
         ("down", WeightType::Q4_1, 576, 1536),
         ("head", WeightType::Q8_0, 49152, 576),
+        ("kv_alone", WeightType::Q4_1, 192, 576),
+        ("gate_up_q4_0", WeightType::Q4_0, 3072, 576),
         ("gate_up_f16", WeightType::F16, 3072, 576),
         ("gate_up_f32", WeightType::F32, 3072, 576),
-        ("gate_up_q4k", WeightType::Q4K, 3072, 512),
+        ("qwen_attn_out", WeightType::Q4K, 1536, 1536),
+        ("qwen_gate_up", WeightType::Q4K, 17920, 1536),
+        ("qwen_down", WeightType::Q6K, 1536, 8960),
     ];
-    let mut step = [0.0; 4];
+    let of_step = ["qkv", "attn_out", "gate_up", "down", "head"];
+    let mut step = [0.0; ROWS.len()];
     for (name, dtype, n, k) in shapes {
         let bytes = weights(dtype, n, k);
-        let w = Matrix::load(&[PackedSource { dtype, n, k, bytes: &bytes }], Element::F32, &device)?;
-        for (at, m) in [1, 8, 32, 512].into_iter().enumerate() {
-            if name == "head" && m > 32 {
+        let load = || Matrix::load(&[PackedSource { dtype, n, k, bytes: &bytes }], Element::F32, &device);
+        let first = load()?;
+        let size = first.packed().expect("it is on the CPU").bytes();
+        // As many as a step of a small model reads, so that none is found in a cache.
+        let mut matrices = vec![first];
+        while matrices.len() * size < COLD_BYTES {
+            matrices.push(load()?);
+        }
+        for (at, m) in ROWS.into_iter().enumerate() {
+            if name == "head" && m > 64 {
                 continue;
             }
             let x = Tensor::randn(0f32, 1.0, (m, k), &cpu)?;
             let out = Tensor::zeros((m, n), DType::F32, &cpu)?;
-            let seconds = median(|| ops::matmul(&out, &x, &w, None, &device).expect("shapes fit"));
+            let mut turn = 0;
+            let seconds = median(|| {
+                turn = (turn + 1) % matrices.len();
+                ops::matmul(&out, &x, &matrices[turn], None, &device).expect("shapes fit");
+            });
             black_box(&out);
-            let layers = if name == "head" { 1.0 } else { 30.0 };
-            if !name.starts_with("gate_up_") {
-                step[at] += layers * seconds;
+            if of_step.contains(&name) {
+                step[at] += if name == "head" { 1.0 } else { 30.0 } * seconds;
             }
             let flops = 2.0 * (m * n * k) as f64 / seconds / 1e9;
-            let bytes = w.packed().expect("it is on the CPU").bytes() as f64 / seconds / 1e9;
+            let rate = size as f64 / seconds / 1e9;
             println!(
-                "figure=matmul/{name}/{dtype:?}/m{m} value={flops:.1} unit=GFLOP/s us={:.1} gbps={bytes:.2}",
-                seconds * 1e6
+                "figure=matmul/{name}/{dtype:?}/m{m} value={flops:.1} unit=GFLOP/s us={:.1} gbps={rate:.2} of_read={:.2}",
+                seconds * 1e6,
+                rate / memory
             );
         }
     }
-    for (m, seconds) in [1, 8, 32, 512].into_iter().zip(step) {
+    for (m, seconds) in ROWS.into_iter().zip(step) {
         println!(
             "figure=products_of_a_step/m{m} value={:.3} unit=ms tokens_per_second={:.0}",
             seconds * 1e3,
             m as f64 / seconds
         );
+    }
+    if std::env::args().nth(2).is_some_and(|what| what == "products") {
+        return Ok(());
     }
     for (tokens, context, rows) in [(1usize, 127usize, 1usize), (1, 1023, 1), (1, 255, 32), (512, 0, 1), (128, 1024, 1)]
     {
