@@ -11,13 +11,18 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// And its dot products of bytes.
+    Avx512Vnni,
+    /// And AMX tiles of bytes, where the system lets this process use them.
+    Amx,
 }
 
 impl Isa {
     /// All of them, weakest first.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Amx];
 
-    /// The strongest instruction set of this machine, asked of the CPU.
+    /// The strongest instruction set of this machine, asked of the CPU (and of the system, which must permit AMX: it does so for the
+    /// whole process, and from then on keeps 8 KiB more of a thread that has tiles in use).
     pub fn detect() -> Isa {
         #[cfg(target_arch = "x86_64")]
         {
@@ -28,7 +33,12 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
-                return Isa::Avx512;
+                let vnni = is_x86_feature_detected!("avx512vnni");
+                return match (vnni, vnni && crate::amx::permitted()) {
+                    (true, true) => Isa::Amx,
+                    (true, false) => Isa::Avx512Vnni,
+                    _ => Isa::Avx512,
+                };
             }
             if avx2 {
                 return Isa::Avx2;
@@ -48,12 +58,14 @@ impl Isa {
         self.min(Isa::current())
     }
 
-    /// Its name for people: `portable`, `avx2`, `avx512`.
+    /// Its name for people: `portable`, `avx2`, `avx512`, `avx512-vnni`, `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Amx => "amx",
         }
     }
 }

@@ -5,8 +5,9 @@
 //!
 //! **The numeric rule.** Each output element is a fixed sequence of f32 operations that does not depend on the batch, on chunk
 //! boundaries, on threads or on the instruction set. That is what makes a row computed in a batch equal the same row computed
-//! alone, byte for byte. Products run `acc = fma(x[k], w[k], acc)` over k in order; weights are packed so that vector lanes are
-//! outputs and nothing is ever summed across lanes; sums inside a row (norms, softmax) use 16 partial sums and one fixed tree;
+//! alone, byte for byte. Products run `acc = fma(x[k], w[k], acc)` over k in order; products with quantised weights take x in eight
+//! bits, sum each group of k exactly in whole numbers, and scale the groups in order ([`spec::product`]). Weights are packed so that
+//! vector lanes are outputs and no f32 is ever summed across lanes; sums inside a row (norms, softmax) use 16 partial sums and one fixed tree;
 //! `exp`, `tanh` and `erf` are our own ([`math`]).
 //!
 //! **What it must never do:** know a model or a tenant, make a thread that [`Pool`] does not own, read a clock or the
@@ -18,6 +19,8 @@
 //! **How to test:** `cargo test --release -p weir-kernels` compares every body that this machine can run with [`spec`], bit for
 //! bit; `cargo run --release -p weir-kernels --example rates` prints rates.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -56,6 +59,6 @@ pub use device::{Device, DeviceMemory, Event, Gpu};
 pub use error::KernelError;
 pub use isa::Isa;
 pub use matrix::Matrix;
-pub use packed::{PackedMatrix, PackedSource};
+pub use packed::{PackedMatrix, PackedSource, RowCodes};
 pub use pool::{Pool, THREADS_MAX};
 pub use weight::WeightType;

@@ -31,12 +31,17 @@ impl Lines {
 
     /// At least `len` f32 values, kept from call to call; their contents are whatever was left there.
     pub(crate) fn floats(&mut self, len: usize) -> &mut [f32] {
-        let bytes = len * size_of::<f32>();
-        if self.len < bytes {
-            *self = Lines::zeroed(bytes);
+        let room = self.room(len * size_of::<f32>());
+        // SAFETY: the bytes are initialised, aligned to 64, `len` floats long, and every bit pattern is an f32.
+        unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast(), len) }
+    }
+
+    /// At least `len` bytes, as [`Lines::floats`].
+    pub(crate) fn room(&mut self, len: usize) -> &mut [u8] {
+        if self.len < len {
+            *self = Lines::zeroed(len);
         }
-        // SAFETY: the bytes are initialised, aligned to 64, at least `len` floats long, and every bit pattern is an f32.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+        &mut self.bytes_mut()[..len]
     }
 
     /// Calls `f(index, part)` for each part of `part_len` bytes, shared over the pool.

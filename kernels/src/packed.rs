@@ -5,18 +5,23 @@
 //!
 //! ```text
 //! f32, f16, bf16   [k][16]
-//! quantised        blocks of 32 (K types: 256) values of k:
-//!   d   f16 [16]                       one scale an output
-//!   m   f16 [16]                       types with a minimum
-//!   per group of 32 or 16 values:
-//!     scale i8 [16], min i8 [16]       K types
-//!     codes u4: [group/8][16] u32      eight codes of an output in a word, first in the low bits
-//!           or 8 bits: [group][16]
+//! quantised        heads, one for each block of 32 (K types: 256) values of k:
+//!                    d   f16 [16]          one scale an output
+//!                    m   f16 [16]          types with a minimum
+//!                  K types, for each group of 32 or 16 values:
+//!                    scale i8 [16], min i8 [16]
+//!                  up to a whole cache line, and then the codes of each group:
+//!                    4 bits: [group/8][16][4]   low half byte of value 4j + i, high half byte of value group/2 + 4j + i
+//!                    8 bits: [group/4][16][4]   value 4j + i
 //! ```
 //!
+//! Four neighbouring values of an output lie in a word: what the dot products of bytes take, in vectors (VNNI) and in tiles (AMX)
+//! alike. Codes begin on a cache line and are read straight through; the heads of a panel come before them.
+//!
 //! Nothing is lost: what a panel holds is what the file holds (five- and six-bit codes take eight). The value of a code is
-//! `fma(code, d, m)` with d and m in f32: m is `-zero * d` where the type has a zero point, and for K types d and m are the
-//! block's times the group's. All of those products are exact, so the one rounding is the same as that of the file format.
+//! `fma(code - zero, d, m)` with d and m in f32; for K types these are the block's times the group's. All of those products are
+//! exact, so the one rounding is the same as that of the file format. Types of more than four bits without a minimum are stored
+//! with their zero taken away.
 
 use crate::lines::Lines;
 use crate::weight::{Block, half_bits};
@@ -46,22 +51,20 @@ pub(crate) struct Quant {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Codes {
+    /// Half bytes, 0..=15.
     U4,
-    U8,
+    /// Bytes in two's complement.
     I8,
 }
 
-/// What is added to `d * code`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What makes a code a value, beside its scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Min {
-    /// `-zero * d`.
-    Zero(f32),
+    /// This is taken away from the code.
+    Zero(i8),
     /// A stored minimum, added (32-blocks) or taken away (K types, as those are defined).
     Stored,
 }
-
-// The zero points are whole and finite.
-impl Eq for Min {}
 
 impl Quant {
     pub(crate) fn has_min(self) -> bool {
@@ -72,30 +75,75 @@ impl Quant {
         self.block == 256
     }
 
-    pub(crate) fn code_bytes(self) -> usize {
-        match self.codes {
-            Codes::U4 => self.group * LANES / 2,
-            Codes::U8 | Codes::I8 => self.group * LANES,
+    /// What is taken away from a stored code.
+    pub(crate) fn zero(self) -> i8 {
+        match self.min {
+            Min::Zero(zero) => zero,
+            Min::Stored => 0,
         }
     }
 
-    /// Bytes of one group: its integer scales, if any, and codes.
-    pub(crate) fn group_bytes(self) -> usize {
-        let scales = match (self.grouped(), self.has_min()) {
-            (false, _) => 0,
-            (true, false) => LANES,
-            (true, true) => 2 * LANES,
-        };
-        scales + self.code_bytes()
+    /// Bytes of a group's codes.
+    pub(crate) fn code_bytes(self) -> usize {
+        match self.codes {
+            Codes::U4 => self.group * LANES / 2,
+            Codes::I8 => self.group * LANES,
+        }
     }
 
-    /// Bytes of the f16 scales (and minima) that open a block.
+    /// Bytes of a block's f16 scales (and minima).
     pub(crate) fn head_bytes(self) -> usize {
         if self.has_min() { 4 * LANES } else { 2 * LANES }
     }
 
-    pub(crate) fn block_bytes(self) -> usize {
-        self.head_bytes() + self.block / self.group * self.group_bytes()
+    /// Bytes of a group's integer scales (and minima), if it has any.
+    pub(crate) fn scale_bytes(self) -> usize {
+        match (self.grouped(), self.has_min()) {
+            (false, _) => 0,
+            (true, false) => LANES,
+            (true, true) => 2 * LANES,
+        }
+    }
+
+    /// Where the integer scales of a panel of `k` values begin.
+    pub(crate) fn scales_at(self, k: usize) -> usize {
+        k / self.block * self.head_bytes()
+    }
+
+    /// Where its codes begin.
+    pub(crate) fn codes_at(self, k: usize) -> usize {
+        (self.scales_at(k) + k / self.group * self.scale_bytes()).next_multiple_of(64)
+    }
+
+    /// A group's scale and minimum of one output.
+    fn scale(self, panel: &[u8], k: usize, group: usize, lane: usize) -> (f32, f32) {
+        let half_at = |at: usize| half_bits(u16::from_le_bytes([panel[at], panel[at + 1]]));
+        let head = group * self.group / self.block * self.head_bytes();
+        let mut d = half_at(head + 2 * lane);
+        let mut m = if self.has_min() { half_at(head + 2 * (LANES + lane)) } else { 0.0 };
+        if self.grouped() {
+            let scales = &panel[self.scales_at(k) + group * self.scale_bytes()..];
+            d *= f32::from(scales[lane] as i8);
+            if self.has_min() {
+                m *= -f32::from(scales[LANES + lane] as i8);
+            }
+        }
+        (d, m)
+    }
+
+    /// A group's codes of one output, their zero taken away.
+    fn codes(self, panel: &[u8], k: usize, group: usize, lane: usize, codes: &mut [i8]) {
+        let data = &panel[self.codes_at(k) + group * self.code_bytes()..][..self.code_bytes()];
+        for (at, code) in codes.iter_mut().enumerate() {
+            *code = match self.codes {
+                Codes::U4 => {
+                    let (high, at) = (at / (self.group / 2), at % (self.group / 2));
+                    let byte = data[at / 4 * 64 + lane * 4 + at % 4];
+                    ((byte >> (4 * high)) & 15) as i8 - self.zero()
+                }
+                Codes::I8 => data[at / 4 * 64 + lane * 4 + at % 4] as i8,
+            };
+        }
     }
 }
 
@@ -106,16 +154,16 @@ impl Format {
             WeightType::F32 => Format::F32,
             WeightType::F16 => Format::F16,
             WeightType::BF16 => Format::BF16,
-            WeightType::Q4_0 => quant(Codes::U4, Min::Zero(8.0), 32, 32),
+            WeightType::Q4_0 => quant(Codes::U4, Min::Zero(8), 32, 32),
             WeightType::Q4_1 => quant(Codes::U4, Min::Stored, 32, 32),
-            WeightType::Q5_0 => quant(Codes::U8, Min::Zero(16.0), 32, 32),
-            WeightType::Q5_1 => quant(Codes::U8, Min::Stored, 32, 32),
-            WeightType::Q8_0 => quant(Codes::I8, Min::Zero(0.0), 32, 32),
+            WeightType::Q5_0 => quant(Codes::I8, Min::Zero(0), 32, 32),
+            WeightType::Q5_1 => quant(Codes::I8, Min::Stored, 32, 32),
+            WeightType::Q8_0 => quant(Codes::I8, Min::Zero(0), 32, 32),
             WeightType::Q2K => quant(Codes::U4, Min::Stored, 16, 256),
-            WeightType::Q3K => quant(Codes::U4, Min::Zero(4.0), 16, 256),
+            WeightType::Q3K => quant(Codes::U4, Min::Zero(4), 16, 256),
             WeightType::Q4K => quant(Codes::U4, Min::Stored, 32, 256),
-            WeightType::Q5K => quant(Codes::U8, Min::Stored, 32, 256),
-            WeightType::Q6K => quant(Codes::I8, Min::Zero(0.0), 16, 256),
+            WeightType::Q5K => quant(Codes::I8, Min::Stored, 32, 256),
+            WeightType::Q6K => quant(Codes::I8, Min::Zero(0), 16, 256),
         }
     }
 
@@ -124,9 +172,22 @@ impl Format {
         match self {
             Format::F32 => k * LANES * 4,
             Format::F16 | Format::BF16 => k * LANES * 2,
-            Format::Quant(quant) => k / quant.block * quant.block_bytes(),
+            Format::Quant(quant) => quant.codes_at(k) + k / quant.group * quant.code_bytes(),
         }
     }
+}
+
+/// A row of a quantised matrix as its product takes it: `value[i] = codes[i] * d + m` with the d and m of i's group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowCodes {
+    /// Values that share a scale: 32 or 16.
+    pub group: usize,
+    /// One code a value, zero points taken away.
+    pub codes: Vec<i8>,
+    /// One scale a group.
+    pub d: Vec<f32>,
+    /// One minimum a group, of types that have minima.
+    pub m: Option<Vec<f32>>,
 }
 
 /// One part of a matrix that is put together by rows: as it lies in a file, row-major and little-endian.
@@ -223,16 +284,37 @@ impl PackedMatrix {
         &self.segments
     }
 
+    /// The segment that holds a row, the row's panel and its lane there.
+    fn find(&self, row: usize) -> (&Segment, &[u8], usize) {
+        assert!(row < self.n, "row {row} of [{}, {}]", self.n, self.k);
+        let segment =
+            self.segments.iter().rfind(|segment| segment.first <= row && segment.n > 0).expect("segments cover 0..n");
+        (segment, segment.panel((row - segment.first) / LANES), (row - segment.first) % LANES)
+    }
+
+    /// Row `row` taken apart, if it is of a quantised type.
+    ///
+    /// # Panics
+    /// If `row` is not below n.
+    pub fn row_codes(&self, row: usize) -> Option<RowCodes> {
+        let (segment, panel, lane) = self.find(row);
+        let Format::Quant(quant) = segment.format else { return None };
+        let mut codes = vec![0; self.k];
+        for (group, codes) in codes.chunks_mut(quant.group).enumerate() {
+            quant.codes(panel, self.k, group, lane, codes);
+        }
+        let (d, m): (Vec<f32>, Vec<f32>) =
+            (0..self.k / quant.group).map(|group| quant.scale(panel, self.k, group, lane)).unzip();
+        Some(RowCodes { group: quant.group, codes, d, m: quant.has_min().then_some(m) })
+    }
+
     /// Writes row `row` in f32 to `out`, of length k: the plain reading of the packed form, and its specification.
     ///
     /// # Panics
     /// If `row` is not below n or `out` has another length than k.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.n && out.len() == self.k, "row {row} of [{}, {}]", self.n, self.k);
-        let segment =
-            self.segments.iter().rfind(|segment| segment.first <= row && segment.n > 0).expect("segments cover 0..n");
-        let (panel, lane) = ((row - segment.first) / LANES, (row - segment.first) % LANES);
-        let data = segment.panel(panel);
+        assert!(out.len() == self.k, "room for row {row} of [{}, {}]", self.n, self.k);
+        let (segment, data, lane) = self.find(row);
         let u16_at = |at: usize| u16::from_le_bytes([data[at], data[at + 1]]);
         match segment.format {
             Format::F32 => {
@@ -252,9 +334,12 @@ impl PackedMatrix {
                 }
             }
             Format::Quant(quant) => {
-                for (block, values) in out.chunks_mut(quant.block).enumerate() {
-                    let data = &data[block * quant.block_bytes()..];
-                    quant.block_values(data, lane, values);
+                for (group, values) in out.chunks_mut(quant.group).enumerate() {
+                    let (mut codes, (d, m)) = ([0; 32], quant.scale(data, self.k, group, lane));
+                    quant.codes(data, self.k, group, lane, &mut codes[..quant.group]);
+                    for (value, code) in values.iter_mut().zip(codes) {
+                        *value = f32::from(code).mul_add(d, m);
+                    }
                 }
             }
         }
@@ -262,65 +347,35 @@ impl PackedMatrix {
 }
 
 impl Quant {
-    /// The values of one output (`lane`) in one packed block.
-    fn block_values(self, data: &[u8], lane: usize, values: &mut [f32]) {
-        let half_at = |at: usize| half_bits(u16::from_le_bytes([data[at], data[at + 1]]));
-        let d_block = half_at(2 * lane);
-        let m_block = if self.has_min() { half_at(2 * (LANES + lane)) } else { 0.0 };
-        for (group, values) in values.chunks_mut(self.group).enumerate() {
-            let data = &data[self.head_bytes() + group * self.group_bytes()..][..self.group_bytes()];
-            let (mut d, mut m) = (d_block, m_block);
-            if self.grouped() {
-                d *= f32::from(data[lane] as i8);
-                if self.has_min() {
-                    m *= -f32::from(data[LANES + lane] as i8);
-                }
-            }
-            if let Min::Zero(zero) = self.min {
-                m = d * -zero;
-            }
-            let codes = &data[self.group_bytes() - self.code_bytes()..];
-            for (at, value) in values.iter_mut().enumerate() {
-                let code = match self.codes {
-                    Codes::U4 => {
-                        let byte = codes[at / 8 * 64 + lane * 4 + at % 8 / 2];
-                        f32::from((byte >> (4 * (at % 2))) & 15)
-                    }
-                    Codes::U8 => f32::from(codes[at * LANES + lane]),
-                    Codes::I8 => f32::from(codes[at * LANES + lane] as i8),
-                };
-                *value = code.mul_add(d, m);
-            }
-        }
-    }
-
-    /// Puts one output's block into its lane of a packed block.
-    fn store_block(self, block: &Block, lane: usize, data: &mut [u8]) {
-        data[2 * lane..][..2].copy_from_slice(&block.d.to_le_bytes());
+    /// Puts one output's block into its lane of a panel of `k` values.
+    fn store_block(self, block: &Block, k: usize, index: usize, lane: usize, panel: &mut [u8]) {
+        let head = &mut panel[index * self.head_bytes()..][..self.head_bytes()];
+        head[2 * lane..][..2].copy_from_slice(&block.d.to_le_bytes());
         if self.has_min() {
-            data[2 * (LANES + lane)..][..2].copy_from_slice(&block.m.to_le_bytes());
+            head[2 * (LANES + lane)..][..2].copy_from_slice(&block.m.to_le_bytes());
         }
-        for group in 0..self.block / self.group {
-            let data = &mut data[self.head_bytes() + group * self.group_bytes()..][..self.group_bytes()];
+        let groups = self.block / self.group;
+        for group in 0..groups {
+            let place = index * groups + group;
             if self.grouped() {
-                data[lane] = block.scales[group] as u8;
+                let scales = &mut panel[self.scales_at(k) + place * self.scale_bytes()..];
+                scales[lane] = block.scales[group] as u8;
                 if self.has_min() {
-                    data[LANES + lane] = block.mins[group] as u8;
+                    scales[LANES + lane] = block.mins[group] as u8;
                 }
             }
-            let codes = &mut data[self.group_bytes() - self.code_bytes()..];
-            let values = &block.codes[group * self.group..][..self.group];
+            let data = &mut panel[self.codes_at(k) + place * self.code_bytes()..][..self.code_bytes()];
+            let codes = &block.codes[group * self.group..][..self.group];
             match self.codes {
                 Codes::U4 => {
-                    for (word, eight) in values.as_chunks::<8>().0.iter().enumerate() {
-                        for (byte, pair) in eight.as_chunks::<2>().0.iter().enumerate() {
-                            codes[word * 64 + lane * 4 + byte] = pair[0] | (pair[1] << 4);
-                        }
+                    let (low, high) = codes.split_at(self.group / 2);
+                    for (at, (low, high)) in low.iter().zip(high).enumerate() {
+                        data[at / 4 * 64 + lane * 4 + at % 4] = low | (high << 4);
                     }
                 }
-                Codes::U8 | Codes::I8 => {
-                    for (at, code) in values.iter().enumerate() {
-                        codes[at * LANES + lane] = *code;
+                Codes::I8 => {
+                    for (at, code) in codes.iter().enumerate() {
+                        data[at / 4 * 64 + lane * 4 + at % 4] = *code;
                     }
                 }
             }
@@ -343,24 +398,27 @@ fn pack_segment(part: &PackedSource<'_>, first: usize, pool: &Pool) -> Result<Se
     if panel_bytes > 0 {
         data.for_each_part(panel_bytes, pool, |panel, packed| {
             let rows = panel * LANES..n.min((panel + 1) * LANES);
-            pack_panel(dtype, format, &bytes[rows.start * row_bytes..rows.end * row_bytes], row_bytes, packed);
+            pack_panel(dtype, format, k, &bytes[rows.start * row_bytes..rows.end * row_bytes], packed);
         });
     }
     Ok(Segment { format, first, n, panel_bytes, data })
 }
 
-/// Packs up to 16 rows into one panel; missing rows stay zero.
-fn pack_panel(dtype: WeightType, format: Format, bytes: &[u8], row_bytes: usize, packed: &mut [u8]) {
+/// Packs up to 16 rows of `k` values into one panel; missing rows stay zero.
+fn pack_panel(dtype: WeightType, format: Format, k: usize, bytes: &[u8], packed: &mut [u8]) {
     let mut block = Block::new();
+    let row_bytes = k / dtype.block_len() * dtype.block_bytes();
     for (lane, row) in bytes.chunks(row_bytes).enumerate() {
         match format {
             Format::F32 => scatter::<4>(row, lane, packed),
             Format::F16 | Format::BF16 => scatter::<2>(row, lane, packed),
             Format::Quant(quant) => {
-                let packed_blocks = packed.chunks_mut(quant.block_bytes());
-                for (bytes, packed) in row.chunks(dtype.block_bytes()).zip(packed_blocks) {
+                for (index, bytes) in row.chunks(dtype.block_bytes()).enumerate() {
                     block.read(dtype, bytes);
-                    quant.store_block(&block, lane, packed);
+                    if dtype == WeightType::Q5_0 {
+                        block.codes[..32].iter_mut().for_each(|code| *code = code.wrapping_sub(16));
+                    }
+                    quant.store_block(&block, k, index, lane, packed);
                 }
             }
         }

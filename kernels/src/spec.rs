@@ -3,8 +3,8 @@
 //! Each function is one unit of work (a row, a head of a token) and fixes the order of its f32 operations. Nothing in that order
 //! depends on what else is in the batch.
 
-use crate::PackedMatrix;
 use crate::math;
+use crate::{PackedMatrix, RowCodes};
 
 /// Sums 16 lanes in a fixed tree: halves, quarters, eighths, sixteenths.
 pub fn reduce(mut lanes: [f32; 16]) -> f32 {
@@ -16,17 +16,61 @@ pub fn reduce(mut lanes: [f32; 16]) -> f32 {
     lanes[0]
 }
 
-/// One row of the product: `out[n] = fma over k in order of x[k] w[n, k]`, from zero, then plus the bias.
+/// One row of the product. With float weights `out[n] = fma over k in order of x[k] w[n, k]`, from zero, then plus the bias. With
+/// quantised weights x is coded in blocks of 32 ([`code_block`]) and each group of k, in order, adds
+/// `fma(sum of the products of codes, d_w * d_x, .)` and, for types with a minimum, `fma(m_w, d_x * sum of the codes of x, .)`.
+/// The sums are whole numbers below 2^24, so their order does not matter.
 pub fn product(out: &mut [f32], x: &[f32], w: &PackedMatrix, bias: Option<&[f32]>) {
     let mut row = vec![0.0; w.k()];
+    let mut codes = vec![0; w.k()];
+    let blocks = x.as_chunks().0.iter().zip(codes.as_chunks_mut().0);
+    let scales: Vec<f32> = blocks.map(|(x, codes)| code_block(x, codes)).collect();
     for (n, out) in out.iter_mut().enumerate() {
-        w.dequantize_row(n, &mut row);
-        let mut sum = 0.0f32;
-        for (x, w) in x.iter().zip(&row) {
-            sum = x.mul_add(*w, sum);
-        }
+        let sum = match w.row_codes(n) {
+            Some(w) => coded_product(&codes, &scales, &w),
+            None => {
+                w.dequantize_row(n, &mut row);
+                x.iter().zip(&row).fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum))
+            }
+        };
         *out = bias.map_or(sum, |bias| sum + bias[n]);
     }
+}
+
+fn coded_product(x: &[i8], scales: &[f32], w: &RowCodes) -> f32 {
+    let mut out = 0.0f32;
+    for (group, (x, codes)) in x.chunks(w.group).zip(w.codes.chunks(w.group)).enumerate() {
+        let d = scales[group * w.group / 32];
+        let products: i32 = x.iter().zip(codes).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum();
+        out = (products as f32).mul_add(w.d[group] * d, out);
+        if let Some(m) = &w.m {
+            let sum: i32 = x.iter().map(|x| i32::from(*x)).sum();
+            out = m[group].mul_add(d * sum as f32, out);
+        }
+    }
+    out
+}
+
+/// Codes 32 values in -127..=127, rounded to the nearest (ties to even) multiple of the scale that it returns: the greatest
+/// magnitude / 127. Values below 1e-30 are zero to a product; of a NaN or an infinity the scale is one, too.
+#[inline(always)]
+pub fn code_block(x: &[f32; 32], codes: &mut [i8; 32]) -> f32 {
+    // As bits, magnitudes have the order of their values, and NaN is above all.
+    let mut greatest = 0;
+    for x in x {
+        greatest = (x.to_bits() & 0x7fff_ffff).max(greatest);
+    }
+    let greatest = f32::from_bits(greatest);
+    if greatest < 1e-30 {
+        *codes = [0; 32];
+        return 0.0;
+    }
+    let by = 127.0 / greatest;
+    for (code, x) in codes.iter_mut().zip(x) {
+        // Beside 1.5 * 2^23 the f32 are the whole numbers: the sum is rounded as wanted, and its low bits are the code.
+        *code = (x * by + 12_582_912.0).to_bits() as i8;
+    }
+    greatest / 127.0
 }
 
 /// Lane-wise sum of `f(x)`: value i goes to lane i % 16.

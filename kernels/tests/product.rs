@@ -95,10 +95,21 @@ fn every_row_count_equals_the_plain_loop() {
 }
 
 #[test]
+fn every_type_at_many_rows_equals_the_plain_loop() {
+    for (m, dtype) in (8..).zip(WeightType::ALL) {
+        product_equals_spec(dtype, m, 40, 256, false, 6);
+        product_equals_spec(dtype, m + 12, 17, 768, true, 7);
+    }
+}
+
+#[test]
 fn long_rows_are_taken_in_several_stretches() {
     product_equals_spec(WeightType::Q8_0, 1, 70, 1536, true, 3);
     product_equals_spec(WeightType::Q4K, 30, 40, 2048, true, 4);
     product_equals_spec(WeightType::F32, 3, 33, 1001, false, 5);
+    product_equals_spec(WeightType::Q4_0, 9, 18, 32 * 131, true, 6);
+    product_equals_spec(WeightType::Q6K, 17, 18, 256 * 17, true, 7);
+    product_equals_spec(WeightType::Q2K, 25, 16, 256 * 9, false, 8);
 }
 
 proptest! {
@@ -108,6 +119,68 @@ proptest! {
         let dtype = WeightType::ALL[dtype];
         let k = match dtype.block_len() { 1 => blocks * 37, 32 => blocks * 32, _ => (blocks % 3) * 256 };
         product_equals_spec(dtype, m, n, k, biased, seed);
+    }
+}
+
+#[test]
+fn rows_of_extremes_equal_the_plain_loop() {
+    let (n, k) = (33, 256);
+    for dtype in [WeightType::Q4_1, WeightType::Q8_0, WeightType::Q6K, WeightType::Q2K] {
+        let w = matrix(&mut Seeded::new(21), dtype, n, k);
+        let mut x = Seeded::new(22).floats(24 * k);
+        for (row, x) in x.chunks_mut(k).enumerate() {
+            match row % 6 {
+                0 => x.fill(0.0),
+                1 => x[32..64].iter_mut().for_each(|x| *x *= 1e-33),
+                2 => x.iter_mut().for_each(|x| *x *= 1e30),
+                3 => x.iter_mut().enumerate().for_each(|(at, x)| *x = if at % 2 == 0 { 127.0 } else { -127.0 }),
+                4 => {
+                    x.iter_mut().enumerate().for_each(|(at, x)| *x = if at % 32 == 0 { 127.0 } else { at as f32 + 0.5 })
+                }
+                _ => x[40] = -1e5,
+            }
+        }
+        let mut expected = vec![0.0; 24 * n];
+        for (x, out) in x.chunks(k).zip(expected.chunks_mut(n)) {
+            spec::product(out, x, w.packed().unwrap(), None);
+        }
+        assert!(expected.iter().all(|value| value.is_finite()));
+        for device in devices() {
+            for m in [3, 24] {
+                let out = unwritten(m, n);
+                ops::matmul(&out, &tensor(&x[..m * k], m), &w, None, &device).unwrap();
+                assert_bits(&values(&out), &expected[..m * n], &(dtype, m, &device));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_a_number_spoils_its_row_alone() {
+    let (n, k) = (20, 96);
+    let w = matrix(&mut Seeded::new(23), WeightType::Q4_0, n, k);
+    let mut x = Seeded::new(24).floats(20 * k);
+    x[7 * k + 50] = f32::NAN;
+    for device in devices() {
+        let out = unwritten(20, n);
+        ops::matmul(&out, &tensor(&x, 20), &w, None, &device).unwrap();
+        for (row, got) in values(&out).chunks(n).enumerate() {
+            assert!(got.iter().all(|value| value.is_nan() == (row == 7)), "row {row} on {device:?}");
+        }
+    }
+}
+
+#[test]
+fn coded_values_are_the_nearest_multiples_of_their_scale() {
+    let mut seeded = Seeded::new(25);
+    for _ in 0..1000 {
+        let (mut x, mut codes) = ([0.0; 32], [0; 32]);
+        x.copy_from_slice(&seeded.floats(32));
+        let scale = spec::code_block(&x, &mut codes);
+        assert!(codes.iter().any(|code| code.abs() == 127));
+        for (x, code) in x.iter().zip(codes) {
+            assert!((x - scale * f32::from(code)).abs() <= scale * 0.50001, "{x} is {code} * {scale}");
+        }
     }
 }
 

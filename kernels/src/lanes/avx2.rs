@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::{Dots, Lanes};
 use crate::math::Real;
 
 #[derive(Clone, Copy)]
@@ -134,15 +134,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> Self {
-        // SAFETY: the caller's promise, and the type's.
-        unsafe {
-            let bytes = _mm_loadu_si128(from.cast());
-            Avx2::from_words(_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: the caller's promise, and the type's.
         unsafe {
@@ -150,23 +141,73 @@ impl Lanes for Avx2 {
             Avx2::from_words(_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)))
         }
     }
+}
+
+impl Dots for Avx2 {
+    type Sums = (__m256i, __m256i);
+    type Codes = (__m256i, __m256i);
+    // A row takes two registers for its sums and two for its results.
+    const ROWS_TOGETHER: usize = 2;
+    const BIAS: i32 = 0;
 
     #[inline(always)]
-    unsafe fn load_u4(from: *const u8) -> [Self; 8] {
+    fn sums(value: i32) -> Self::Sums {
+        // SAFETY: called only below a wrapper that enables AVX2.
+        unsafe { (_mm256_set1_epi32(value), _mm256_set1_epi32(value)) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> (Self::Codes, Self::Codes) {
         // SAFETY: the caller's promise, and the type's.
         unsafe {
-            let low = _mm256_loadu_si256(from.cast());
-            let high = _mm256_loadu_si256(from.add(32).cast());
-            let mask = _mm256_set1_epi32(15);
-            macro_rules! code {
-                ($shift:literal) => {
-                    Avx2::from_words(
-                        _mm256_and_si256(_mm256_srli_epi32::<$shift>(low), mask),
-                        _mm256_and_si256(_mm256_srli_epi32::<$shift>(high), mask),
-                    )
-                };
-            }
-            [code!(0), code!(4), code!(8), code!(12), code!(16), code!(20), code!(24), code!(28)]
+            let mask = _mm256_set1_epi8(15);
+            let (first, second) = (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast()));
+            let low = (_mm256_and_si256(first, mask), _mm256_and_si256(second, mask));
+            let first = _mm256_and_si256(_mm256_srli_epi16::<4>(first), mask);
+            (low, (first, _mm256_and_si256(_mm256_srli_epi16::<4>(second), mask)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> Self::Codes {
+        // SAFETY: the caller's promise, and the type's.
+        unsafe { (_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())) }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(sums: Self::Sums, codes: Self::Codes, x: i32) -> Self::Sums {
+        // Pairs of products take 16 bits: 2 * 15 * 127 fits.
+        // SAFETY: called only below a wrapper that enables AVX2.
+        unsafe {
+            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
+            let first = _mm256_madd_epi16(_mm256_maddubs_epi16(codes.0, x), ones);
+            let second = _mm256_madd_epi16(_mm256_maddubs_epi16(codes.1, x), ones);
+            (_mm256_add_epi32(sums.0, first), _mm256_add_epi32(sums.1, second))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(sums: Self::Sums, codes: Self::Codes, x: i32) -> Self::Sums {
+        // The instruction takes one side without signs: the code's sign goes to x, which is at least -127. 2 * 128 * 127 fits.
+        // SAFETY: called only below a wrapper that enables AVX2.
+        unsafe {
+            let (x, ones) = (_mm256_set1_epi32(x), _mm256_set1_epi16(1));
+            let first = _mm256_maddubs_epi16(_mm256_abs_epi8(codes.0), _mm256_sign_epi8(x, codes.0));
+            let second = _mm256_maddubs_epi16(_mm256_abs_epi8(codes.1), _mm256_sign_epi8(x, codes.1));
+            let first = _mm256_madd_epi16(first, ones);
+            (_mm256_add_epi32(sums.0, first), _mm256_add_epi32(sums.1, _mm256_madd_epi16(second, ones)))
+        }
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: Self::Sums) -> Self {
+        // SAFETY: called only below a wrapper that enables AVX2.
+        unsafe { Avx2::from_words(sums.0, sums.1) }
+    }
+
+    #[inline(always)]
+    fn prefetch(from: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Lanes;
+use super::{Dots, Lanes};
 use crate::math::Real;
 
 #[derive(Clone, Copy)]
@@ -100,40 +100,61 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> Self {
-        // SAFETY: the caller's promise, and the type's.
-        Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) })
-    }
-
-    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: the caller's promise, and the type's.
         Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
     }
+}
+
+/// Below a [`super::per_dots!`] wrapper: the dot products are VNNI's.
+impl Dots for Avx512 {
+    type Sums = __m512i;
+    type Codes = __m512i;
+    const ROWS_TOGETHER: usize = 8;
+    // The instruction takes codes without signs: those with signs are moved up.
+    const BIAS: i32 = 128;
 
     #[inline(always)]
-    unsafe fn load_u4(from: *const u8) -> [Self; 8] {
-        // The permute reads the low four bits of each word and takes the code's f32 from a table: no mask, no conversion.
+    fn sums(value: i32) -> __m512i {
+        // SAFETY: called only below a wrapper that enables AVX-512.
+        unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> (__m512i, __m512i) {
         // SAFETY: the caller's promise, and the type's.
         unsafe {
-            let table =
-                _mm512_setr_ps(0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0);
-            let words = _mm512_loadu_si512(from.cast());
-            macro_rules! code {
-                ($index:expr) => {
-                    Avx512(_mm512_permutexvar_ps($index, table))
-                };
-            }
-            [
-                code!(words),
-                code!(_mm512_srli_epi32::<4>(words)),
-                code!(_mm512_srli_epi32::<8>(words)),
-                code!(_mm512_srli_epi32::<12>(words)),
-                code!(_mm512_srli_epi32::<16>(words)),
-                code!(_mm512_srli_epi32::<20>(words)),
-                code!(_mm512_srli_epi32::<24>(words)),
-                code!(_mm512_srli_epi32::<28>(words)),
-            ]
+            let (both, mask) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(15));
+            (_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> __m512i {
+        // SAFETY: the caller's promise, and the type's.
+        unsafe { _mm512_xor_si512(_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(-128)) }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(sums: __m512i, codes: __m512i, x: i32) -> __m512i {
+        // SAFETY: called only below a wrapper that enables VNNI.
+        unsafe { _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x)) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(sums: __m512i, codes: __m512i, x: i32) -> __m512i {
+        Self::dot_nibbles(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: __m512i) -> Self {
+        // SAFETY: called only below a wrapper that enables AVX-512.
+        Avx512(unsafe { _mm512_cvtepi32_ps(sums) })
+    }
+
+    #[inline(always)]
+    fn prefetch(from: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
 }

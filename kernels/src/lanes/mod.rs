@@ -11,12 +11,14 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dots;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
+pub(crate) use dots::{Dots, per_dots};
 pub(crate) use portable::Portable;
 
 use crate::math::Real;
@@ -43,15 +45,7 @@ pub(crate) trait Lanes: Real {
     unsafe fn load_bf16(from: *const u16) -> Self;
     /// # Safety
     /// 16 bytes are readable at `from`.
-    unsafe fn load_u8(from: *const u8) -> Self;
-    /// # Safety
-    /// 16 bytes are readable at `from`.
     unsafe fn load_i8(from: *const i8) -> Self;
-    /// Sixteen words of eight codes each, lowest bits first: code j of every word is vector j.
-    /// # Safety
-    /// 64 bytes are readable at `from`.
-    unsafe fn load_u4(from: *const u8) -> [Self; 8];
-
     /// The sum in the fixed tree of [`crate::spec::reduce`].
     #[inline(always)]
     fn reduce(self) -> f32 {
@@ -89,7 +83,7 @@ pub(crate) fn limits(isa: crate::Isa) -> Limits {
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        crate::Isa::Avx512 => of::<Avx512>(),
+        crate::Isa::Avx512 | crate::Isa::Avx512Vnni | crate::Isa::Amx => of::<Avx512>(),
         #[cfg(target_arch = "x86_64")]
         crate::Isa::Avx2 => of::<Avx2>(),
         _ => of::<Portable>(),
@@ -99,10 +93,10 @@ pub(crate) fn limits(isa: crate::Isa) -> Limits {
 /// Makes `name(isa, args)` out of a generic `body::<V: Lanes>(args)`: one instance for each instruction set, chosen by `isa`, which
 /// must be available on this machine (it is, coming from a [`crate::Pool`]).
 macro_rules! per_isa {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        fn $name(isa: $crate::Isa, $($arg: $type),*) {
+        $vis fn $name(isa: $crate::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
@@ -119,7 +113,7 @@ macro_rules! per_isa {
             match isa {
                 // SAFETY: just asserted to be available.
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Vnni | $crate::Isa::Amx => unsafe { avx512($($arg),*) },
                 // SAFETY: just asserted to be available.
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },

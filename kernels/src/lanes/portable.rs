@@ -1,6 +1,6 @@
 //! Lanes in plain Rust: right everywhere, and fast where the compiler has a fused multiply-add to use.
 
-use super::Lanes;
+use super::{Dots, Lanes};
 use crate::math::Real;
 use crate::weight::half_bits;
 
@@ -71,25 +71,57 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_u8(from: *const u8) -> Self {
-        // SAFETY: the caller's promise.
-        Portable(unsafe { from.cast::<[u8; 16]>().read_unaligned() }.map(f32::from))
-    }
-
-    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: the caller's promise.
         Portable(unsafe { from.cast::<[i8; 16]>().read_unaligned() }.map(f32::from))
     }
+}
+
+impl Dots for Portable {
+    type Sums = [i32; 16];
+    type Codes = [i8; 64];
+    const ROWS_TOGETHER: usize = 1;
+    const BIAS: i32 = 0;
 
     #[inline(always)]
-    unsafe fn load_u4(from: *const u8) -> [Self; 8] {
-        // SAFETY: the caller's promise.
-        let words = unsafe { from.cast::<[[u8; 4]; 16]>().read_unaligned() }.map(u32::from_le_bytes);
-        let mut codes = [Portable([0.0; 16]); 8];
-        for (at, code) in codes.iter_mut().enumerate() {
-            *code = Portable(words.map(|word| ((word >> (4 * at)) & 15) as f32));
-        }
-        codes
+    fn sums(value: i32) -> [i32; 16] {
+        [value; 16]
     }
+
+    #[inline(always)]
+    unsafe fn nibbles(from: *const u8) -> ([i8; 64], [i8; 64]) {
+        // SAFETY: the caller's promise.
+        let both = unsafe { from.cast::<[u8; 64]>().read_unaligned() };
+        (both.map(|both| (both & 15) as i8), both.map(|both| (both >> 4) as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(from: *const u8) -> [i8; 64] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[i8; 64]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles(sums: [i32; 16], codes: [i8; 64], x: i32) -> [i32; 16] {
+        Self::dot_bytes(sums, codes, x)
+    }
+
+    #[inline(always)]
+    fn dot_bytes(mut sums: [i32; 16], codes: [i8; 64], x: i32) -> [i32; 16] {
+        let x = x.to_ne_bytes();
+        for lane in 0..16 {
+            for at in 0..4 {
+                sums[lane] = sums[lane].wrapping_add(i32::from(codes[4 * lane + at]) * i32::from(x[at] as i8));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn of_sums(sums: [i32; 16]) -> Self {
+        Portable(sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
 }

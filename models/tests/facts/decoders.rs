@@ -256,7 +256,10 @@ fn every_stored_type_computes_what_it_means() {
             .collect();
         tiny.write_gguf(&widened, "qwen2", &meant, GgmlDType::F32);
         let off = distance(&load(&stored, 1).alone(&ids), &load(&widened, 1).alone(&ids));
-        assert!(off < 2e-3, "{dtype:?}: off by {off}");
+        // Codes are multiplied with activations in eight bits.
+        let bound = if matches!(dtype, GgmlDType::F16 | GgmlDType::BF16) { 2e-3 } else { 1e-1 };
+        println!("figure=off/{dtype:?} value={off}");
+        assert!(off < bound, "{dtype:?}: off by {off}");
     }
 }
 
