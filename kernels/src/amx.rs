@@ -1,7 +1,7 @@
 //! AMX: tiles of bytes, by instruction text, as the compiler's own functions for them are not stable.
 //!
-//! Six of the eight tiles are used, in two sets, so that one product loads while the other computes: results in 0 and 1, rows of x in
-//! 2 and 3, codes in 4 and 5. The configuration is a thread's state and costs about as much as one tile; it is loaded for each task
+//! Four products are started together, so that one loads while another computes: results in tiles 0 to 3, rows of x in
+//! 4 and 5, codes in 6 and 7. The configuration is a thread's state and costs about as much as one tile; it is loaded for each task
 //! and released with it, so that nobody else's tiles (candle has AMX bodies of its own) meet it, and a thread between tasks has no
 //! tiles for the system to save.
 
@@ -83,8 +83,9 @@ impl Tiles {
         let (rows, depth) = (rows as u8, group as u16);
         let mut configuration =
             Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        configuration.row_bytes[..6].copy_from_slice(&[64, 64, depth, depth, 64, 64]);
-        configuration.rows[..6].copy_from_slice(&[rows, rows, rows, rows, (depth / 4) as u8, (depth / 4) as u8]);
+        configuration.row_bytes[..8].copy_from_slice(&[64, 64, 64, 64, depth, depth, 64, 64]);
+        let words = (depth / 4) as u8;
+        configuration.rows[..8].copy_from_slice(&[rows, rows, rows, rows, rows, rows, words, words]);
         // SAFETY: AMX is there and permitted; the configuration is a valid one.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
         Tiles { group }
@@ -100,9 +101,9 @@ impl Tiles {
         unsafe {
             asm!(
                 "tilezero tmm0",
-                "tileloadd tmm4, [{codes} + {line}]",
-                "tileloadd tmm2, [{x} + {row}]",
-                "tdpbssd tmm0, tmm2, tmm4",
+                "tileloadd tmm6, [{codes} + {line}]",
+                "tileloadd tmm4, [{x} + {row}]",
+                "tdpbssd tmm0, tmm4, tmm6",
                 "tilestored [{sums} + {line}], tmm0",
                 codes = in(reg) codes, x = in(reg) x, sums = in(reg) sums, line = in(reg) 64usize, row = in(reg) 32usize,
                 options(nostack, preserves_flags)
@@ -110,29 +111,42 @@ impl Tiles {
         }
     }
 
-    /// As [`Tiles::product`] of two groups, the second one's x at `next`, its codes behind the first's and its sums at
-    /// [`TILE_BYTES`].
+    /// As [`Tiles::product`] of four groups, their codes one behind the other, and each one's sums [`TILE_BYTES`] on.
     ///
     /// # Safety
     /// As [`Tiles::product`].
     #[inline(always)]
-    pub(crate) unsafe fn products(&self, x: *const i8, next: *const i8, codes: *const i8, sums: *mut i32) {
-        let after = codes.wrapping_add(self.group.wrapping_mul(16));
+    pub(crate) unsafe fn products(&self, x: [*const i8; 4], codes: *const i8, sums: *mut i32) {
+        let step = self.group.wrapping_mul(16);
+        let second = codes.wrapping_add(step);
+        let third = second.wrapping_add(step);
+        let fourth = third.wrapping_add(step);
         // SAFETY: the caller's promise; the tiles are configured for these shapes.
         unsafe {
             asm!(
                 "tilezero tmm0",
                 "tilezero tmm1",
-                "tileloadd tmm4, [{codes} + {line}]",
-                "tileloadd tmm2, [{x} + {row}]",
-                "tdpbssd tmm0, tmm2, tmm4",
-                "tileloadd tmm5, [{after} + {line}]",
-                "tileloadd tmm3, [{next} + {row}]",
-                "tdpbssd tmm1, tmm3, tmm5",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "tileloadd tmm6, [{c0} + {line}]",
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{c1} + {line}]",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tdpbssd tmm1, tmm5, tmm7",
+                "tileloadd tmm6, [{c2} + {line}]",
+                "tileloadd tmm4, [{x2} + {row}]",
+                "tdpbssd tmm2, tmm4, tmm6",
+                "tileloadd tmm7, [{c3} + {line}]",
+                "tileloadd tmm5, [{x3} + {row}]",
+                "tdpbssd tmm3, tmm5, tmm7",
                 "tilestored [{sums} + {line}], tmm0",
                 "tilestored [{sums} + {line} + 1024], tmm1",
-                codes = in(reg) codes, after = in(reg) after, x = in(reg) x, next = in(reg) next, sums = in(reg) sums,
-                line = in(reg) 64usize, row = in(reg) 32usize,
+                "tilestored [{sums} + {line} + 2048], tmm2",
+                "tilestored [{sums} + {line} + 3072], tmm3",
+                c0 = in(reg) codes, c1 = in(reg) second, c2 = in(reg) third, c3 = in(reg) fourth,
+                x0 = in(reg) x[0], x1 = in(reg) x[1], x2 = in(reg) x[2], x3 = in(reg) x[3],
+                sums = in(reg) sums, line = in(reg) 64usize, row = in(reg) 32usize,
                 options(nostack, preserves_flags)
             );
         }

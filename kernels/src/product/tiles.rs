@@ -3,7 +3,7 @@
 //! A panel's codes are laid out in bytes once for all rows (types of bytes lie so already), its scales in f32. For each tile of rows
 //! and group of k, AMX makes the exact products of 16 rows and 16 outputs, which go through memory (the only way out of a tile) to
 //! sixteen vectors of results, each scaled as [`crate::spec::product`] says. The scaling of a tile costs 48 or 64 vector operations
-//! for 8,192 multiplications, twice what AMX takes for those; both run side by side because the products of the next two groups are
+//! for 8,192 multiplications, twice what AMX takes for those; both run side by side because the products of the next four groups are
 //! started before these are scaled. Tiles of eight rows serve what is left of the rows.
 
 use std::arch::x86_64::*;
@@ -19,6 +19,8 @@ use crate::packed::{LANES, Segment};
 
 /// Blocks of 32 that are laid out at a time: 32 KiB of codes and 8 KiB of scales, which stay in L2.
 const STRETCH: usize = 64;
+/// Groups whose products are started together.
+const TOGETHER: usize = 4;
 
 /// The products of a part of a quantised segment.
 pub(super) fn product(isa: Isa, job: &Job, segment: &Segment, part: &Part, scratch: &mut Lines) {
@@ -33,7 +35,7 @@ struct Laid {
     codes: *const i8,
     scales: *const f32,
     groups: usize,
-    /// Room for the sums of two groups, twice: those that are being scaled, and those that AMX works on.
+    /// Room for the sums of [`TOGETHER`] groups, twice: those that are being scaled, and those that AMX works on.
     sums: *mut i32,
 }
 
@@ -55,7 +57,7 @@ unsafe fn body(job: &Job, segment: &Segment, part: &Part, scratch: &mut Lines) {
     let Some(quant) = quant_of(segment) else { return };
     let per_block = BLOCK / quant.group;
     let (code_bytes, scale_bytes) = (STRETCH * BLOCK * LANES, STRETCH * per_block * 2 * LANES * size_of::<f32>());
-    let room = scratch.room(code_bytes + scale_bytes + 4 * TILE_BYTES).as_mut_ptr();
+    let room = scratch.room(code_bytes + scale_bytes + 2 * TOGETHER * TILE_BYTES).as_mut_ptr();
     let (bytes, scales) = (room, room.wrapping_add(code_bytes).cast::<f32>());
     let sums = room.wrapping_add(code_bytes + scale_bytes).cast::<i32>();
     // SAFETY: AMX is available, and tiles are configured once at a time.
@@ -183,31 +185,41 @@ unsafe fn scaled<const R: usize, const GROUP: usize, const MIN: bool>(tiles: &Ti
         }
         let (mut x_codes, mut codes) = (x.coded.codes(x.tile, x.block), laid.codes);
         let (mut words, mut scales) = (x.coded.words(x.tile, x.block), laid.scales);
-        // Starts the next pair of groups, or the last one alone.
+        // Starts the next groups: four, or one after another what is left of them.
         macro_rules! start {
             ($group:expr, $to:expr) => {
-                if laid.groups.wrapping_sub($group) == 1 {
-                    tiles.product(x_codes, codes, $to);
+                let left = laid.groups.wrapping_sub($group);
+                if left >= TOGETHER {
+                    let second = x_codes.wrapping_add(if GROUP == BLOCK { block_bytes } else { GROUP });
+                    let third = x_codes.wrapping_add(block_bytes.wrapping_mul(2 / per_block));
+                    let fourth = second.wrapping_add(block_bytes.wrapping_mul(2 / per_block));
+                    tiles.products([x_codes, second, third, fourth], codes, $to);
+                    x_codes = x_codes.wrapping_add(block_bytes.wrapping_mul(TOGETHER / per_block));
+                    codes = codes.wrapping_add(TOGETHER * codes_bytes);
                 } else {
-                    let next =
-                        if GROUP == BLOCK { x_codes.wrapping_add(block_bytes) } else { x_codes.wrapping_add(GROUP) };
-                    tiles.products(x_codes, next, codes, $to);
-                    x_codes = x_codes.wrapping_add(block_bytes.wrapping_mul(if GROUP == BLOCK { 2 } else { 1 }));
-                    codes = codes.wrapping_add(2 * codes_bytes);
+                    for at in 0..left {
+                        let x = x_codes.wrapping_add(block_bytes.wrapping_mul(at / per_block));
+                        let codes = codes.wrapping_add(at.wrapping_mul(codes_bytes));
+                        let to: *mut i32 = $to;
+                        tiles.product(
+                            x.wrapping_add(at % per_block * GROUP),
+                            codes,
+                            to.wrapping_add(at * (TILE_BYTES / 4)),
+                        );
+                    }
                 }
             };
         }
         // Where the sums to be scaled lie, and the next ones.
-        let (mut group, mut from, mut other) = (0usize, laid.sums, laid.sums.wrapping_add(2 * TILE_BYTES / 4));
-        if laid.groups > 0 {
-            start!(0, laid.sums);
-        }
+        let (mut group, mut from) = (0usize, laid.sums);
+        let mut other = laid.sums.wrapping_add(TOGETHER * TILE_BYTES / 4);
+        start!(0, from);
         while group < laid.groups {
-            if group.wrapping_add(2) < laid.groups {
-                start!(group.wrapping_add(2), other);
+            if group.wrapping_add(TOGETHER) < laid.groups {
+                start!(group.wrapping_add(TOGETHER), other);
             }
-            let pair = laid.groups.wrapping_sub(group).min(2);
-            for at in 0..pair {
+            let together = laid.groups.wrapping_sub(group).min(TOGETHER);
+            for at in 0..together {
                 let from = from.wrapping_add(at * (TILE_BYTES / 4));
                 let d = _mm512_load_ps(scales);
                 scales = scales.wrapping_add(LANES);
@@ -223,7 +235,7 @@ unsafe fn scaled<const R: usize, const GROUP: usize, const MIN: bool>(tiles: &Ti
                         let values = if GROUP == BLOCK {
                             *words.wrapping_add(slots.wrapping_add(r))
                         } else {
-                            let plane = slots.wrapping_mul(3 + at);
+                            let plane = slots.wrapping_mul(3 + at % 2);
                             *words.wrapping_add(r) * *words.cast::<i32>().wrapping_add(plane.wrapping_add(r)) as f32
                         };
                         acc[r] = _mm512_fmadd_ps(m, _mm512_set1_ps(values), acc[r]);
@@ -233,7 +245,7 @@ unsafe fn scaled<const R: usize, const GROUP: usize, const MIN: bool>(tiles: &Ti
                     words = words.wrapping_add(block_words);
                 }
             }
-            group = group.wrapping_add(2);
+            group = group.wrapping_add(TOGETHER);
             (from, other) = (other, from);
         }
         for r in 0..R {
