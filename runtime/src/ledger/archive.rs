@@ -179,7 +179,8 @@ pub fn check_archive(mut file: impl BufRead) -> Result<Checked, ArchiveFault> {
     verifier.go_on(starts, Some(Closing::new(&of.month.month, of.month.ends_us, from)));
     let mut rows = 0;
     loop {
-        (text.clear(), line += 1);
+        text.clear();
+        line += 1;
         if file.read_line(&mut text)? == 0 {
             return Err(ArchiveFault::Cut);
         }

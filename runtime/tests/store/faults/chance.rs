@@ -19,7 +19,7 @@ impl Chance {
 
     /// A whole number below `end`, which is not zero.
     pub(super) fn below(&mut self, end: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(end) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
     /// An index of a list that is not empty.

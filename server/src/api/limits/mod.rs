@@ -200,7 +200,7 @@ pub(super) async fn limit<W: Future<Output = Response>>(
             request.extensions_mut().insert(meter.clone());
             let mut response = work(request, meter.clone()).await;
             meter.write(response.headers_mut());
-            app.warn_of_quotas(&caller, response.headers_mut());
+            app.warn_of_quotas(caller, response.headers_mut());
             response
         }
         Err((error, meter)) => {
