@@ -10,10 +10,10 @@
 //! it can. A bill that is there already, word for word, is skipped: it was acknowledged to nobody, or sent twice.
 //!
 //! *When the store fails.* What failed before the commit was sent has not happened, and is tried again while the line
-//! waits. A failed commit is never tried again: of a disk, the next sync may claim success for pages that are gone;
-//! of a connection, nobody knows. So its outcome is read back by the last row of the group, under the lock that the
-//! transaction held; if that row is there the group is committed, and if not, or if nobody answers, the writer stops
-//! for good and every `done` from there on says so. The next start recovers.
+//! waits. Of a commit that failed nobody knows. SQLite's is never tried again: the next sync may claim success for pages that are
+//! gone. PostgreSQL's outcome is read back by the last row of the chain, under the lock that the transaction held: if it
+//! is the group's, the group is committed; if it is the one before, the transaction was undone as a whole, and is written again. In all
+//! other cases, and if nobody answers, the writer stops for good and every `done` from there on says so. The next start recovers.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use super::{
     book::Book,
     error::LedgerError,
     record::Record,
-    row::Chain,
+    row::{Chain, Hash},
     sql::{self, Made},
     verify::Fault,
 };
@@ -260,21 +260,20 @@ async fn commit_group(
     mut records: Vec<(i64, Record<'static>)>,
     reports: Vec<ReportOf>,
 ) -> Result<Chain, LedgerError> {
-    let mut pause = PAUSE.0;
+    let (mut pause, mut entered) = (PAUSE.0, None);
     loop {
         let mut chain = from.clone();
         let made: Vec<Made<'_>> = records.iter().map(|(at, record)| (chain.append(*at, record), record)).collect();
-        let error = match write(store, &made, &reports, book).await {
+        let error = match write(store, &made, &reports, book, &mut entered).await {
             Ok(()) => return Ok(chain),
             Err(error) => error,
         };
         match error {
-            LedgerError::Store(StoreError::CommitUnknown(what)) => {
-                return match read_back(store, &chain).await {
-                    true => Ok(chain),
-                    false => Err(StoreError::CommitUnknown(what).into()),
-                };
-            }
+            LedgerError::Store(StoreError::CommitUnknown(what)) => match read_back(store, chain.epoch).await {
+                Some(head) if head == chain => return Ok(chain),
+                Some(head) if head == *from => tracing::warn!(what, "the store has undone a commit of the ledger's"),
+                _ => return Err(StoreError::CommitUnknown(what).into()),
+            },
             LedgerError::Store(StoreError::Unavailable(what) | StoreError::Retry(what)) => {
                 tracing::warn!(what, "the ledger waits for its store");
                 tokio::time::sleep(pause).await;
@@ -293,17 +292,32 @@ async fn commit_group(
     }
 }
 
-async fn write(store: &Store, made: &[Made<'_>], reports: &[ReportOf], book: &mut Book) -> Result<(), LedgerError> {
+/// `entered` is the last row of this group that the book has: records are entered once, however often they are written.
+async fn write(
+    store: &Store,
+    made: &[Made<'_>],
+    reports: &[ReportOf],
+    book: &mut Book,
+    entered: &mut Option<Hash>,
+) -> Result<(), LedgerError> {
     let mut tx = store.write().await?;
     // Grants first: whoever takes one locks its tenant, and no chain.
     if !reports.is_empty() {
         quota::report_in(&mut tx, reports).await?;
     }
     sql::insert(&mut tx, made).await?;
-    // What follows a commit that was sent is never tried again, so each record is entered once.
-    for (row, record) in made {
-        let unsound = |fault: Fault| LedgerError::Unsound { epoch: row.epoch, seq: row.seq, fault: Box::new(fault) };
-        book.apply(row.at_us, record).map_err(unsound)?;
+    let last = made.last().map(|(row, _)| row.hash);
+    match *entered {
+        None => {
+            for (row, record) in made {
+                let unsound =
+                    |fault: Fault| LedgerError::Unsound { epoch: row.epoch, seq: row.seq, fault: Box::new(fault) };
+                book.apply(row.at_us, record).map_err(unsound)?;
+            }
+            *entered = last;
+        }
+        Some(_) if *entered == last => {}
+        Some(_) => return Err(StoreError::CommitUnknown("the group is another after it was undone".into()).into()),
     }
     Ok(tx.commit().await?)
 }
@@ -337,23 +351,23 @@ async fn without_known(
     Ok(kept)
 }
 
-/// Whether the chain's last row is there after all.
-async fn read_back(store: &Store, chain: &Chain) -> bool {
+/// Where the chain stands, once the transaction whose commit failed is over: it held the lock under which this looks.
+async fn read_back(store: &Store, epoch: i64) -> Option<Chain> {
     if store.dialect() == crate::store::Dialect::Sqlite {
         // It is the disk that failed; what it says of itself is worth nothing until the file is opened anew.
-        return false;
+        return None;
     }
     let mut pause = PAUSE.0;
     for _ in 0..READ_BACK_MAX {
         if let Ok(mut tx) = store.write().await
-            && let Ok(head) = sql::head(&mut tx, chain.epoch).await
+            && let Ok(head) = sql::head(&mut tx, epoch).await
         {
-            return head.as_ref() == Some(chain);
+            return head;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE.1);
     }
-    false
+    None
 }
 
 #[cfg(test)]

@@ -36,36 +36,111 @@ use crate::{
 struct Proxy {
     port: u16,
     cut: watch::Sender<bool>,
+    lose: Arc<Lose>,
+}
+
+/// What is lost once, with the connection.
+#[derive(Default)]
+struct Lose {
+    /// The next commit, before the database has heard of it.
+    commit: AtomicBool,
+    /// What the database answers to the next one.
+    answer: AtomicBool,
 }
 
 impl Proxy {
     async fn to(port: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (cut, is_cut) = watch::channel(false);
-        let proxy = Proxy { port: listener.local_addr().unwrap().port(), cut };
+        let lose = Arc::<Lose>::default();
+        let proxy = Proxy { port: listener.local_addr().unwrap().port(), cut, lose: lose.clone() };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let is_cut = is_cut.clone();
+                let (is_cut, lose) = (is_cut.clone(), lose.clone());
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
                     let ((from, to), (back, forth)) = (client.into_split(), server.into_split());
-                    tokio::spawn(pass(from, forth, is_cut.clone()));
-                    tokio::spawn(pass(back, to, is_cut));
+                    let commits = AtomicBool::new(false);
+                    // Whichever ends first takes the other with it.
+                    tokio::select! {
+                        () = pass(from, forth, is_cut.clone(), |bytes| {
+                            commits.store(is_commit(bytes), Ordering::Relaxed);
+                            is_commit(bytes) && lose.commit.swap(false, Ordering::Relaxed)
+                        }) => {}
+                        () = pass(back, to, is_cut, |_| {
+                            commits.load(Ordering::Relaxed) && lose.answer.swap(false, Ordering::Relaxed)
+                        }) => {}
+                    }
                 });
             }
         });
         proxy
     }
+
+    /// The way to the same database through this.
+    fn way(&self, url: &str) -> String {
+        url.replacen(&format!(":{}/", port_of(url)), &format!(":{}/", self.port), 1)
+    }
 }
 
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut is_cut: watch::Receiver<bool>) {
+fn port_of(url: &str) -> u16 {
+    url.split(':').nth(2).and_then(|rest| rest.split('/').next()).unwrap().parse().unwrap()
+}
+
+fn is_commit(bytes: &[u8]) -> bool {
+    bytes.windows(6).any(|word| word == b"COMMIT")
+}
+
+/// Until either end closes, or something is lost.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut is_cut: watch::Receiver<bool>,
+    is_lost: impl Fn(&[u8]) -> bool,
+) {
     let mut bytes = vec![0; 16 << 10];
     loop {
         let Ok(len @ 1..) = from.read(&mut bytes).await else { return };
-        if is_cut.wait_for(|cut| !cut).await.is_err() || to.write_all(&bytes[..len]).await.is_err() {
+        if is_lost(&bytes[..len]) || is_cut.wait_for(|cut| !cut).await.is_err() {
+            return;
+        }
+        if to.write_all(&bytes[..len]).await.is_err() {
             return;
         }
     }
+}
+
+/// A commit that never arrived, or whose answer did not, is known for what it was, and the replica goes on: each answer has its
+/// one bill.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_goes_on_after_a_lost_commit() {
+    let on = Fixture::postgres().await;
+    let store = on.open().await;
+    with_tenants(&store, &["acme"]).await;
+    let proxy = Proxy::to(port_of(&on.url)).await;
+    let own = Store::open(&proxy.way(&on.url), &on.options).await.unwrap();
+    let engine = engine(&own, "one", vec![TenantSpec::named("acme")]).await;
+    let mut answered = 0;
+    for round in 0..20 {
+        match round % 4 {
+            1 => proxy.lose.commit.store(true, Ordering::Relaxed),
+            3 => proxy.lose.answer.store(true, Ordering::Relaxed),
+            _ => {}
+        }
+        let stream = engine.submit(rig::text(&engine, "acme", "hello", 5)).await.unwrap();
+        rig::read(stream, 1).await.end.unwrap();
+        answered += 1;
+    }
+    let lost = [&proxy.lose.commit, &proxy.lose.answer].map(|lose| !lose.load(Ordering::Relaxed));
+    assert_eq!(lost, [true, true], "each was lost");
+    engine.shutdown(Duration::from_secs(10)).await;
+    let mut tx = store.read().await.unwrap();
+    let sql = "SELECT count(*), count(DISTINCT request) FROM ledger WHERE kind = 'settle'";
+    let row = tx.row(sql, &[]).await.unwrap().unwrap();
+    let mut fields = row.fields();
+    assert_eq!((fields.int().unwrap(), fields.int().unwrap()), (answered, answered));
+    drop(tx);
+    weir_runtime::ledger::verify_store(&store, None).await.unwrap();
 }
 
 const REPLICAS: [&str; 3] = ["one", "two", "three"];
@@ -124,9 +199,8 @@ async fn a_replica_cut_off_overspends_nothing_and_what_it_held_comes_back() {
     let on = Fixture::postgres().await;
     let store = on.open().await;
     with_tenants(&store, &["acme"]).await;
-    let port = on.url.split(':').nth(2).and_then(|rest| rest.split('/').next()).unwrap().to_owned();
-    let proxy = Proxy::to(port.parse().unwrap()).await;
-    let behind = on.url.replacen(&format!(":{port}/"), &format!(":{}/", proxy.port), 1);
+    let proxy = Proxy::to(port_of(&on.url)).await;
+    let behind = proxy.way(&on.url);
     let mut engines = Vec::new();
     for replica in REPLICAS {
         let url = if replica == "three" { &behind } else { &on.url };
