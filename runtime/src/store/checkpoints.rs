@@ -93,7 +93,7 @@ async fn run(commits: Arc<Commits>, writer: SqlitePool, beside: SqlitePool, page
 }
 
 /// Moves what can be moved without waiting for anybody; how many pages the log has.
-async fn checkpoint(through: &SqlitePool) -> Result<i64, sqlx::Error> {
+pub(super) async fn checkpoint(through: &SqlitePool) -> Result<i64, sqlx::Error> {
     sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(through).await?.try_get(1)
 }
 

@@ -19,7 +19,7 @@ use sqlx::{
 
 use super::{
     Dialect, StoreOptions,
-    checkpoints::{Checkpoints, Pace},
+    checkpoints::{self, Checkpoints, Pace},
     error::StoreError,
     schema,
     tx::Tx,
@@ -105,7 +105,9 @@ impl Sqlite {
         check(&writer).await?;
         migrate(&writer, options).await?;
         let readers = pool(options.connections.max(1)).connect_with(common.clone().read_only(true)).await?;
-        let beside = pool(1).connect_lazy_with(common);
+        let beside = pool(1).connect_with(common).await?;
+        // Opens its files now, so that a server's files do not become more as it runs.
+        checkpoints::checkpoint(&beside).await?;
         let checkpoints = Arc::new(Checkpoints::start(writer.clone(), beside.clone(), Pace::USUAL));
         Ok(Sqlite { writer, readers, beside, checkpoints, owner: Arc::new(owner) })
     }
